@@ -1,0 +1,1 @@
+"""Networks as sums over paths: the path polynomial, gates, taps and enumeration."""

@@ -1,0 +1,117 @@
+"""Checks and selections on pytrees that share the structure of the parameters."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+__all__ = ["ApplyFn", "Predicate", "Trainable", "check_finite", "check_like", "check_masks", "is_floating",
+           "kernels", "leaf_names", "select", "trainable_masks"]
+
+ApplyFn = Callable[[PyTree, Array], Array]
+"""A network: maps (parameters, batch of inputs (N, *input)) to outputs (N, K)."""
+
+Predicate = Callable[[tuple[Any, ...], Any], bool]
+"""Chooses leaves: maps (key path, leaf) to True or False."""
+
+Trainable = Predicate | PyTree | None
+
+
+def leaf_names(tree: PyTree) -> list[str]:
+    """Name every leaf by its key path, in flattening order.
+
+    >>> leaf_names({"dense": {"bias": 0, "kernel": 1}})
+    ['dense/bias', 'dense/kernel']
+    """
+    return [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/") or "(root)"
+
+
+def is_floating(leaf: Any) -> bool:
+    """Whether a leaf holds floating-point numbers, and so can train."""
+    return bool(jnp.issubdtype(jnp.result_type(leaf), jnp.floating))
+
+
+def kernels(path: tuple[Any, ...], leaf: Any) -> bool:
+    """Whether a leaf is the kernel of a dense or convolution layer (the default prunable parameters).
+
+    A floating leaf of two or more axes counts, unless its name says that it is a bias, a scale or an embedding.
+
+    >>> import jax.numpy as jnp
+    >>> kernels((jax.tree_util.DictKey("kernel"),), jnp.ones((3, 2)))
+    True
+    >>> kernels((jax.tree_util.DictKey("bias"),), jnp.ones(2))
+    False
+    """
+    name = _name(path).rsplit("/", 1)[-1] if path else ""
+    return is_floating(leaf) and jnp.ndim(leaf) >= 2 and name not in ("bias", "scale", "embedding")
+
+
+def check_like(tree: PyTree, like: PyTree, what: str) -> None:
+    """Raise ValueError, naming the first difference, unless ``tree`` has the structure and shapes of ``like``."""
+    got = {_name(p): jnp.shape(v) for p, v in jax.tree_util.tree_leaves_with_path(tree)}
+    want = {_name(p): jnp.shape(v) for p, v in jax.tree_util.tree_leaves_with_path(like)}
+    for name in want:
+        if name not in got:
+            raise ValueError(f"{what} must have the tree structure of params, but leaf {name!r} is missing")
+        if got[name] != want[name]:
+            raise ValueError(f"{what} leaf {name!r} has shape {got[name]}, but params has {want[name]}")
+    extra = [name for name in got if name not in want]
+    if extra:
+        raise ValueError(f"{what} must have the tree structure of params, but has the extra leaf {extra[0]!r}")
+    if jax.tree.structure(tree) != jax.tree.structure(like):
+        raise ValueError(f"{what} has the tree structure {jax.tree.structure(tree)}, but params has "
+                         f"{jax.tree.structure(like)}")
+
+
+def check_masks(masks: PyTree | None, params: PyTree) -> None:
+    """Raise ValueError or TypeError unless ``masks`` is None or a tree of booleans shaped like ``params``."""
+    if masks is None:
+        return
+    check_like(masks, params, "masks")
+    for name, leaf in zip(leaf_names(masks), jax.tree.leaves(masks), strict=True):
+        if jnp.result_type(leaf) != jnp.bool_:
+            raise TypeError(f"masks leaf {name!r} has dtype {jnp.result_type(leaf)}, but masks are booleans")
+
+
+def check_finite(tree: PyTree, what: str) -> None:
+    """Raise ValueError naming the first leaf of ``tree`` that holds NaN or infinity (traced leaves pass)."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if isinstance(leaf, jax.core.Tracer) or not is_floating(leaf):
+            continue
+        bad = int(np.size(leaf) - np.isfinite(np.asarray(leaf, dtype=np.float64)).sum())
+        if bad:
+            raise ValueError(f"{what} leaf {_name(path)!r} holds {bad} values that are NaN or infinite")
+
+
+def select(predicate: Predicate, tree: PyTree) -> PyTree:
+    """Evaluate a predicate at every leaf: a tree of Python booleans."""
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: bool(predicate(path, leaf)), tree)
+
+
+def trainable_masks(params: PyTree, trainable: Trainable = None, masks: PyTree | None = None) -> PyTree:
+    """Say entry by entry what Θ and Π differentiate: floating, chosen by ``trainable``, not masked away.
+
+    Returns a tree like ``params`` of boolean arrays with the leaves' shapes.
+
+    Raises ValueError where a tree does not match or nothing is left to train.
+    """
+    check_masks(masks, params)
+    if trainable is None:
+        chosen = select(lambda _, leaf: is_floating(leaf), params)
+    elif callable(trainable):
+        chosen = select(lambda path, leaf: is_floating(leaf) and trainable(path, leaf), params)
+    else:
+        if jax.tree.structure(trainable) != jax.tree.structure(params):
+            check_like(trainable, params, "trainable")
+        chosen = jax.tree.map(lambda t, leaf: t if is_floating(leaf) else False, trainable, params)
+    if not any(not isinstance(t, bool) or t for t in jax.tree.leaves(chosen)):
+        raise ValueError("trainable selects no floating leaf of params: nothing to differentiate")
+    full = jax.tree.map(lambda t, leaf: jnp.broadcast_to(jnp.asarray(t, bool), jnp.shape(leaf)), chosen, params)
+    return full if masks is None else jax.tree.map(jnp.logical_and, full, masks)

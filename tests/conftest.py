@@ -1,0 +1,16 @@
+"""float64 and strict promotion for every test; shapes checked while the tests run."""
+
+import jax
+import pytest
+from jaxtyping import install_import_hook
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+hook = install_import_hook("pkjax", "beartype.beartype")
+hook.__enter__()
+
+
+@pytest.fixture
+def key():
+    return jax.random.key(0)
