@@ -118,12 +118,12 @@ class Enumeration:
                 return fn(*zeros[:i], v, *zeros[i + 1:])
             if op in MOVES:
                 # Numbered entries show where each one goes, which spares differentiating the operation.
-                moved = np.asarray(one(1.0 + jnp.arange(prod(s.shape), dtype=zeros[i].dtype).reshape(s.shape))).ravel()
+                moved = np.asarray(jax.jit(one)(1.0 + jnp.arange(prod(s.shape), dtype=zeros[i].dtype).reshape(s.shape))).ravel()
                 to = np.flatnonzero(moved)
                 start, coefficient = np.abs(moved[to]).astype(int) - 1, np.sign(moved[to])
             else:
                 self._affordable(op, prod(s.shape) * prod(jax.eval_shape(one, zeros[i]).shape))
-                matrix = np.asarray(jax.jacfwd(one)(zeros[i])).reshape(-1, prod(s.shape))
+                matrix = np.asarray(jax.jit(jax.jacfwd(one))(zeros[i])).reshape(-1, prod(s.shape))
                 to, start = np.nonzero(matrix)
                 coefficient = matrix[to, start]
             pieces.append(self._follow(s.value, start, to, coefficient))
@@ -142,7 +142,7 @@ class Enumeration:
             x, w = jnp.zeros(a.shape, a.dtype), jnp.zeros(b.shape, b.dtype)
             self._affordable(op, prod(a.shape) * prod(b.shape) * prod(jax.eval_shape(fn, x, w).shape))
             inner = jax.jacfwd(lambda v: jax.jacfwd(partial(fn, v))(w))
-            tensor = np.asarray(inner(x)).reshape(-1, prod(b.shape), prod(a.shape))
+            tensor = np.asarray(jax.jit(inner)(x)).reshape(-1, prod(b.shape), prod(a.shape))
             to, at_b, at_a = np.nonzero(tensor)
             coefficient = tensor[to, at_b, at_a]
         return self._join(a.value, b.value, at_a, at_b, to, coefficient)
@@ -224,7 +224,7 @@ def factorize(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, max_paths: int
     x = jnp.asarray(x)
     leaves = jax.tree.leaves(params)
     alive = [True] * len(leaves) if masks is None else jax.tree.leaves(masks)
-    recorded = jax.vmap(lambda one: record(apply_fn, params, one[None], masks=masks)[1])(x)
+    recorded = jax.jit(jax.vmap(lambda one: record(apply_fn, params, one[None], masks=masks)[1]))(x)
     algebra = Enumeration([np.asarray(g, dtype=np.float64) for g in recorded], x.shape[0], max_paths)
     sizes = [int(np.size(leaf)) for leaf in leaves]
     offsets = np.cumsum([0, *sizes])
