@@ -57,8 +57,8 @@ def masked(
 
     Gradients are masked on the way in, so that norms, momenta and second moments see the pruned network
     alone; updates are masked on the way out, so that weight decay, momentum or noise move no pruned weight.
-    The pruned weights must be 0 to begin with: call ``apply_masks(params, masks)`` first. (``optax.masked`` is
-    something else: it chooses which leaves an optimizer touches.)
+    The pruned weights must be 0 to begin with: call ``apply_masks(params, masks)`` first. (``optax.masked``
+    is something else: it chooses which leaves an optimizer touches.)
 
     Raises ValueError or TypeError from ``init`` where the masks do not match the parameters, and ImportError
     where optax is missing.
@@ -105,7 +105,7 @@ def save_masks(path: str | os.PathLike[str], masks: PyTree) -> None:
     check_masks(masks, masks)
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(masks)]
     layers = [[name, list(leaf.shape)] for name, leaf in zip(leaf_names(masks), leaves, strict=True)]
-    arrays = {f"bits_{i}": np.packbits(leaf.ravel()) for i, leaf in enumerate(leaves)}
+    arrays: dict[str, Any] = {f"bits_{i}": np.packbits(leaf.ravel()) for i, leaf in enumerate(leaves)}
     header = np.frombuffer(json.dumps({"format": FORMAT, "layers": layers}).encode(), np.uint8)
     target = Path(path)
     part = target.with_name(f".{target.name}.{secrets.token_hex(8)}.part")
@@ -149,6 +149,8 @@ def load_masks(path: str | os.PathLike[str], like: PyTree) -> PyTree:
     extra = [name for name in layers if name not in want]
     if extra:
         raise ValueError(f"{foreign} the leaf {extra[0]!r}, which like has not")
-    flat = [np.unpackbits(bits[name], count=int(np.prod(shape))).astype(bool).reshape(shape)
-            for name, shape in want.items()]
+    flat = [
+        np.unpackbits(bits[name], count=int(np.prod(shape))).astype(bool).reshape(shape)
+        for name, shape in want.items()
+    ]
     return jax.tree.unflatten(jax.tree.structure(like), [jnp.asarray(leaf) for leaf in flat])

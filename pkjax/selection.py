@@ -1,8 +1,8 @@
 """Exact selection of the k highest scores of a list of arrays, without joining or sorting them.
 
 Floats are ordered like integers once their bits are rearranged, so the k-th largest score is found bit by
-bit: each bit costs one count over the leaves, 32 for float32 and 64 for float64. That is exact for every float,
-needs no memory of the size of all scores together, and is the same for any layout of the leaves.
+bit: each bit costs one count over the leaves, 32 for float32 and 64 for float64. That is exact for every
+float, needs no memory of the size of all scores together, and is the same for any layout of the leaves.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ __all__ = ["count_dtype", "keep_largest", "order_keys"]
 
 def count_dtype() -> np.dtype:
     """Widest integer type at hand for counting weights: int64 in x64 mode, int32 otherwise."""
-    return np.dtype(np.int64 if jax.config.jax_enable_x64 else np.int32)
+    return np.dtype(jax.dtypes.canonicalize_dtype(np.int64))
 
 
 def order_keys(
@@ -51,13 +51,11 @@ def order_keys(
     return [key(s, a) for s, a in zip(scores, alive, strict=True)]
 
 
-def keep_largest(
-    keys: Sequence[UInt[Array, "..."]], k: Int[Array, ""]
-) -> list[Bool[Array, "..."]]:
+def keep_largest(keys: Sequence[UInt[Array, "..."]], k: Int[Array, ""]) -> list[Bool[Array, "..."]]:
     """Mark exactly k entries of all the leaves together: the largest, and among equals the first.
 
-    First by the order of the leaves, and within a leaf in row-major order. k may be traced, and lies between 0
-    and the number of entries.
+    First by the order of the leaves, and within a leaf in row-major order. k may be traced, and lies between
+    0 and the number of entries.
 
     >>> import jax.numpy as jnp
     >>> keys = [jnp.array([1, 7], jnp.uint32), jnp.array([7, 7], jnp.uint32)]
@@ -77,8 +75,10 @@ def keep_largest(
 
     def before(end: Array) -> list[Array]:
         """Ties whose index over all leaves is below ``end``."""
-        return [(key == threshold) & (_index(key, int(start), count) < end)
-                for key, start in zip(keys, offsets, strict=False)]
+        return [
+            (key == threshold) & (_index(key, int(start), count) < end)
+            for key, start in zip(keys, offsets, strict=False)
+        ]
 
     # The ties to keep are those before the furthest end that lets in no more than the spare places.
     end = _largest(count, int(offsets[-1]).bit_length(), lambda e: total(before(e)) <= spare)
