@@ -259,10 +259,10 @@ def _raise_bad_scores(flags: np.ndarray, names: list[str]) -> None:
     where = ", ".join(repr(name) for name, bad in zip(names, nan | infinite, strict=True) if bad)
     if nan.any():
         raise FloatingPointError(
-            f"scores are NaN at step {step + 1} in {where}: score_fn divides by zero or overflows there; look at "
-            "score_fn(params), and pass float64 parameters (jax_enable_x64) if it overflows"
+            f"scores are NaN at step {step + 1} in {where}: score_fn divides by zero or overflows there; "
+            "look at score_fn(params), and pass float64 parameters (jax_enable_x64) if it overflows"
         )
     raise FloatingPointError(
-        f"scores are infinite at step {step + 1} in {where}: they overflow their type. Pass float64 parameters "
-        "(jax_enable_x64), scale score_fn down, or choose a score that grows less with depth"
+        f"scores are infinite at step {step + 1} in {where}: they overflow their type. Pass float64 "
+        "parameters (jax_enable_x64), scale score_fn down, or choose a score that grows less with depth"
     )

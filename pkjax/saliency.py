@@ -21,8 +21,8 @@ Loss = Callable[[PyTree], Float[Array, ""]]
 """A loss of the parameters alone: the batch, labels and temperature are inside."""
 
 OVERFLOW = (
-    "they overflow their type. Pass float64 parameters (jax_enable_x64), scale the loss down, or choose a score "
-    "that grows less with depth"
+    "they overflow their type. Pass float64 parameters (jax_enable_x64), scale the loss down, or choose a "
+    "score that grows less with depth"
 )
 
 
