@@ -3,6 +3,7 @@
 import builtins
 import json
 import math
+import warnings
 
 import chex
 import jax
@@ -110,8 +111,8 @@ def test_scores_of_different_precision_compete_by_value():
 @given(scores=tricky, density=st.floats(1e-3, 1.0))
 def test_exactly_the_rounded_share_is_kept_at_every_density(scores, density):
     scores = jax.tree.map(jnp.asarray, split(scores, np.float32))
-    with np.testing.suppress_warnings() as sup:
-        sup.filter(EmptiedLayerWarning)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", EmptiedLayerWarning)
         result = prune(
             lambda p: scores, jax.tree.map(jnp.ones_like, scores), density=density, prunable=everything
         )
@@ -139,6 +140,7 @@ def rowwise(p, xp=jnp):
     }
 
 
+@pytest.mark.filterwarnings("ignore::pkjax.prune_result.EmptiedLayerWarning")
 @pytest.mark.parametrize("schedule", [exponential, linear])
 @pytest.mark.parametrize("scope", [global_scope, layer_scope])
 @pytest.mark.parametrize("seed", range(3))
@@ -199,6 +201,7 @@ def test_ties_fall_by_index_the_same_way_every_time():
         assert bool(result.masks["a"].all())
 
 
+@pytest.mark.filterwarnings("ignore::pkjax.prune_result.EmptiedLayerWarning")
 def test_the_score_is_traced_once_and_the_loop_compiled_once():
     @chex.assert_max_traces(n=1)
     def score(p):
