@@ -121,7 +121,7 @@ def synflow(apply_fn: ApplyFn, params: PyTree, x: Float[Array, "N *input"], *, p
     [[2.0], [1.0]]
     """
     _check_input(x)
-    sizes, slopes, rebuild = _path_gradient(apply_fn, params, x, 1, pool)
+    sizes, slopes, rebuild = _path_gradient(apply_fn, params, x, 1.0, pool)
     return _finite(rebuild([t * g for t, g in zip(sizes, slopes, strict=True)]), "synflow")
 
 
@@ -151,7 +151,7 @@ def synflow_l2(
     >>> scores["kernel"].tolist()
     [[4.0], [1.0]]
     """
-    weights: dict[str, tuple[int, int]] = {"paper": (1, 2), "conserved": (2, 2), "released": (2, 1)}
+    weights = {"paper": (1, 2.0), "conserved": (2, 2.0), "released": (2, 1.0)}
     if variant not in weights:
         raise ValueError(f"variant must be one of {', '.join(map(repr, weights))}, but got {variant!r}")
     power, q = weights[variant]
@@ -162,7 +162,7 @@ def synflow_l2(
 
 
 def _path_gradient(
-    apply_fn: ApplyFn, params: PyTree, x: Array, q: int, pool: str
+    apply_fn: ApplyFn, params: PyTree, x: Array, q: float, pool: str
 ) -> tuple[list[Array], list[Array], Callable[..., PyTree]]:
     """|θ| and ∂R_q/∂φ at φ = |θ|^q, leaf by leaf, with the function that puts leaves back into a tree."""
     leaves, rebuild = _split(params, None)
