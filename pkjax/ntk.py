@@ -136,7 +136,7 @@ def _prepare(apply_fn: ApplyFn, params: PyTree, X: Array, masks: PyTree | None, 
     known = not any(isinstance(leaf, jax.core.Tracer) for leaf in given)
     with jax.ensure_compile_time_eval() if known else contextlib.nullcontext():
         chosen = jax.tree.leaves(trainable_masks(params, trainable, masks))
-    flags = [(bool(np.any(c)), bool(np.all(c))) if known else (True, False) for c in chosen]
+    flags = [(bool(np.asarray(c).any()), bool(np.asarray(c).all())) if known else (True, False) for c in chosen]
     floating = [jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in jax.tree.leaves(params)]
     entries = [c if some and f else None for c, (some, _), f in zip(chosen, flags, floating, strict=True)]
     if masks is not None:
@@ -178,17 +178,17 @@ def _block(apply_fn: ApplyFn, params: PyTree, entries: list[Array | None], X: Ar
         if engine == "structured":
             return structured.theta(apply_fn, params, entries, whole, X, X2)
         f, theta = _restrict(apply_fn, params, entries)
+        wide = structured.accumulator(jax.eval_shape(apply_fn, params, X).dtype)
         if engine == "neural-tangents":
-            return nt_loader.ntk_fn(f)(X, X2, theta)
+            return nt_loader.ntk_fn(f)(X, X2, theta).astype(wide)
 
         def jacobian(batch: Array) -> list[Array]:
             leaves = jax.vmap(lambda x: jax.jacrev(lambda t: f(t, x[None])[0])(theta))(batch)
-            return [leaf.reshape(*leaf.shape[:2], -1) for leaf in leaves]
+            return [leaf.reshape(*leaf.shape[:2], -1).astype(wide) for leaf in leaves]
 
         left = jacobian(X)
         right = left if X2 is None else jacobian(X2)
-        dtype = jnp.result_type(*left)
-        terms = [jnp.einsum("nkp,mlp->nmkl", a, b).astype(dtype) for a, b in zip(left, right, strict=True)]
+        terms = [jnp.einsum("nkp,mlp->nmkl", a, b) for a, b in zip(left, right, strict=True)]
         return sum(terms[1:], start=terms[0])
 
 
@@ -225,11 +225,12 @@ def _trace(apply_fn: ApplyFn, params: PyTree, entries: list[Array | None], X: Ar
     with jax.default_matmul_precision("highest"):
         f, theta = _restrict(apply_fn, params, entries)
         out = jax.eval_shape(apply_fn, params, X)
+        wide = structured.accumulator(out.dtype)
 
         def energy(x: Array) -> Array:
             _, pullback = jax.vjp(lambda t: f(t, x[None])[0], theta)
             gradients = jax.vmap(lambda e: pullback(e)[0])(jnp.eye(out.shape[1], dtype=out.dtype))
-            return sum((jnp.sum(g.astype(out.dtype)**2) for g in gradients), start=jnp.zeros((), out.dtype))
+            return sum((jnp.sum(g.astype(wide)**2) for g in gradients), start=jnp.zeros((), wide))
 
         size = out.shape[1] * sum(leaf.size for leaf in theta)
         batch = max(1, min(X.shape[0], structured.ENTRIES // max(1, size)))

@@ -29,10 +29,16 @@ from jaxtyping import Array, Bool, Float, PyTree
 from pkjax import paths
 from pkjax.trees import ApplyFn
 
-__all__ = ["theta"]
+__all__ = ["accumulator", "theta"]
 
 ENTRIES = 2**26
 """How many numbers one intermediate array may hold: 256 MB in float32."""
+
+
+def accumulator(dtype: Any) -> Any:
+    """Return the dtype that products are summed in: the given one, or float32 where that is narrower."""
+    return jnp.dtype(jnp.float32) if jnp.finfo(dtype).bits < 32 else jnp.dtype(dtype)
+
 
 LeafJacobian = Callable[[int, int], Array]
 """Outputs (first, last) → Jacobian (N, last - first, entries of the leaf)."""
@@ -48,7 +54,7 @@ def theta(apply_fn: ApplyFn, params: PyTree, entries: list[Array | None], whole:
     leaves, treedef = jax.tree.flatten(params)
     by_leaf, sites = paths.sites(apply_fn, params, X[:1])
     out = jax.eval_shape(apply_fn, params, X[:1])
-    wide = jnp.promote_types(out.dtype, jnp.float32)
+    wide = accumulator(out.dtype)
     n_out = out.shape[1]
 
     def one(x: Array) -> tuple[Any, Any]:
