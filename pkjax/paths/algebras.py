@@ -37,11 +37,15 @@ class Network:
         return fn(a.value, b.value)
 
     def gated(self, operand: PathSum, gate: Callable[[], Any]) -> Any:
-        """Record the gate and multiply by it. It is piecewise constant, so no gradient flows into it."""
-        value = lax_stop(jnp.asarray(gate()).astype(operand.dtype))
+        """Record the gate and multiply by it."""
+        return self._multiplied(operand.value, operand, gate)
+
+    def _multiplied(self, value: Any, operand: PathSum, gate: Callable[[], Any]) -> Any:
+        # A gate is piecewise constant, so no gradient flows into it.
+        slope = jax.lax.stop_gradient(jnp.asarray(gate()).astype(operand.dtype))
         self.last = (operand, len(self.recorded))
-        self.recorded.append(value)
-        return operand.value * value
+        self.recorded.append(slope)
+        return value * slope
 
     def true_value(self, operand: PathSum) -> Any:
         """Return what the path sum holds."""
@@ -58,18 +62,13 @@ class Network:
         value = self.true_value(x)
         inner = eqn_as_function(eqn)
         _, slope = jax.jvp(inner, (value,), (jnp.ones_like(value),))
-        self.recorded[-1] = lax_stop(slope)
+        self.recorded[-1] = jax.lax.stop_gradient(slope)
         held = self.gated_again(x, self.recorded[-1])
         return [PathSum(held, outs[0].shape, outs[0].dtype, outs[0].on_input, outs[0].degree)]
 
     def gated_again(self, operand: PathSum, gate: Array) -> Any:
         """Multiply by a gate that stands recorded already."""
         return operand.value * gate
-
-
-def lax_stop(v: Array) -> Array:
-    """Cut a gate out of differentiation."""
-    return jax.lax.stop_gradient(v)
 
 
 def eqn_as_function(eqn: Any) -> Callable[[Any], Any]:

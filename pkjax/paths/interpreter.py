@@ -11,6 +11,7 @@ of a path polynomial, a table of paths, a chain of layers. The interpreter decid
 to compute about it.
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -138,8 +139,9 @@ class Interpreter:
             return value
         if isinstance(value, Gate):
             raise self.error("a piecewise constant value is added to a signal, which is not positively homogeneous")
-        constant = jnp.asarray(value.value)
-        return PathSum(self.algebra.lift(constant), constant.shape, constant.dtype, on_input=False)
+        with contextlib.nullcontext() if isinstance(value.value, jax.core.Tracer) else jax.ensure_compile_time_eval():
+            constant = jnp.asarray(value.value)
+            return PathSum(self.algebra.lift(constant), constant.shape, constant.dtype, on_input=False)
 
     def linear(self, op: str, fn: Callable[..., Any], operands: Sequence[Value], *,
                parent: tuple[PathSum, Any] | None = None) -> PathSum:
