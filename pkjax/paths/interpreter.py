@@ -14,7 +14,7 @@ to compute about it.
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +57,7 @@ class PathSum:
 Value = Const | Gate | PathSum
 
 
+@runtime_checkable
 class Algebra(Protocol):
     """What to compute about path sums. Methods take path sums and return the value held by the result."""
 
