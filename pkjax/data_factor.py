@@ -71,7 +71,7 @@ def _blocks(apply_fn: ApplyFn, params: PyTree, X: Array, masks: PyTree | None) -
             def pair(ij: tuple[Array, Array]) -> Array:
                 i, j = ij
                 joint = jax.tree.map(lambda g: g[i] * g[j], gates)
-                return paths.polynomial(apply_fn, ones, (X[i] * X[j])[None], q=0, gates=joint, masks=masks)[0]
+                return paths.polynomial(apply_fn, ones, (X[i] * X[j])[None], q=0.0, gates=joint, masks=masks)[0]
 
             each = sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves((gates, X)))
             batch = max(1, min(len(rows), ENTRIES // max(1, each)))

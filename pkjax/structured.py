@@ -52,7 +52,7 @@ def theta(apply_fn: ApplyFn, params: PyTree, entries: list[Array | None], whole:
     of which none does; ``whole`` says which leaves train whole.
     """
     leaves, treedef = jax.tree.flatten(params)
-    by_leaf, sites = paths.sites(apply_fn, params, X[:1])
+    sites, by_leaf = paths.sites(apply_fn, params, X[:1])
     out = jax.eval_shape(apply_fn, params, X[:1])
     wide = accumulator(out.dtype)
     n_out = out.shape[1]
@@ -61,7 +61,7 @@ def theta(apply_fn: ApplyFn, params: PyTree, entries: list[Array | None], whole:
         def tapped(taps: tuple[Array, ...]) -> tuple[Array, Any]:
             return paths.tapped(apply_fn, params, x[None], taps)
 
-        zeros = tuple(jnp.zeros(site.shape, out.dtype) for site in sites)
+        zeros = tuple(jnp.zeros(site.shape, site.dtype) for site in sites)
         _, pullback, operands = jax.vjp(tapped, zeros, has_aux=True)
         return operands, jax.vmap(lambda e: pullback(e)[0])(jnp.eye(n_out, dtype=out.dtype)[:, None])
 
