@@ -79,20 +79,23 @@ def eqn_as_function(eqn: Any) -> Callable[[Any], Any]:
 
 
 class Polynomial:
-    """The path polynomial: constants to the power |c|^q, additions only, gates open or as given."""
+    """The path polynomial: constants to the power |c|^q, additions only, gates open or as given.
 
-    signed = False
+    With q None, constants and signs stay as they are: with the gates of x, the sum over paths that is f(x).
+    """
+
     known = False
 
-    def __init__(self, q: float, gates: Sequence[Array] | None, natural_max: bool):
+    def __init__(self, q: float | None, gates: Sequence[Array] | None, natural_max: bool):
         self.q = q
+        self.signed = q is None
         self.gates = None if gates is None else list(gates)
         self.used = 0
         self.natural_max = natural_max
 
     def lift(self, constant: Any) -> Any:
         """Return |c|^q, where 0^0 = 0: a zero constant carries no path."""
-        if not jnp.issubdtype(constant.dtype, jnp.floating):
+        if self.q is None or not jnp.issubdtype(constant.dtype, jnp.floating):
             return constant
         if self.q == 1:
             return jnp.abs(constant)

@@ -118,7 +118,8 @@ class Enumeration:
                 return fn(*zeros[:i], v, *zeros[i + 1:])
             if op in MOVES:
                 # Numbered entries show where each one goes, which spares differentiating the operation.
-                moved = np.asarray(jax.jit(one)(1.0 + jnp.arange(prod(s.shape), dtype=zeros[i].dtype).reshape(s.shape))).ravel()
+                numbers = 1.0 + jnp.arange(prod(s.shape), dtype=zeros[i].dtype).reshape(s.shape)
+                moved = np.asarray(jax.jit(one)(numbers)).ravel()
                 to = np.flatnonzero(moved)
                 start, coefficient = np.abs(moved[to]).astype(int) - 1, np.sign(moved[to])
             else:

@@ -257,7 +257,11 @@ def interpret(algebra: Algebra, apply_fn: Callable[[Any, Any], Any], params: Any
     from pkjax.paths.rules import RULES
 
     abstract = jax.tree.map(lambda v: jax.ShapeDtypeStruct(jnp.shape(v), jnp.result_type(v)), (params, x))
-    closed, out_shape = jax.make_jaxpr(apply_fn, return_shape=True)(*abstract)
+    try:
+        closed, out_shape = jax.make_jaxpr(apply_fn, return_shape=True)(*abstract)
+    except Exception as error:
+        shapes = jax.tree.map(lambda v: f"{v.dtype}{list(v.shape)}", abstract[1])
+        raise ValueError(f"apply_fn(params, x) failed on an input of {shapes} (batch first): {error}") from error
     outs = jax.tree.leaves(out_shape)
     if len(outs) != 1 or outs[0].ndim != 2:
         raise ValueError("apply_fn(params, x) must return one array of shape (N, K), but returned "
