@@ -17,7 +17,8 @@ ApplyFn = Callable[[PyTree, Array], Array]
 Predicate = Callable[[tuple[Any, ...], Any], bool]
 """Chooses leaves: maps (key path, leaf) to True or False."""
 
-Trainable = Predicate | PyTree | None
+Trainable = Any
+"""What Θ and Π differentiate: a predicate, a tree of booleans like the parameters, or None for all that floats."""
 
 
 def leaf_names(tree: PyTree) -> list[str]:
@@ -65,7 +66,7 @@ def check_like(tree: PyTree, like: PyTree, what: str) -> None:
     extra = [name for name in got if name not in want]
     if extra:
         raise ValueError(f"{what} must have the tree structure of params, but has the extra leaf {extra[0]!r}")
-    if jax.tree.structure(tree) != jax.tree.structure(like):
+    if jax.tree.structure(tree) != jax.tree.structure(like):  # type: ignore[operator]
         raise ValueError(f"{what} has the tree structure {jax.tree.structure(tree)}, but params has "
                          f"{jax.tree.structure(like)}")
 

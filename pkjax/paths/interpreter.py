@@ -1,0 +1,277 @@
+"""The jaxpr interpreter: walks a network's operations and hands each to a rule.
+
+Every value met on the way is one of three kinds:
+
+- a ``Const`` depends on neither the parameters nor the input and is evaluated as it stands;
+- a ``PathSum`` depends on them multilinearly: it is a sum over paths, at most one of whose factors is an input entry;
+- a ``Gate`` is piecewise constant in them: a comparison, a sign, a one-hot.
+
+What a path sum *holds* is the business of the algebra (``pkjax.paths.algebras``): the network's own value, the value
+of a path polynomial, a table of paths, a chain of layers. The interpreter decides what is a path; the algebra, what
+to compute about it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core as jex
+from jax.extend import source_info_util
+
+from pkjax.paths.errors import NotPathNetworkError
+
+__all__ = ["Algebra", "Const", "Gate", "Interpreter", "PathSum", "Value", "interpret"]
+
+
+@dataclass(frozen=True, eq=False)
+class Const:
+    """A value that depends on neither parameters nor input."""
+
+    value: Any
+
+
+@dataclass(frozen=True, eq=False)
+class Gate:
+    """A piecewise constant value; ``value`` is None wherever the algebra does not know the network's true values."""
+
+    value: Any
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class PathSum:
+    """A sum over paths. ``parent`` is (p, c) where this value is the constant multiple c of the path sum p."""
+
+    value: Any
+    shape: tuple[int, ...]
+    dtype: Any
+    on_input: bool
+    # How often one entry of each parameter (leaf, *scan slices) can lie on one path.
+    degree: dict[tuple[int, ...], int] = field(default_factory=dict)
+    parent: "tuple[PathSum, Any] | None" = None
+
+
+Value = Const | Gate | PathSum
+
+
+class Algebra(Protocol):
+    """What to compute about path sums. Methods take path sums and return the value held by the result."""
+
+    signed: bool     # subtraction stays subtraction (else the path polynomial adds)
+    known: bool      # gates are computed from the network's true values
+    natural_max: bool  # max-pooling stays a maximum of the held values (pool="max")
+
+    def lift(self, constant: Any) -> Any:
+        """Hold a constant that joins a path."""
+
+    def linear(self, op: str, fn: Callable[..., Any], operands: Sequence[PathSum]) -> Any:
+        """Apply ``fn``, jointly linear in all operands."""
+
+    def bilinear(self, op: str, fn: Callable[..., Any], a: PathSum, b: PathSum) -> Any:
+        """Apply ``fn``, linear in each of two operands."""
+
+    def gated(self, operand: PathSum, gate: Callable[[], Any]) -> Any:
+        """Multiply a path sum by a gate; ``gate()`` computes it where the true values are known."""
+
+    def true_value(self, operand: PathSum) -> Any:
+        """Return the network's own value, where this algebra knows it."""
+
+
+Rule = Callable[["Interpreter", Any, list[Any]], Sequence[Value]]
+
+
+class Interpreter:
+    """Walks jaxprs under one algebra, with a table of rules from primitive names."""
+
+    def __init__(self, algebra: Algebra, rules: dict[str, Rule]):
+        self.algebra = algebra
+        self.rules = rules
+        self.enclosing: list[Any] = []
+
+    # -- walking -----------------------------------------------------------------------------------------------------
+
+    def run(self, jaxpr: Any, consts: Sequence[Value], args: Sequence[Value]) -> list[Value]:
+        """Interpret an open jaxpr."""
+        env: dict[Any, Value] = dict(zip(jaxpr.constvars, consts, strict=True))
+        env.update(zip(jaxpr.invars, args, strict=True))
+
+        def read(atom: Any) -> Value:
+            return Const(atom.val) if isinstance(atom, jex.Literal) else env[atom]
+
+        for eqn in live_equations(jaxpr):
+            self.enclosing.append(eqn)
+            outs = self.equation(eqn, [read(a) for a in eqn.invars])
+            self.enclosing.pop()
+            env.update(zip(eqn.outvars, outs, strict=True))
+        return [read(a) for a in jaxpr.outvars]
+
+    def run_closed(self, closed: Any, args: Sequence[Value]) -> list[Value]:
+        """Interpret a closed jaxpr, or an open one without constants."""
+        if isinstance(closed, jex.ClosedJaxpr):
+            return self.run(closed.jaxpr, [Const(c) for c in closed.consts], args)
+        return self.run(closed, [], args)
+
+    def equation(self, eqn: Any, ins: list[Value]) -> Sequence[Value]:
+        """Interpret one operation: calls recurse, constants are evaluated, gates stay gates, the rest has a rule."""
+        name = eqn.primitive.name
+        rule = self.rules.get(name)
+        if getattr(rule, "structural", False):
+            assert rule is not None
+            return rule(self, eqn, ins)
+        if not any(isinstance(v, PathSum) for v in ins):
+            if not any(isinstance(v, Gate) for v in ins):
+                return [Const(v) for v in evaluate(eqn, [v.value for v in ins])]
+            known = all(v.value is not None for v in ins)
+            outs = evaluate(eqn, [v.value for v in ins]) if known else [None] * len(eqn.outvars)
+            return [Gate(v, tuple(o.aval.shape)) for v, o in zip(outs, eqn.outvars, strict=True)]
+        if rule is None:
+            raise self.error(f"the operation '{name}' has no paths")
+        return rule(self, eqn, ins)
+
+    # -- building path sums ------------------------------------------------------------------------------------------
+
+    def lifted(self, value: Value) -> PathSum:
+        """Let a constant join a path: it becomes a source of paths, or a factor on them."""
+        if isinstance(value, PathSum):
+            return value
+        if isinstance(value, Gate):
+            raise self.error("a piecewise constant value is added to a signal, which is not positively homogeneous")
+        constant = jnp.asarray(value.value)
+        return PathSum(self.algebra.lift(constant), constant.shape, constant.dtype, on_input=False)
+
+    def linear(self, op: str, fn: Callable[..., Any], operands: Sequence[Value], *,
+               parent: tuple[PathSum, Any] | None = None) -> PathSum:
+        """Apply an operation that is jointly linear in all its operands."""
+        sums = [self.lifted(v) for v in operands]
+        degree: dict[tuple[int, ...], int] = {}
+        for s in sums:
+            for label, n in s.degree.items():
+                degree[label] = max(n, degree.get(label, 0))
+        out = jax.eval_shape(fn, *(jax.ShapeDtypeStruct(s.shape, s.dtype) for s in sums))
+        return PathSum(self.algebra.linear(op, fn, sums), out.shape, out.dtype, any(s.on_input for s in sums),
+                       degree, parent)
+
+    def bilinear(self, op: str, fn: Callable[..., Any], a: Value, b: Value, *,
+                 parent: tuple[PathSum, Any] | None = None) -> PathSum:
+        """Apply an operation that is linear in each of two operands, of which one at most depends on the input."""
+        x, y = self.lifted(a), self.lifted(b)
+        if x.on_input and y.on_input:
+            raise self.error(f"'{op}' multiplies two signals that both depend on the input")
+        degree = dict(x.degree)
+        for label, n in y.degree.items():
+            degree[label] = degree.get(label, 0) + n
+        out = jax.eval_shape(fn, *(jax.ShapeDtypeStruct(s.shape, s.dtype) for s in (x, y)))
+        return PathSum(self.algebra.bilinear(op, fn, x, y), out.shape, out.dtype, x.on_input or y.on_input,
+                       degree, parent)
+
+    def gated(self, operand: PathSum, gate: Callable[[], Any]) -> PathSum:
+        """Multiply a path sum entrywise by a gate of its shape."""
+        return PathSum(self.algebra.gated(operand, gate), operand.shape, operand.dtype, operand.on_input,
+                       operand.degree)
+
+    def true(self, value: Value) -> Any:
+        """Return the network's own value of an operand (only where the algebra knows it)."""
+        return self.algebra.true_value(value) if isinstance(value, PathSum) else value.value
+
+    # -- errors ------------------------------------------------------------------------------------------------------
+
+    def error(self, what: str) -> NotPathNetworkError:
+        """Describe why the present operation has no paths: the reason, where it stands, what to do."""
+        scope = next((str(e.source_info.name_stack) for e in reversed(self.enclosing)
+                      if str(e.source_info.name_stack)), "")
+        names = [str(e.params.get("name", "")) for e in self.enclosing] + [self.enclosing[-1].primitive.name]
+        where = next((w for e in reversed(self.enclosing) if (w := user_line(e.source_info))), "an unknown line")
+        return NotPathNetworkError(
+            f"{what}\n  operation: {self.enclosing[-1].primitive.name}"
+            + (f" in {'/'.join(n for n in names[:-1] if n)}" if any(names[:-1]) else "")
+            + f"\n  source: {where}" + (f"\n  module: {scope}" if scope else "")
+            + f"\n  what to do: {advice(scope, names)}")
+
+
+def advice(scope: str, names: Sequence[str]) -> str:
+    """Say what to do about an operation that has no paths."""
+    if "BatchNorm" in scope or "batch_norm" in scope:
+        return "freeze BatchNorm: use running averages (train=False, use_running_average=True, or module.eval())"
+    if any(n in scope for n in ("LayerNorm", "GroupNorm", "InstanceNorm", "RMSNorm")):
+        return "this normalisation divides by the signal; use BatchNorm with running averages, or none"
+    if any(n in names for n in ("tanh", "gelu", "silu", "swish", "elu", "celu", "selu", "logistic", "sigmoid", "erf",
+                                "softplus", "relu6", "hard_tanh", "erfc", "mish", "hard_sigmoid", "hard_swish")):
+        return "use a positively homogeneous activation: relu, leaky_relu, PReLU, abs or max"
+    if any(n in names for n in ("softmax", "log_softmax", "_softmax", "logsumexp", "exp", "exp2", "log", "log1p",
+                                "stop_gradient")):
+        return "return the logits: leave softmax and other readouts to the loss (and stop no gradient on the way)"
+    if names[-1] in ("mul", "integer_pow", "square", "dot_general", "conv_general_dilated"):
+        return ("replace what multiplies signals (attention, a square, gelu, a normalisation by batch statistics); "
+                "activations must be positively homogeneous: relu, leaky_relu, PReLU, abs or max")
+    return ("build the network from linear maps (dense, convolution, frozen BatchNorm, pooling, sums) and positively "
+            "homogeneous activations (relu, leaky_relu, PReLU, abs, max)")
+
+
+LIBRARIES = ("/jax/", "/jaxlib/", "/flax/", "/pkjax/", "/jaxtyping/", "/beartype/", "<")
+
+
+def user_line(source_info: Any) -> str:
+    """Name the innermost line outside JAX, Flax and this package, else the innermost that JAX would name."""
+    traceback = getattr(source_info, "traceback", None)
+    for frame in getattr(traceback, "frames", ()):
+        file = frame.file_name.replace("\\", "/")
+        if not any(part in file for part in LIBRARIES):
+            return f"{frame.file_name}:{frame.line_num} ({frame.function_name})"
+    summary = source_info_util.summarize(source_info)
+    return "" if summary.startswith("unknown") else summary
+
+
+def evaluate(eqn: Any, values: Sequence[Any]) -> list[Any]:
+    """Run one operation on plain values, at once where none is traced (a threshold must be a number, not a tracer)."""
+    if any(isinstance(v, jax.core.Tracer) for v in values):
+        outs = eqn.primitive.bind(*values, **eqn.params)
+    else:
+        with jax.ensure_compile_time_eval():
+            outs = eqn.primitive.bind(*values, **eqn.params)
+    return list(outs) if eqn.primitive.multiple_results else [outs]
+
+
+def live_equations(jaxpr: Any) -> list[Any]:
+    """Return the equations that the outputs need; the others may hold anything."""
+    needed = {v for v in jaxpr.outvars if not isinstance(v, jex.Literal)}
+    live = []
+    for eqn in reversed(jaxpr.eqns):
+        if any(v in needed for v in eqn.outvars):
+            live.append(eqn)
+            needed.update(v for v in eqn.invars if not isinstance(v, jex.Literal))
+    return live[::-1]
+
+
+def interpret(algebra: Algebra, apply_fn: Callable[[Any, Any], Any], params: Any, x: Any,
+              sources: Callable[[int, Any], Any], signal: Callable[[Any], Any]) -> PathSum:
+    """Interpret a network under an algebra.
+
+    ``sources(leaf, value)`` and ``signal(x)`` return what the path sums of parameter leaves and of the input hold.
+    Integer leaves and integer inputs (token indices, say) are constants.
+    """
+    from pkjax.paths.rules import RULES
+
+    abstract = jax.tree.map(lambda v: jax.ShapeDtypeStruct(jnp.shape(v), jnp.result_type(v)), (params, x))
+    closed, out_shape = jax.make_jaxpr(apply_fn, return_shape=True)(*abstract)
+    outs = jax.tree.leaves(out_shape)
+    if len(outs) != 1 or outs[0].ndim != 2:
+        raise ValueError("apply_fn(params, x) must return one array of shape (N, K), but returned "
+                         f"{jax.tree.map(lambda o: o.shape, out_shape)} for an input of shape {jnp.shape(x)}")
+    args: list[Value] = []
+    for i, leaf in enumerate(jax.tree.leaves(params)):
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            args.append(PathSum(sources(i, leaf), jnp.shape(leaf), jnp.result_type(leaf), False, {(i,): 1}))
+        else:
+            args.append(Const(leaf))
+    for leaf in jax.tree.leaves(x):
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            args.append(PathSum(signal(leaf), jnp.shape(leaf), jnp.result_type(leaf), True))
+        else:
+            args.append(Const(leaf))
+    interpreter = Interpreter(algebra, RULES)
+    (out,) = interpreter.run_closed(closed, args)
+    if isinstance(out, Gate):
+        raise NotPathNetworkError("the network's output is piecewise constant: it has no paths")
+    return interpreter.lifted(out)

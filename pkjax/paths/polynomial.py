@@ -1,0 +1,146 @@
+"""The path polynomial of a network, its gates, and what follows from them at once."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, PyTree
+
+from pkjax.paths.algebras import Network, Polynomial
+from pkjax.paths.interpreter import PathSum, interpret
+from pkjax.trees import ApplyFn, check_masks
+
+__all__ = ["gates", "log_count", "polynomial", "tied"]
+
+
+def polynomial(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, q: float, gates: Sequence[Array] | None = None,
+               pool: str = "sum", masks: PyTree | None = None) -> Float[Array, "N K"]:
+    """Evaluate the path polynomial of every output by one forward pass, without listing paths.
+
+    R_q(φ, z)_k = Σ_{p→k} |c_p|^q (Π_{j∈p} φ_j) z_s(p): the parameters are replaced by φ, every gate is open, every
+    fixed constant c becomes |c|^q (0 where c = 0), every subtraction an addition, and the input is z. With |θ| and
+    q = 1 its sum is the SynFlow objective; with θ² and q = 2 the path-kernel objective.
+
+    Args:
+      apply_fn: a network of linear maps and positively homogeneous activations.
+      params: φ, exactly as it enters (pass |θ| or θ² yourself).
+      x: z, of shape (N, *input).
+      q: exponent of the fixed constants.
+      gates: factors on the path sums, in the order of ``pkjax.paths.gates``: those of a batch of the same size, or
+        any function of them (squares, products of two inputs' gates). None opens every gate.
+      pool: "sum" (paths: a max-pool adds its window) or "max" (published pruning codes leave max-pools in place).
+      masks: booleans like ``params``; a masked weight carries no path.
+
+    Returns:
+      (N, K). Works under jit, vmap, grad and jvp of grad, with respect to ``params``, ``x`` and ``gates``.
+
+    Raises:
+      NotPathNetworkError: an operation has no paths.
+      ValueError: unknown ``pool``, mismatched masks or gates.
+
+    Source: Gebhart, Saxena and Schrater (2021), equations 15 and 16.
+
+    >>> import jax.numpy as jnp
+    >>> net = lambda w, x: jnp.maximum(x @ w["a"], 0.) @ w["b"]
+    >>> w = {"a": jnp.array([[1., -2.]]), "b": jnp.array([[3.], [5.]])}
+    >>> polynomial(net, {k: abs(v) for k, v in w.items()}, jnp.ones((1, 1)), q=1)  # |1·3| + |2·5|
+    Array([[13.]], dtype=float32...)
+    """
+    if pool not in ("sum", "max"):
+        raise ValueError(f'pool must be "sum" or "max", but is {pool!r}')
+    params, x = _arrays(params, x, masks)
+    algebra = Polynomial(q, gates, natural_max=pool == "max" and gates is None)
+    out = interpret(algebra, apply_fn, params, x, lambda _, leaf: leaf, lambda z: z)
+    if gates is not None and algebra.used != len(gates):
+        raise ValueError(f"gates holds {len(gates)} arrays, but this network uses {algebra.used}; record them with "
+                         "pkjax.paths.gates on the same apply_fn")
+    return out.value
+
+
+def gates(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, masks: PyTree | None = None) -> tuple[Array, ...]:
+    """Record the gates a_p of a batch: 0 or 1 for ReLU, 1 or the slope for leaky ReLU, one-hot for max-pooling.
+
+    Args:
+      apply_fn: the network.
+      params: its parameters θ.
+      x: (N, *input).
+      masks: booleans like ``params``; a masked weight is 0.
+
+    Returns:
+      One array per gate, in the order of the network's operations, each of the gated signal's shape (a max-pool's has
+      one more axis, over its window); to feed back to ``polynomial``.
+
+    Raises:
+      NotPathNetworkError: an operation has no paths.
+
+    Source: Gebhart, Saxena and Schrater (2021), appendix A.2.
+
+    >>> import jax.numpy as jnp
+    >>> gates(lambda w, x: jnp.maximum(x @ w, 0.), jnp.array([[1., -2.]]), jnp.ones((1, 1)))
+    (Array([[1., 0.]], dtype=float32...),)
+    """
+    return record(apply_fn, params, x, masks=masks)[1]
+
+
+def record(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *,
+           masks: PyTree | None = None) -> tuple[Float[Array, "N K"], tuple[Array, ...]]:
+    """Evaluate the network through its paths: its outputs, and the gates."""
+    params, x = _arrays(params, x, masks)
+    algebra = Network()
+    out = interpret(algebra, apply_fn, params, x, lambda _, leaf: leaf, lambda z: z)
+    return out.value, tuple(algebra.recorded)
+
+
+def tied(apply_fn: ApplyFn, params: PyTree, x: ArrayLike) -> tuple[bool, ...]:
+    """Say of every parameter leaf, in flattening order, whether one of its entries may lie twice on one path.
+
+    Convolutions share weights between paths, never within one; layers that use the same matrix twice in a row do.
+
+    >>> import jax.numpy as jnp
+    >>> tied(lambda w, x: (x @ w["a"]) @ w["a"] @ w["b"], {"a": jnp.eye(2), "b": jnp.eye(2)}, jnp.ones((1, 2)))
+    (True, False)
+    """
+    params, x = _arrays(params, x, None)
+    out: list[PathSum] = []
+
+    def walk(p: PyTree, z: Any) -> Array:
+        out.append(interpret(Polynomial(1, None, False), apply_fn, p, z, lambda _, leaf: leaf, lambda v: v))
+        return out[-1].value
+    jax.eval_shape(walk, params, x)
+    twice = {label[0] for label, n in out[-1].degree.items() if n > 1}
+    return tuple(i in twice for i in range(len(jax.tree.leaves(params))))
+
+
+def log_count(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, masks: PyTree | None = None) -> Float[Array, ""]:
+    """Count the live paths: log10 of R_0 with every weight 1, or 0 where masked (-inf when no path is left).
+
+    A zero weight is a path, a masked one is not. float32 holds counts to 1e38; beyond, parameters in float64 do.
+
+    Args:
+      apply_fn: the network.
+      params: its parameters, for their shapes.
+      x: (1, *input); zero entries start no path.
+      masks: booleans like ``params``.
+
+    Returns:
+      A scalar, in decades.
+
+    >>> import jax.numpy as jnp
+    >>> net = lambda w, x: jnp.maximum(x @ w["a"], 0.) @ w["b"]
+    >>> w = {"a": jnp.ones((5, 4)), "b": jnp.ones((4, 5))}
+    >>> float(log_count(net, w, jnp.ones((1, 5))))   # 5·4·5 paths
+    2.0
+    """
+    ones = jax.tree.map(jnp.ones_like, params)
+    start = (jnp.asarray(x) != 0).astype(jnp.result_type(x))
+    return jnp.log10(polynomial(apply_fn, ones, start, q=0, masks=masks).sum())
+
+
+def _arrays(params: PyTree, x: ArrayLike, masks: PyTree | None) -> tuple[PyTree, Array]:
+    check_masks(masks, params)
+    params = jax.tree.map(jnp.asarray, params)
+    if masks is not None:
+        params = jax.tree.map(lambda p, m: jnp.where(m, p, jnp.zeros_like(p)), params, masks)
+    return params, jnp.asarray(x)

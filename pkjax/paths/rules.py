@@ -1,0 +1,186 @@
+"""The rules for linear, bilinear and structural operations, as a table from primitive names."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from pkjax.paths.activations import ACTIVATIONS, broadcast_to
+from pkjax.paths.interpreter import Const, Gate, Interpreter, PathSum, Rule, Value
+
+__all__ = ["RULES"]
+
+
+def bind(eqn: Any) -> Callable[..., Any]:
+    """Return the operation as a function of its operands."""
+    return partial(eqn.primitive.bind, **eqn.params)
+
+
+def join(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
+    """Operations that are jointly linear in all their operands."""
+    return [interp.linear(eqn.primitive.name, bind(eqn), ins)]
+
+
+def recast(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
+    """Identities, such as casts between floating types: the multiple 1 of the operand."""
+    (x,) = ins
+    if not jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.floating):
+        raise interp.error(f"a signal is cast to {eqn.outvars[0].aval.dtype}, which rounds it")
+    return [interp.linear(eqn.primitive.name, bind(eqn), ins, parent=(x, 1))]
+
+
+def neg(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
+    """Negation: a sign on a constant, which the path polynomial drops."""
+    fn = lax.neg if interp.algebra.signed else (lambda v: v)
+    return [interp.linear("neg", fn, ins, parent=(ins[0], -1))]
+
+
+def sub(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
+    """Subtraction; the path polynomial adds."""
+    return [interp.linear("sub", lax.sub if interp.algebra.signed else lax.add, ins)]
+
+
+def mul(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
+    """Elementwise product: by a constant, by a gate, or of a parameter and a signal."""
+    a, b = ins
+    if isinstance(a, Gate) or isinstance(b, Gate):
+        gate, x = (a, b) if isinstance(a, Gate) else (b, a)
+        shape = eqn.outvars[0].aval.shape
+        return [interp.gated(broadcast_to(interp, x, shape), lambda: jnp.broadcast_to(gate.value, shape))]
+    const, x = (a, b) if isinstance(a, Const) else (b, a)
+    same = isinstance(const, Const) and x.shape == eqn.outvars[0].aval.shape
+    return [interp.bilinear("mul", bind(eqn), a, b, parent=(x, const.value) if same else None)]
+
+
+def div(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
+    """Division by a constant."""
+    x, c = ins
+    if not isinstance(c, Const):
+        raise interp.error("division by a signal or by a parameter")
+    with_inverse = Const(1 / jnp.asarray(c.value))
+    same = x.shape == eqn.outvars[0].aval.shape
+    return [interp.bilinear("mul", lax.mul, x, with_inverse, parent=(x, with_inverse.value) if same else None)]
+
+
+def product(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
+    """Contractions: linear in each of two operands."""
+    if any(isinstance(v, Gate) for v in ins):
+        raise interp.error(f"'{eqn.primitive.name}' contracts a signal with a piecewise constant value")
+    return [interp.bilinear(eqn.primitive.name, bind(eqn), *ins)]
+
+
+def power(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
+    """Positive whole powers of parameters: one parameter lies several times on a path."""
+    n = eqn.params.get("y", 2)
+    if n < 1:
+        raise interp.error(f"a signal or parameter is raised to the power {n}")
+    out = ins[0]
+    for _ in range(n - 1):
+        out = interp.bilinear("mul", lax.mul, out, ins[0])
+    return [out]
+
+
+def indexed(operands: Sequence[int]) -> Rule:
+    """Gathers, dynamic slices and scatters: linear in the given operands, the other ones being constant indices."""
+    def rule(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
+        slots = [i for i in operands if i < len(ins)]
+        rest = {i: v for i, v in enumerate(ins) if i not in slots}
+        if not all(isinstance(v, Const) for v in rest.values()):
+            raise interp.error(f"'{eqn.primitive.name}' takes indices that depend on the signal")
+
+        def fn(*values: Any) -> Any:
+            full = dict(zip(slots, values, strict=True)) | {i: v.value for i, v in rest.items()}
+            return eqn.primitive.bind(*(full[i] for i in range(len(ins))), **eqn.params)
+        return [interp.linear(eqn.primitive.name, fn, [ins[i] for i in slots])]
+    return rule
+
+
+def split(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
+    """Pieces of one array."""
+    return [interp.linear("split", lambda v, i=i: bind(eqn)(v)[i], ins) for i in range(len(eqn.outvars))]
+
+
+def structural(rule: Rule) -> Rule:
+    """Mark a rule that must see its operands whatever kinds they are."""
+    rule.structural = True  # type: ignore[attr-defined]
+    return rule
+
+
+def call(name: str) -> Rule:
+    """Calls: recurse."""
+    @structural
+    def rule(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
+        outs = interp.run_closed(eqn.params[name], ins)
+        refine = getattr(interp.algebra, "refine", None)
+        if refine is not None and eqn.primitive.name == "custom_jvp_call":
+            outs = refine(eqn, ins, outs)
+        return outs
+    return rule
+
+
+@structural
+def cond(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
+    """Take the branch that a known index picks."""
+    index, *operands = ins
+    if not isinstance(index, Const) or isinstance(index.value, jax.core.Tracer):
+        raise interp.error("a branch is chosen by a value that is not known while tracing")
+    branches = eqn.params["branches"]
+    return interp.run_closed(branches[min(max(int(index.value), 0), len(branches) - 1)], operands)
+
+
+@structural
+def scan(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
+    """Unroll. A slice of stacked parameters is a parameter of its own: it ties nothing."""
+    if all(isinstance(v, Const) for v in ins):
+        return [Const(v) for v in eqn.primitive.bind(*(v.value for v in ins), **eqn.params)]
+    n_consts, n_carry = eqn.params["num_consts"], eqn.params["num_carry"]
+    length = eqn.params["length"]
+    consts, carry, stacks = ins[:n_consts], ins[n_consts:n_consts + n_carry], ins[n_consts + n_carry:]
+    steps: list[list[Value]] = [[] for _ in range(length)]
+    order = range(length)[::-1] if eqn.params["reverse"] else range(length)
+    for i in order:
+        outs = interp.run_closed(eqn.params["jaxpr"], [*consts, *carry, *(_slice(interp, s, i) for s in stacks)])
+        carry, steps[i] = list(outs[:n_carry]), list(outs[n_carry:])
+    return [*carry, *(_stack(interp, ys) for ys in zip(*steps, strict=True))]
+
+
+def _slice(interp: Interpreter, stack: Value, i: int) -> Value:
+    if isinstance(stack, Const):
+        return Const(stack.value[i])
+    if isinstance(stack, Gate):
+        return Gate(None if stack.value is None else stack.value[i], stack.shape[1:])
+    out = interp.linear("slice", lambda v: lax.index_in_dim(v, i, keepdims=False), [stack])
+    own = {(*label, i): n for label, n in out.degree.items()}
+    return PathSum(out.value, out.shape, out.dtype, out.on_input, own)
+
+
+def _stack(interp: Interpreter, pieces: Sequence[Any]) -> Value:
+    if all(isinstance(p, Const) for p in pieces):
+        return Const(jnp.stack([p.value for p in pieces]))
+    if any(isinstance(p, Gate) for p in pieces):
+        known = all(p.value is not None for p in pieces)
+        return Gate(jnp.stack([p.value for p in pieces]) if known else None, (len(pieces), *pieces[0].shape))
+    return interp.linear("concatenate", lambda *vs: jnp.stack(vs), pieces)
+
+
+LINEAR = ("reshape", "transpose", "broadcast_in_dim", "slice", "rev", "squeeze", "expand_dims", "concatenate", "pad",
+          "reduce_sum", "cumsum", "reduce_window_sum", "add", "add_any")
+IDENTITIES = ("convert_element_type", "copy", "copy_p", "reduce_precision", "sharding_constraint")
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(LINEAR, join),
+    **dict.fromkeys(IDENTITIES, recast),
+    **dict.fromkeys(("dot_general", "conv_general_dilated"), product),
+    **dict.fromkeys(("integer_pow", "square"), power),
+    **dict.fromkeys(("gather", "dynamic_slice"), indexed([0])),
+    **dict.fromkeys(("scatter", "scatter-add"), indexed([0, 2])),
+    "dynamic_update_slice": indexed([0, 1]),
+    "split": split, "neg": neg, "sub": sub, "mul": mul, "div": div, "scan": scan, "cond": cond,
+    **{name: call("jaxpr") for name in ("jit", "pjit", "checkpoint", "remat2")},
+    **{name: call("call_jaxpr") for name in ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr",
+                                             "closed_call", "core_call", "core_closed_call")},
+    **ACTIVATIONS,
+}
