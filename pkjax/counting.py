@@ -21,6 +21,9 @@ __all__ = ["Elimination", "count_above", "eliminate", "solve"]
 # block, so that λ may lie on d itself.
 _NEAR = 1e-7
 _MOST_NEAR = 1500
+# Beyond this growth the layer-by-layer elimination loses digits; the whole system is taken at once, up to this size.
+_MOST_GROWTH = 1e7
+_MOST_DENSE = 4000
 
 
 @dataclass(frozen=True)
@@ -109,73 +112,34 @@ def _away_from_poles(chain: EdgeChain, shift: float) -> float:
 
 
 def _eliminate(chain: EdgeChain, shift: float, keep: bool) -> Elimination:
-    if not chain.widths:
+    if not chain.widths:  # every edge ends at an output: all eigenvectors are trivial
         return Elimination(shift, 0, ())
-    width = 0.0 if keep else _nearness(chain, shift)
-    singles = len(chain.single)
-    d = chain.d[:singles] - shift
-    near_single = np.abs(d) < width
-    column = chain.bundles.column[chain.single]
-    norm = chain.bundles.norm[chain.single]
-    far = ~near_single
-    diagonal = np.bincount(column[far], -norm[far] ** 2 / d[far], minlength=chain.offsets[-1])
-    negative = int((d[far] < 0).sum())
-    steps = []
-    # What the previous layer leaves: extras are (d − λ, head j, coupling to μ_j), one column each in x.
-    extras: list[tuple[float, int, float]] = []
-    update: np.ndarray | None = None
-    mu_diagonal: np.ndarray | float = 0.0
-    for h, n in enumerate(chain.widths):
-        start = chain.offsets[h]
-        mine = near_single & (column >= start) & (column < start + 2 * n)
-        block_extras = extras + [(d[s], int(column[s]) - start, norm[s]) for s in np.flatnonzero(mine)]
-        pivot_b, mu = diagonal[start + n : start + 2 * n], diagonal[start : start + n] + mu_diagonal
-        if h + 1 < len(chain.widths):
-            x_mu, row_diagonal, mu_diagonal, negatives, extras, x_extra = _inner_terms(chain, h, shift, width)
-            pivot_b = pivot_b + row_diagonal
-            negative += negatives
-        else:
-            x_mu, extras, x_extra = np.zeros((n, 0)), [], np.zeros((n, 0))
-        # b_i is eliminated by its own diagonal unless that is too small beside its coupling −1 with μ_i.
-        scale = np.abs(mu).max() + (np.abs(update).max() if update is not None else 0.0)
-        good = np.abs(pivot_b) * scale > 1e-5
-        good[[i - n for _, i, _ in block_extras if i >= n]] = False
-        negative += int((pivot_b[good] < 0).sum())
-        bad = np.flatnonzero(~good)
-        inverse_b = np.zeros(n)
-        inverse_b[good] = 1 / pivot_b[good]
-        e, s = len(block_extras), len(block_extras) + n + len(bad)
-        block = np.zeros((s, s))
-        place = e + np.arange(n)
-        block[place, place] = mu - inverse_b
-        if update is not None:
-            t = update.shape[0] - n  # the previous layer's extras come first, then μ
-            block[:t, :t] += update[:t, :t]
-            block[:t, e : e + n] += update[:t, t:]
-            block[e : e + n, :t] += update[t:, :t]
-            block[e : e + n, e : e + n] += update[t:, t:]
-        position = np.full(2 * n, -1)
-        position[:n] = place
-        position[n + bad] = e + n + np.arange(len(bad))
-        for r, (value, i, coupling) in enumerate(block_extras):
-            block[r, r] += value
-            block[r, position[i]] += coupling
-            block[position[i], r] += coupling
-        block[position[n + bad], position[n + bad]] = pivot_b[bad]
-        block[position[n + bad], position[bad]] = block[position[bad], position[n + bad]] = -1
-        negative += _negative_pivots(block)
-        x = np.concatenate([x_extra, x_mu], axis=1)
-        y = np.zeros((s, x.shape[1]))
-        y[e : e + n] = x * inverse_b[:, None]
-        y[position[n + bad]] = x[bad]
-        lu, pivots = _factor(block) if keep or h + 1 < len(chain.widths) else (block, block)
-        if h + 1 < len(chain.widths):
-            update = -(x.T * inverse_b) @ x - y.T @ _lu_solve(lu, pivots, y)
-        if keep:
-            steps.append(_Step(lu, pivots, pivot_b, good, x, y))
-    # The d of near unknowns lie in the blocks, so the sizes add up: unknowns + 2H variables, of which H are multipliers.
-    above = chain.size - (negative - sum(chain.widths))
-    return Elimination(shift, above, tuple(steps))
+    system = _system(chain, shift, 0.0 if keep else _nearness(chain, shift))
+    whole_fits = not keep and chain.offsets[-1] + len(system.near) <= _MOST_DENSE
+    try:
+        negative, steps, growth = _by_blocks(chain, system, keep)
+    except _SingularError:
+        if not whole_fits:
+            raise
+        negative, steps, growth = 0, [], np.inf
+    if growth > _MOST_GROWTH and whole_fits:
+        # λ is nearly an eigenvalue of the first layers by themselves: pivot over the whole system instead.
+        negative = system.negative + _negative_pivots(_whole(chain, system))
+    # Of the system's variables H = sum(widths) are multipliers; Sylvester's law counts one negative for each.
+    return Elimination(shift, chain.size - (negative - sum(chain.widths)), tuple(steps))
+
+
+@dataclass(frozen=True)
+class _System:
+    """``G − λI`` with the far unknowns eliminated: what is left on the near ones and on the nodes."""
+
+    diagonal: np.ndarray           # (node variables,)
+    links: tuple[np.ndarray, ...]  # (n_h, n_h+1) coupling of b with the next layer's μ
+    near: np.ndarray               # (e,) d − λ of the unknowns that stay
+    near_columns: np.ndarray       # (e, 2) the node variables that each couples to; the second has the later layer
+    near_couplings: np.ndarray     # (e, 2)
+    near_layer: np.ndarray         # (e,) the hidden layer of the second
+    negative: int                  # number of negative d − λ among the far unknowns
 
 
 def _nearness(chain: EdgeChain, shift: float) -> float:
@@ -185,23 +149,115 @@ def _nearness(chain: EdgeChain, shift: float) -> float:
     return float(np.partition(distance, _MOST_NEAR)[_MOST_NEAR])
 
 
-def _inner_terms(chain: EdgeChain, h: int, shift: float, width: float) -> tuple[
-        np.ndarray, np.ndarray, np.ndarray, int, list[tuple[float, int, float]], np.ndarray]:
-    """The edges from hidden layer h to h + 1: coupling of b with μ, both diagonals, negative d, near edges."""
-    layer = chain.inner[h]
-    d = layer.d - shift
-    near = layer.trained & (np.abs(d) < width)
-    far = layer.trained & ~near
-    inverse = np.zeros_like(d)
-    np.divide(1.0, d, out=inverse, where=far)
-    x = np.where(far, -shift * inverse, 1.0) * layer.energy
-    rows = -np.einsum("ij,ij,ij->i", layer.to_b, layer.to_b, inverse)
-    columns = -np.einsum("ij,ij,ij->j", layer.to_mu, layer.to_mu, inverse)
-    tails, heads = np.nonzero(near)
-    extras = [(float(d[i, j]), int(j), float(layer.to_mu[i, j])) for i, j in zip(tails, heads, strict=True)]
-    x_extra = np.zeros((d.shape[0], len(extras)))
-    x_extra[tails, np.arange(len(extras))] = layer.to_b[near]
-    return x, rows, columns, int((inverse < 0).sum()), extras, x_extra
+def _system(chain: EdgeChain, shift: float, width: float) -> _System:
+    column, norm = chain.bundles.column[chain.single], chain.bundles.norm[chain.single]
+    d = chain.d[: len(column)] - shift
+    near = np.abs(d) < width
+    far = ~near
+    diagonal = np.bincount(column[far], -(norm[far] ** 2) / d[far], minlength=chain.offsets[-1])
+    negative = int((d[far] < 0).sum())
+    layer = np.searchsorted(np.asarray(chain.offsets), column[near], "right") - 1
+    kept = [(d[near], np.stack([column[near]] * 2, 1), np.stack([0 * norm[near], norm[near]], 1), layer)]
+    links = []
+    for h, inner in enumerate(chain.inner):
+        d = inner.d - shift
+        near = inner.trained & (np.abs(d) < width)
+        far = inner.trained & ~near
+        inverse = np.zeros_like(d)
+        np.divide(1.0, d, out=inverse, where=far)
+        b, mu = chain.offsets[h] + chain.widths[h], chain.offsets[h + 1]
+        diagonal[b : b + d.shape[0]] -= np.einsum("ij,ij,ij->i", inner.to_b, inner.to_b, inverse)
+        diagonal[mu : mu + d.shape[1]] -= np.einsum("ij,ij,ij->j", inner.to_mu, inner.to_mu, inverse)
+        links.append(np.where(far, -shift * inverse, 1.0) * inner.energy)
+        negative += int((inverse < 0).sum())
+        if near.any():
+            i, j = np.nonzero(near)
+            kept.append((d[near], np.stack([b + i, mu + j], 1),
+                         np.stack([inner.to_b[near], inner.to_mu[near]], 1), np.full(len(i), h + 1)))
+    parts = [np.concatenate(part) for part in zip(*kept, strict=True)]
+    return _System(diagonal, tuple(links), *parts, negative=negative)
+
+
+def _by_blocks(chain: EdgeChain, system: _System, keep: bool) -> tuple[int, list[_Step], float]:
+    """Eliminate layer by layer: number of negative pivots, what solving needs, growth of the numbers."""
+    negative, steps, growth = system.negative, [], 0.0
+    carried: np.ndarray | None = None  # what the earlier layers leave on (near unknowns, μ) of this one
+    last = len(chain.widths) - 1
+    for h, n in enumerate(chain.widths):
+        start = chain.offsets[h]
+        mine = np.flatnonzero(system.near_layer == h)
+        e = len(mine)
+        mu, pivot_b = system.diagonal[start : start + n], system.diagonal[start + n : start + 2 * n]
+        # Each b_i goes by its own diagonal, unless that is small beside its coupling −1 with μ_i: then it joins the
+        # block, and so does one that a near unknown of this block couples to.
+        scale = np.abs(mu).max() + (np.abs(carried).max() if carried is not None else 0.0)
+        good = np.abs(pivot_b) * scale > 1e-5
+        local = system.near_columns[mine, 1] - start
+        good[local[local >= n] - n] = False
+        bad = np.flatnonzero(~good)
+        negative += int((pivot_b[good] < 0).sum())
+        inverse_b = np.where(good, 1 / np.where(good, pivot_b, 1.0), 0.0)
+
+        place = np.full(2 * n, -1)  # rows of the block: near unknowns, μ, the bad b
+        place[:n] = e + np.arange(n)
+        place[n + bad] = e + n + np.arange(len(bad))
+        block = np.zeros((e + n + len(bad),) * 2)
+        if carried is not None:
+            block[: e + n, : e + n] = carried
+        block[place[:n], place[:n]] += mu - inverse_b
+        block[place[n + bad], place[n + bad]] = pivot_b[bad]
+        block[place[n + bad], place[bad]] = block[place[bad], place[n + bad]] = -1
+        block[np.arange(e), np.arange(e)] += system.near[mine]
+        block[np.arange(e), place[local]] += system.near_couplings[mine, 1]
+        block[place[local], np.arange(e)] += system.near_couplings[mine, 1]
+        negative += _negative_pivots(block)
+
+        x, y = _ahead(chain, system, h), np.zeros((len(block), 0))
+        lu = pivots = np.zeros(0)
+        if keep or h < last:
+            lu, pivots = _factor(block)
+            y = np.zeros((len(block), x.shape[1]))
+            y[place[:n]] = x * inverse_b[:, None]
+            y[place[n + bad]] = x[bad]
+        if h < last:
+            through = _lu_solve(lu, pivots, y)
+            growth = max(growth, float(np.abs(through).max(initial=0.0)))
+            carried = -(x.T * inverse_b) @ x - y.T @ through
+        if keep:
+            steps.append(_Step(lu, pivots, pivot_b, good, x, y))
+    return negative, steps, growth
+
+
+def _ahead(chain: EdgeChain, system: _System, h: int) -> np.ndarray:
+    """Coupling of layer h's b with the next block's near unknowns and μ: (n, e + n_next)."""
+    n, first = chain.widths[h], chain.offsets[h] + chain.widths[h]
+    if h + 1 == len(chain.widths):
+        return np.zeros((n, 0))
+    mine = np.flatnonzero(system.near_layer == h + 1)
+    extra = np.zeros((n, len(mine)))
+    tail = system.near_columns[mine, 0] - first
+    here = (tail >= 0) & (tail < n)
+    extra[tail[here], np.flatnonzero(here)] = system.near_couplings[mine[here], 0]
+    return np.concatenate([extra, system.links[h]], axis=1)
+
+
+def _whole(chain: EdgeChain, system: _System) -> np.ndarray:
+    """The whole system as one dense matrix: near unknowns, then the node variables."""
+    e = len(system.near)
+    whole = np.diag(np.concatenate([system.near, system.diagonal]))
+    rows = np.arange(e)
+    for side in range(2):
+        columns = e + system.near_columns[:, side]
+        whole[rows, columns] += system.near_couplings[:, side]
+        whole[columns, rows] += system.near_couplings[:, side]
+    for h, n in enumerate(chain.widths):
+        mu, b = e + chain.offsets[h] + np.arange(n), e + chain.offsets[h] + n + np.arange(n)
+        whole[mu, b] = whole[b, mu] = -1
+        if h + 1 < len(chain.widths):
+            following = e + chain.offsets[h + 1] + np.arange(chain.widths[h + 1])
+            whole[np.ix_(b, following)] = system.links[h]
+            whole[np.ix_(following, b)] = system.links[h].T
+    return whole
 
 
 def _negative_pivots(block: np.ndarray) -> int:
