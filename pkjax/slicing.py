@@ -134,7 +134,7 @@ def _slice(chain: EdgeChain, k: int, vectors: bool) -> list[_Found]:
             continue
         middle = _middle(a, b)
         tight = b - a <= _TIGHT * b
-        if not tight and (count > _MOST or above(middle) in (above(a), above(b)) and b - a > 1e-4 * b):
+        if not tight and (count > _MOST or (b - a > 1e-3 * b and above(middle) in (above(a), above(b)))):
             todo += [(a, middle), (middle, b)]
             continue
         wanted = min(count, k - have) if tight else count
@@ -165,23 +165,29 @@ def _between(chain: EdgeChain, low: float, high: float, count: int, wanted: int,
     block = min(block, chain.size)
     tolerance = max(1e-12 * high, 1e-14 * top)
     x = rng.standard_normal((chain.size, block))
-    basis, image = np.zeros((chain.size, 0)), np.zeros((chain.size, 0))
-    for _ in range(min(3 * count // block + 8, chain.size // block)):
+    steps = min(3 * count // block + 20, chain.size // block)
+    basis = np.empty((chain.size, steps * block), order="F")
+    image = np.empty_like(basis)
+    projected = np.zeros((steps * block, steps * block))
+    for step in range(steps):
+        old, new = slice(0, step * block), slice(step * block, (step + 1) * block)
         x = solve(chain, elimination, x)
         for _ in range(2):
             x /= np.linalg.norm(x, axis=0)
-            x -= basis @ (basis.T @ x)
+            x -= basis[:, old] @ (basis[:, old].T @ x)
             x = np.linalg.qr(x)[0]
-        basis, image = np.hstack([basis, x]), np.hstack([image, matmul(chain, x)])
-        if basis.shape[1] < wanted:
+        basis[:, new], image[:, new] = x, matmul(chain, x)
+        projected[: new.stop, new] = basis[:, : new.stop].T @ image[:, new]
+        projected[new, old] = projected[old, new].T
+        if step < steps - 1 and (new.stop < wanted + block or step % 2):
             continue
-        projected = basis.T @ image
-        values, s = np.linalg.eigh((projected + projected.T) / 2)
+        small = projected[: new.stop, : new.stop]
+        values, s = np.linalg.eigh((small + small.T) / 2)
         inside = np.flatnonzero((values > low) & (values <= high))
         if len(inside) < wanted:
             continue
-        u = basis @ s[:, inside]
-        remainder = image @ s[:, inside] - u * values[inside]
+        u = basis[:, : new.stop] @ s[:, inside]
+        remainder = image[:, : new.stop] @ s[:, inside] - u * values[inside]
         residuals = np.linalg.norm(remainder, axis=0)
         good = np.argsort(residuals)[:wanted]
         if residuals[good].max() <= tolerance:
