@@ -1,1 +1,48 @@
-"""Neural networks as sums over paths: path kernels, exact tangent kernels, pruning at initialisation."""
+"""Neural networks as sums over paths: path kernels, exact tangent kernels and pruning at initialisation.
+
+    import pkjax as pk
+
+    apply_fn, params = pk.from_linen(module, variables)
+
+Every function takes a network as ``(apply_fn, params)``, where ``apply_fn(params, x)`` maps a batch
+(N, *input) to (N, K). ``pk.models``, ``pk.data`` and ``pk.plots`` load when they are first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from pkjax import paths
+from pkjax.adapters import from_linen, from_nnx, mean_input, ones_input
+from pkjax.masks import apply_masks, load_masks, masked, save_masks
+from pkjax.paths.errors import NotPathNetworkError
+from pkjax.prune_result import EmptiedLayerWarning, LayerReport, PruneResult
+from pkjax.pruning import prune
+from pkjax.saliency import grasp, magnitude, random, snip, synflow, synflow_l2
+from pkjax.schedules import exponential, linear
+from pkjax.scopes import global_scope, layer_scope
+from pkjax.trees import kernels
+
+if TYPE_CHECKING:
+    from pkjax import data, models, plots
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "EmptiedLayerWarning", "LayerReport", "NotPathNetworkError", "PruneResult",
+    "apply_masks", "data", "exponential", "from_linen", "from_nnx", "global_scope",
+    "grasp", "kernels", "layer_scope", "linear", "load_masks", "magnitude", "masked", "mean_input", "models",
+    "ones_input", "paths", "plots", "prune", "random",
+    "save_masks", "snip", "synflow", "synflow_l2",
+]
+
+_LAZY = ("data", "models", "plots")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'pkjax' has no attribute {name!r}")
+    return importlib.import_module(f"pkjax.{name}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

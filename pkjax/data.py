@@ -1,0 +1,148 @@
+"""Labelled images as arrays: scikit-learn's digits, and MNIST and CIFAR through TFDS without TensorFlow."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Float32, Int
+
+__all__ = ["Dataset", "load", "names"]
+
+# Mean and standard deviation per channel of the training images, scaled to [0, 1]; digits' are computed.
+_STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "mnist": ((0.1307,), (0.3081,)),
+    "fashion_mnist": ((0.2860,), (0.3530,)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+}
+_CLASSES = {"digits": 10, "mnist": 10, "fashion_mnist": 10, "cifar10": 10, "cifar100": 100}
+names = tuple(_CLASSES)
+"""The data sets that `load` knows."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Labelled images.
+
+    ``images`` is (raw − mean) / std with raw pixels in [0, 1]; mean and std, per channel, are 0 and 1 where
+    the images were not normalised, so ``raw`` always gives the pixels back.
+    """
+
+    images: Float32[np.ndarray, "n h w c"]
+    labels: Int[np.ndarray, " n"]
+    mean: Float[np.ndarray, " c"]
+    std: Float[np.ndarray, " c"]
+    classes: int
+    name: str
+
+    @property
+    def raw(self) -> Float32[np.ndarray, "n h w c"]:
+        """The pixels in [0, 1], whose mean over examples serves the -Dist scores."""
+        return np.clip(self.images * self.std + self.mean, 0, 1).astype(np.float32)
+
+
+def load(name: str = "digits", *, split: str = "train", samples: int | None = None, seed: int = 0,
+         data_dir: str | os.PathLike[str] | None = None, normalize: bool = True,
+         download: bool = True) -> Dataset:
+    """Load labelled images, all of a split or a seeded choice of them.
+
+    "digits" are the 8×8 images that scikit-learn ships, the last 360 of them the test split. The others come
+    through TFDS, without TensorFlow, from ``data_dir`` (default ``$TFDS_DATA_DIR``, else
+    ``~/tensorflow_datasets``), and are downloaded first where they are missing and ``download`` allows it.
+    The first n samples of a seed are the same whatever ``samples`` asks for.
+
+    Shapes: images (N, H, W, C), normalised per channel unless ``normalize`` is False; labels (N,).
+    Units: pixels in [0, 1], or standard deviations of the training images.
+
+    Raises ValueError for an unknown name or split or a number of samples that the split does not have,
+    FileNotFoundError where the data is missing and cannot be had, ImportError where the extra is missing.
+
+    >>> digits = load("digits", samples=32)
+    >>> digits.images.shape, digits.classes
+    ((32, 8, 8, 1), 10)
+    """
+    if name not in _CLASSES:
+        raise ValueError(f"no data set {name!r}; there are {', '.join(names)}")
+    if split not in ("train", "test"):
+        raise ValueError(f"split must be 'train' or 'test', got {split!r}")
+    source = _digits(split) if name == "digits" else _tfds(name, split, data_dir, download)
+    total = len(source)
+    if samples is not None and not 1 <= samples <= total:
+        raise ValueError(f"the {split} split of {name} has {total} examples, so samples must be between 1 "
+                         f"and {total}, got {samples}")
+    chosen = np.arange(total) if samples is None else np.random.default_rng(seed).permutation(total)[:samples]
+    pixels, labels = source[chosen]
+    raw = pixels.astype(np.float32) / np.float32(16 if name == "digits" else 255)
+    channels = raw.shape[-1]
+    mean, std = np.zeros(channels), np.ones(channels)
+    if normalize:
+        mean, std = (np.array(v) for v in (_STATISTICS[name] if name in _STATISTICS else _digit_statistics()))
+    images = ((raw - mean) / std).astype(np.float32)
+    return Dataset(images, labels, mean, std, _CLASSES[name], name)
+
+
+class _Arrays:
+    """Examples in memory, chosen by an array of indices."""
+
+    def __init__(self, pixels: np.ndarray, labels: np.ndarray) -> None:
+        self.pixels, self.labels = pixels, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return self.pixels[chosen], self.labels[chosen]
+
+
+class _Source:
+    """Examples of a TFDS data source, decoded when they are chosen."""
+
+    def __init__(self, source: Any) -> None:
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        examples = self.source.__getitems__([int(i) for i in chosen])
+        return (np.stack([example["image"] for example in examples]),
+                np.array([example["label"] for example in examples], np.int64))
+
+
+def _digits(split: str) -> _Arrays:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ImportError("digits come with scikit-learn: pip install 'pkjax[data]'") from error
+    bunch = load_digits()
+    kept = slice(-360, None) if split == "test" else slice(-360)
+    return _Arrays(bunch.images[kept][..., None], bunch.target[kept].astype(np.int64))
+
+
+def _digit_statistics() -> tuple[tuple[float, ...], tuple[float, ...]]:
+    raw = _digits("train").pixels / 16
+    return (float(raw.mean()),), (float(raw.std()),)
+
+
+def _tfds(name: str, split: str, data_dir: str | os.PathLike[str] | None, download: bool) -> _Source:
+    try:
+        # Read without TensorFlow, TFDS still needs these two, and says so only deep inside.
+        import importlib_resources  # noqa: F401
+        import PIL  # noqa: F401
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise ImportError(f"{name} is read through tensorflow-datasets, which is not all there "
+                          f"(no module {error.name!r}): pip install 'pkjax[data]'") from error
+    folder = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    way_out = (f"download it once where there is a network, with tfds.data_source({name!r}, "
+               f"data_dir={str(folder)!r}), or point data_dir or TFDS_DATA_DIR at a folder that holds it")
+    if not download and not any(folder.glob(f"{name}/*/dataset_info.json")):
+        raise FileNotFoundError(f"no {name} in {folder}: {way_out}")
+    try:
+        return _Source(tfds.data_source(name, split=split, data_dir=folder))
+    except Exception as error:  # TFDS lets through whatever its downloader, file reader or decoder raises
+        reason = str(error).strip().split("\n")[0][:200]
+        raise FileNotFoundError(f"no {name} in {folder}, and it could not be downloaded "
+                                f"({type(error).__name__}: {reason}): {way_out}") from error

@@ -1,0 +1,19 @@
+"""Networks of the pruning literature as Flax Linen modules; every name loads Flax when it is first used."""
+
+import importlib
+from typing import Any
+
+__all__ = ["fc", "resnet18", "resnet20", "vgg11", "vgg16", "wide_resnet18", "wide_resnet20"]
+
+_HOME = {"fc": "dense", "vgg11": "vgg", "vgg16": "vgg", "resnet20": "resnet", "resnet18": "resnet",
+         "wide_resnet20": "resnet", "wide_resnet18": "resnet"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"pkjax.models has no model {name!r}; it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(f"pkjax.models.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

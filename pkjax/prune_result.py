@@ -1,0 +1,109 @@
+"""What pruning returns: the masks, and an account of them layer by layer."""
+
+import html
+import math
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+
+import jax
+from jaxtyping import PyTree
+
+__all__ = ["EmptiedLayerWarning", "LayerReport", "PruneResult"]
+
+
+class EmptiedLayerWarning(UserWarning):
+    """Pruning left a layer without a single weight: nothing flows through it any more."""
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """How many weights of one prunable leaf are kept.
+
+    Attributes:
+        name: the leaf's key path, joined by slashes.
+        shape: the leaf's shape.
+        kept: weights kept.
+        total: weights before pruning.
+        emptied: whether none is left.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    kept: int
+    total: int
+    emptied: bool
+
+    @property
+    def density(self) -> float:
+        """Fraction of the leaf's weights that is kept."""
+        return self.kept / self.total if self.total else 1.0
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["masks"],
+    meta_fields=["kept", "total", "layers", "history"],
+)
+@dataclass(frozen=True)
+class PruneResult:
+    """Masks with the counts they reach.
+
+    Attributes:
+        masks: booleans like the parameters, True where a weight is kept; all True on leaves not prunable.
+        kept: prunable weights kept.
+        total: prunable weights before pruning.
+        layers: a report for each prunable leaf, in flattening order.
+        history: weights kept after each step.
+    """
+
+    masks: PyTree
+    kept: int
+    total: int
+    layers: tuple[LayerReport, ...]
+    history: tuple[int, ...] = field(repr=False)
+
+    @property
+    def density(self) -> float:
+        """Fraction of the prunable weights that is kept, as achieved."""
+        return self.kept / self.total
+
+    @property
+    def compression(self) -> float:
+        """Compression ρ = −log10(density), as achieved; infinite where nothing is kept."""
+        return -math.log10(self.density) if self.kept else math.inf
+
+    @property
+    def emptied(self) -> tuple[str, ...]:
+        """Names of the layers that have lost all their weights."""
+        return tuple(layer.name for layer in self.layers if layer.emptied)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the masks, ready for JSON (a compression that is infinite becomes None).
+
+        >>> layer = LayerReport(name="kernel", shape=(2, 5), kept=1, total=10, emptied=False)
+        >>> PruneResult(masks={}, kept=1, total=10, layers=(layer,), history=(1,)).to_dict()["density"]
+        0.1
+        """
+        return {
+            "kept": self.kept,
+            "total": self.total,
+            "density": self.density,
+            "compression": self.compression if self.kept else None,
+            "history": list(self.history),
+            "layers": [
+                {**asdict(layer), "shape": list(layer.shape), "density": layer.density}
+                for layer in self.layers
+            ],
+        }
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{html.escape(layer.name)}</td><td>{html.escape(str(layer.shape))}</td>"
+            f"<td>{layer.kept:,}</td><td>{layer.total:,}</td><td>{layer.density:.4f}</td>"
+            f"<td>{'emptied' if layer.emptied else ''}</td></tr>"
+            for layer in self.layers
+        )
+        head = "".join(f"<th>{title}</th>" for title in ("layer", "shape", "kept", "of", "density", ""))
+        caption = f"{self.kept:,} of {self.total:,} weights kept (density {self.density:.4g})"
+        return f"<table><caption>{caption}</caption><tr>{head}</tr>{rows}</table>"

@@ -1,0 +1,26 @@
+"""What README.md shows is run."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+
+
+def test_the_example_runs_as_it_stands_and_has_fifteen_lines():
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len([line for line in example.splitlines() if line.strip()]) <= 15
+    done = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True, check=False,
+                          cwd=Path(__file__).resolve().parents[1])
+    assert done.returncode == 0, done.stderr
+    # 64 · 20 + 2 · 20 · 20 + 20 · 10 = 2280 weights, a tenth of which are kept
+    assert done.stdout.startswith("228 of 2280 weights kept\n")
+    for line in re.findall(r"λ₁ = (\S+) is at most ν₁π₁ = (\S+)", done.stdout):
+        assert 0 < float(line[0]) <= float(line[1])
+    assert done.stdout.count("is at most") == 2
+
+
+def test_the_commands_are_there():
+    assert re.search(r"<!-- test command -->\n```bash\n.*pip install -e '\.\[test\]' && .* -m pytest", README)
+    assert re.search(r"```bash\npython3 -m venv .*pip install -e .* && \.venv/bin/pkjax analyze\n```", README)
