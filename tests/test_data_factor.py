@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from pkjax import data_factor as module
 from pkjax import paths
 from pkjax.data_factor import data_factor

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-
 from pkjax import paths
 from pkjax.analysis import analyze
 from pkjax.theorem1 import claims
+
 from tests.cases import cases, live
 from tests.oracles import enumerate_paths
 
@@ -132,7 +132,7 @@ def test_bad_input_is_refused_by_name():
         analyze(net, w, jnp.ones(3))
     with pytest.raises(ValueError, match="failed on an input of"):
         analyze(net, w, jnp.ones((2, 3)))
-    with pytest.raises(ValueError, match="X leaf .* holds 1 values that are NaN"):
+    with pytest.raises(ValueError, match=r"X leaf .* holds 1 values that are NaN"):
         analyze(net, w, X.at[0, 0].set(jnp.nan))
     with pytest.raises(ValueError, match="params leaf 'a' holds 1 values"):
         analyze(net, {**w, "a": w["a"].at[0, 0].set(jnp.inf)}, X)
@@ -142,7 +142,7 @@ def test_bad_input_is_refused_by_name():
         analyze(net, w, X, x=jnp.ones((2, 2)))
     with pytest.raises(ValueError, match="masks leaf"):
         analyze(net, w, X, masks={"a": jnp.ones((3, 2), bool), "b": masks["b"]})
-    for lam, nu, pi, message in [([1.0], [1.0, 1.0], [1.0], "equally long"), ([1.0, 2.0], [1.0, 1.0], [1.0], "descending"),
-                                 ([], [], [], "non-empty")]:
+    for lam, nu, pi, message in [([1.0], [1.0, 1.0], [1.0], "equally long"), ([], [], [], "non-empty"),
+                                 ([1.0, 2.0], [1.0, 1.0], [1.0], "descending")]:
         with pytest.raises(ValueError, match=message):
             claims(np.array(lam), np.array(nu), np.array(pi))
