@@ -1,7 +1,6 @@
 """The data factor A = J_v^f J_v^fᵀ of the tangent kernel, without listing paths."""
 
 import math
-from functools import partial
 
 import jax
 import jax.numpy as jnp

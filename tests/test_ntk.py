@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from pkjax import structured
 from pkjax.ntk import ntk, ntk_matvec, ntk_trace
 

@@ -109,7 +109,7 @@ def select(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
         return [interp.linear("select_n", lambda *vs: lax.select_n(which.value, *vs), cases)]
     for case in cases:
         require(interp, case, (0.0,), "a branch of 'where'")
-    return [choose(interp, eqn, cases, lambda: [which.value == i for i in range(len(cases))])]
+    return [choose(interp, eqn, cases, lambda: [which.value.astype(int) == i for i in range(len(cases))])]
 
 
 def absolute(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
