@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from jaxtyping import PyTree
 
-__all__ = ["EmptiedLayerWarning", "LayerReport", "PruneResult"]
+__all__ = ["EmptiedLayerWarning", "LayerReport", "PruneResult", "layer_report"]
 
 
 class EmptiedLayerWarning(UserWarning):
@@ -38,6 +38,20 @@ class LayerReport:
     def density(self) -> float:
         """Fraction of the leaf's weights that is kept."""
         return self.kept / self.total if self.total else 1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, and the density, ready for JSON."""
+        return {**asdict(self), "shape": list(self.shape), "density": self.density}
+
+
+def layer_report(name: str, shape: tuple[int, ...], kept: int) -> LayerReport:
+    """Report on a leaf of which so many weights are kept.
+
+    >>> layer_report("kernel", (2, 5), 0).emptied
+    True
+    """
+    total = math.prod(shape)
+    return LayerReport(name=name, shape=shape, kept=kept, total=total, emptied=total > 0 and kept == 0)
 
 
 @partial(
@@ -91,10 +105,7 @@ class PruneResult:
             "density": self.density,
             "compression": self.compression if self.kept else None,
             "history": list(self.history),
-            "layers": [
-                {**asdict(layer), "shape": list(layer.shape), "density": layer.density}
-                for layer in self.layers
-            ],
+            "layers": [layer.to_dict() for layer in self.layers],
         }
 
     def _repr_html_(self) -> str:

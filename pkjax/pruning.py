@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from pkjax.masks import apply_masks
-from pkjax.prune_result import EmptiedLayerWarning, LayerReport, PruneResult
+from pkjax.prune_result import EmptiedLayerWarning, PruneResult, layer_report
 from pkjax.schedules import Schedule, exponential
 from pkjax.scopes import Scope, global_scope
 from pkjax.selection import count_dtype, keep_largest, order_keys
@@ -80,9 +80,7 @@ def prune(
     counts = _counts(schedule, steps, target, [sum(sizes[i] for i in group) for group in groups])
     step = partial(_step, score_fn, chosen, groups)
 
-    alive = [
-        jnp.ones(jnp.shape(leaf), bool) for leaf, c in zip(jax.tree.leaves(params), chosen, strict=True) if c
-    ]
+    alive = [jnp.ones(jnp.shape(leaf), bool) for leaf, c in zip(jax.tree.leaves(params), chosen, strict=True) if c]
     if progress:
         alive, kept, flags = _run_with_progress(step, params, alive, counts)
     else:
@@ -93,10 +91,8 @@ def prune(
     _raise_bad_scores(flags, names_pruned)
 
     masks = jax.tree.unflatten(jax.tree.structure(params), _fill(params, chosen, alive))
-    shapes = [mask.shape for mask in alive]
     layers = tuple(
-        LayerReport(name=name, shape=shape, kept=int(k), total=size, emptied=size > 0 and int(k) == 0)
-        for name, shape, k, size in zip(names_pruned, shapes, kept[-1], sizes, strict=True)
+        layer_report(name, mask.shape, int(k)) for name, mask, k in zip(names_pruned, alive, kept[-1], strict=True)
     )
     emptied = [layer.name for layer in layers if layer.emptied]
     if emptied:
@@ -199,8 +195,7 @@ def _prunable_leaves(params: PyTree, prunable: Predicate) -> list[bool]:
             raise TypeError(f"params leaf {name!r} is traced: prune compiles its own loop, call it outside")
         if c and not is_floating(leaf):
             raise TypeError(
-                f"prunable selects the leaf {name!r}, which holds no floating-point numbers but "
-                f"{jnp.result_type(leaf)}"
+                f"prunable selects the leaf {name!r}, which holds no floating-point numbers but {jnp.result_type(leaf)}"
             )
     total = sum(int(np.size(leaf)) for leaf, c in zip(leaves, chosen, strict=True) if c)
     if total == 0:
@@ -209,9 +204,7 @@ def _prunable_leaves(params: PyTree, prunable: Predicate) -> list[bool]:
             "function of (key path, leaf) that is True for the leaves to prune"
         )
     if total > np.iinfo(count_dtype()).max:
-        raise ValueError(
-            f"{total} prunable weights are more than {count_dtype()} counts: enable jax_enable_x64"
-        )
+        raise ValueError(f"{total} prunable weights are more than {count_dtype()} counts: enable jax_enable_x64")
     check_finite(params, "params")
     return chosen
 

@@ -194,9 +194,8 @@ def _split(params: PyTree, predicate: Predicate | None) -> tuple[list[Array], Ca
     def rebuild(part: Sequence[Array], rest: PyTree | None = None) -> PyTree:
         new = iter(part)
         others = [_zeros(leaf) for leaf in everything] if rest is None else jax.tree.leaves(rest)
-        return structure.unflatten(
-            [next(new) if want else other for want, other in zip(chosen, others, strict=True)]
-        )
+        filled = [next(new) if want else other for want, other in zip(chosen, others, strict=True)]
+        return jax.tree.unflatten(structure, filled)
 
     return [jnp.asarray(leaf) for leaf, want in zip(everything, chosen, strict=True) if want], rebuild
 
@@ -223,7 +222,5 @@ def _finite(scores: PyTree, name: str) -> PyTree:
     """Let no infinity or NaN out unnoticed; under ``jit`` it is ``prune`` that looks."""
     for leaf_name, leaf in zip(leaf_names(scores), jax.tree.leaves(scores), strict=True):
         if not isinstance(leaf, jax.core.Tracer) and not bool(jnp.isfinite(leaf).all()):
-            raise FloatingPointError(
-                f"{name} gives scores that are not finite at leaf {leaf_name!r}: {OVERFLOW}"
-            )
+            raise FloatingPointError(f"{name} gives scores that are not finite at leaf {leaf_name!r}: {OVERFLOW}")
     return scores

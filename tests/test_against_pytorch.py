@@ -46,8 +46,7 @@ def conv(h, kernel, stride=1):
 def fc_case():
     module = models.fc(width=30, depth=4, param_dtype=jnp.float64)
     shape = (8, 8, 1)
-    params = module.init(jax.random.key(0), jnp.ones((1, *shape)))["params"]
-    params = noisy_vectors(params, 1)
+    params = drawn(jax.eval_shape(module.init, jax.random.key(0), jnp.ones((1, *shape))), 1)["params"]
     layers = [f"Dense_{i}" for i in range(5)]
 
     def network(w, x):
@@ -70,14 +69,8 @@ def resnet20_case():
     """ResNet-20 with frozen BatchNorm whose averages, scales and biases are those of no fresh network."""
     module = models.resnet20(param_dtype=jnp.float64)
     shape = (8, 8, 3)
-    variables = module.init(jax.random.key(0), jnp.ones((1, *shape)))
-    variables = jax.tree.map(np.asarray, variables)
-    rng = np.random.default_rng(2)
-    stats = jax.tree_util.tree_map_with_path(
-        lambda path, v: rng.uniform(0.5, 2.0, v.shape) if path[-1].key == "var" else 0.3 * rng.normal(size=v.shape),
-        variables["batch_stats"],
-    )
-    params = noisy_vectors(variables["params"], 3)
+    variables = drawn(jax.eval_shape(module.init, jax.random.key(0), jnp.ones((1, *shape))), 2)
+    params, stats = variables["params"], variables["batch_stats"]
     constants = {
         name: torch.tensor(np.asarray(leaf))
         for name, leaf in zip(leaf_names(stats), jax.tree.leaves(stats), strict=True)
@@ -117,7 +110,7 @@ def resnet20_case():
 
         return forward(w, z, norm, lambda h: h, average)
 
-    apply_fn, params = from_linen(module, {"params": params, "batch_stats": jax.tree.map(jnp.asarray, stats)})
+    apply_fn, params = from_linen(module, variables)
     return Case(apply_fn, params, network, paths, shape)
 
 
@@ -153,24 +146,29 @@ def pooled_case():
     return Case(apply_fn, params, network, paths, shape)
 
 
-def noisy_vectors(params, seed):
-    """Give biases and BatchNorm's scales values of both signs: ones and zeros would hide mistakes."""
+def drawn(variables, seed):
+    """Draw weights of both signs, biases, and averages that are those of no fresh network: zeros hide mistakes."""
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):
-        if jnp.ndim(leaf) > 1:
-            return jnp.asarray(leaf)
-        noise = 0.2 * rng.normal(size=leaf.shape)
-        return jnp.asarray(noise + rng.choice([-1.0, 1.0], leaf.shape) if path[-1].key == "scale" else noise)
+        noise = rng.normal(size=leaf.shape)
+        match path[-1].key:
+            case "kernel":
+                return noise * np.sqrt(2 / np.prod(leaf.shape[:-1]))
+            case "scale":
+                return rng.choice([-1.0, 1.0], leaf.shape) + 0.2 * noise
+            case "var":
+                return rng.uniform(0.5, 2.0, leaf.shape)
+        return 0.2 * noise
 
-    return jax.tree_util.tree_map_with_path(draw, params)
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: jnp.asarray(draw(path, leaf)), variables)
 
 
 CASES = {"fc": fc_case, "resnet20": resnet20_case, "pooled": pooled_case}
 BUILT: dict[str, Case] = {}
 
 
-@pytest.fixture(params=CASES)
+@pytest.fixture(params=["fc", "pooled", pytest.param("resnet20", marks=pytest.mark.slow)])
 def case(request):
     if request.param not in BUILT:
         BUILT[request.param] = CASES[request.param]()
@@ -242,47 +240,44 @@ def test_snip_agrees(case):
     assert_scores_agree(jax.jit(lambda p: snip(loss, p))(case.params), want)
 
 
-@pytest.mark.parametrize("temperature", [1.0, 200.0])
-def test_grasp_agrees(case, temperature):
+def test_grasp_agrees(case):
     """The published code: g · stop(g) differentiated once more, over the prunable weights."""
-    loss, torch_loss = losses(case, temperature)
-    weights, names = tensors(case.params), prunable_names(case.params)
-    chosen = [weights[name] for name in names]
-    gradient = torch.autograd.grad(torch_loss(weights), chosen, create_graph=True)
-    inner = sum((g * g.detach()).sum() for g in gradient)
-    product = torch.autograd.grad(inner, chosen)
-    want = {name: (w * h).detach().numpy() for name, w, h in zip(names, chosen, product, strict=True)}
-    scores = jax.jit(lambda p: grasp(loss, p))(case.params)
-    assert_scores_agree(scores, want, names)
-    for name, leaf in zip(leaf_names(scores), jax.tree.leaves(scores), strict=True):
-        assert name in names or not np.asarray(leaf).any()
-    assert all((leaf < 0).any() and (leaf > 0).any() for leaf in want.values())
+    names = prunable_names(case.params)
+    jitted = jax.jit(lambda p, temperature: grasp(losses(case, temperature)[0], p))
+    for temperature in (1.0, 200.0):
+        weights = tensors(case.params)
+        chosen = [weights[name] for name in names]
+        loss = losses(case, temperature)[1](weights)
+        gradient = torch.autograd.grad(loss, chosen, create_graph=True)
+        inner = sum((g * g.detach()).sum() for g in gradient)
+        product = torch.autograd.grad(inner, chosen)
+        want = {name: (w * h).detach().numpy() for name, w, h in zip(names, chosen, product, strict=True)}
+        assert all((leaf < 0).any() and (leaf > 0).any() for leaf in want.values())
+        scores = jitted(case.params, temperature)
+        assert_scores_agree(scores, want, names)
+        for name, leaf in zip(leaf_names(scores), jax.tree.leaves(scores), strict=True):
+            assert name in names or not np.asarray(leaf).any()
 
 
-def distribution_mean(case):
-    return np.abs(np.random.default_rng(6).normal(size=(1, *case.shape)))
+VARIANTS = {"synflow": (1, 1), "paper": (2, 1), "conserved": (2, 2), "released": (1, 2)}  # objective, power
 
 
-def score(case, pool, z, variant):
-    x = jnp.asarray(z)
-    if variant is None:
-        return lambda p: synflow(case.apply_fn, p, x, pool=pool)
-    return lambda p: synflow_l2(case.apply_fn, p, x, variant=variant, pool=pool)
+def score(case, params, z, variant, pool="sum"):
+    if variant == "synflow":
+        return synflow(case.apply_fn, params, z, pool=pool)
+    return synflow_l2(case.apply_fn, params, z, variant=variant, pool=pool)
 
 
-VARIANTS = {None: (1, 1), "paper": (2, 1), "conserved": (2, 2), "released": (1, 2)}  # objective, power
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("data", ["ones", "mean"])
-@pytest.mark.parametrize("pool", ["sum", "max"])
-def test_synflow_and_its_variants_agree(case, variant, data, pool):
-    if pool == "max" and case is not BUILT.get("pooled"):
-        pool = "sum"
-    z = np.ones((1, *case.shape)) if data == "ones" else distribution_mean(case)
-    want = torch_synflow(case, case.params, z, *VARIANTS[variant], pool)
-    got = jax.jit(score(case, pool, z, variant))(case.params)
-    assert_scores_agree(got, want)
+def test_synflow_and_its_variants_agree(case):
+    """Without data and with the mean of the inputs, and where it matters for both kinds of pooling."""
+    pools = ["sum", "max"] if case is BUILT.get("pooled") else ["sum"]
+    rng = np.random.default_rng(6)
+    for pool in pools:
+        jitted = jax.jit(lambda p, z, pool=pool: {v: score(case, p, z, v, pool) for v in VARIANTS})
+        for z in (np.ones((1, *case.shape)), np.abs(rng.normal(size=(1, *case.shape)))):
+            got = jitted(case.params, jnp.asarray(z))
+            for variant, (objective, power) in VARIANTS.items():
+                assert_scores_agree(got[variant], torch_synflow(case, case.params, z, objective, power, pool))
 
 
 def torch_prune(scores_of, params, density, steps):
@@ -308,13 +303,19 @@ def torch_prune(scores_of, params, density, steps):
 
 
 @pytest.mark.filterwarnings("ignore::pkjax.prune_result.EmptiedLayerWarning")
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    ("case", "variant"),
+    [("fc", v) for v in VARIANTS]
+    + [("pooled", v) for v in VARIANTS]
+    + [pytest.param("resnet20", v, marks=pytest.mark.slow) for v in ("synflow", "paper")],
+    indirect=["case"],
+)
 def test_masks_of_100_steps_differ_only_where_scores_tie_to_rounding(case, variant):
     z, density, steps = np.ones((1, *case.shape)), 10**-1.5, 100
     want, margin = torch_prune(
         lambda p: torch_synflow(case, p, z, *VARIANTS[variant], "sum"), case.params, density, steps
     )
-    result = prune(score(case, "sum", z, variant), case.params, density=density, steps=steps)
+    result = prune(lambda p: score(case, p, jnp.asarray(z), variant), case.params, density=density, steps=steps)
     chosen = jax.tree.leaves(select(kernels, case.params))
     got = np.concatenate(
         [np.asarray(m).ravel() for m, c in zip(jax.tree.leaves(result.masks), chosen, strict=True) if c]

@@ -73,7 +73,8 @@ class Network:
 
 def eqn_as_function(eqn: Any) -> Callable[[Any], Any]:
     """Wrap one equation of one operand as a function."""
-    jaxpr = jex.Jaxpr((), eqn.invars, eqn.outvars, [eqn])
+    inner = eqn.params["call_jaxpr"].jaxpr
+    jaxpr = inner.replace(constvars=[], invars=eqn.invars, outvars=eqn.outvars, eqns=[eqn])
     fn = jex.jaxpr_as_fun(jex.ClosedJaxpr(jaxpr, ()))
     return lambda v: fn(v)[0]
 
@@ -86,7 +87,7 @@ class Polynomial:
 
     known = False
 
-    def __init__(self, q: float | None, gates: Sequence[Array] | None, natural_max: bool):
+    def __init__(self, q: float | int | None, gates: Sequence[Any] | None, natural_max: bool):
         self.q = q
         self.signed = q is None
         self.gates = None if gates is None else list(gates)

@@ -17,8 +17,9 @@ from pkjax.trees import ApplyFn, check_masks, is_floating
 __all__ = ["gates", "log_count", "path_sum", "polynomial", "record", "tied"]
 
 
-def polynomial(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, q: float, gates: Sequence[Array] | None = None,
-               pool: str = "sum", masks: PyTree | None = None) -> Float[Array, "N K"]:
+def polynomial(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, q: float | int,
+               gates: Sequence[ArrayLike] | None = None, pool: str = "sum",
+               masks: PyTree | None = None) -> Float[Array, "N K"]:
     """Evaluate the path polynomial of every output by one forward pass, without listing paths.
 
     R_q(φ, z)_k = Σ_{p→k} |c_p|^q (Π_{j∈p} φ_j) z_s(p): the parameters are replaced by φ, every gate is open, every
@@ -55,7 +56,7 @@ def polynomial(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, q: float, gat
     return _evaluate(Polynomial(q, gates, natural_max=pool == "max" and gates is None), apply_fn, params, x, masks)
 
 
-def path_sum(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, gates: Sequence[Array],
+def path_sum(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, gates: Sequence[ArrayLike],
              masks: PyTree | None = None) -> Float[Array, "N K"]:
     """Sum c_p v_p(θ) a_p x_s(p) over all paths, with gates as given: f(x) where they are the gates of x.
 
