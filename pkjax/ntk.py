@@ -47,6 +47,8 @@ def ntk(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array, "N ..."], X2: Shaped
     Raises:
         ValueError: for inputs whose shapes differ, outputs that are not (N, K), an unknown engine, ``tile`` below
             1, masks or trainable of another structure, NaN or infinity in params or inputs.
+        NotPathNetworkError: engine "structured" reads networks that are sums over paths; "jacobian" and
+            "neural-tangents" take any differentiable network.
         ImportError: where engine "neural-tangents" is asked for and cannot be loaded.
 
     Source: equation 2 of Jacot et al. 2018; Gebhart et al. 2021, section 2 and equation 9 (Θ = J_v^f Π J_v^fᵀ).
@@ -144,7 +146,8 @@ def _prepare(apply_fn: ApplyFn, params: PyTree, X: Array, masks: PyTree | None, 
     out = jax.eval_shape(apply_fn, params, X)
     if not hasattr(out, "shape") or len(out.shape) != 2 or out.shape[0] != X.shape[0]:
         got = getattr(out, "shape", jax.tree.structure(out))
-        raise ValueError(f"apply_fn must map inputs of shape {X.shape} to outputs of shape ({X.shape[0]}, K), got {got}")
+        raise ValueError(f"apply_fn must map inputs of shape {X.shape} to outputs of shape ({X.shape[0]}, K), got "
+                         f"{got}")
     return params, entries, tuple(all_ for _, all_ in flags)
 
 
@@ -160,12 +163,12 @@ def _hashable(apply_fn: ApplyFn) -> ApplyFn:
 def _restrict(apply_fn: ApplyFn, params: PyTree, entries: list[Array | None]) -> tuple[ApplyFn, list[Array]]:
     """Make the network a function of the leaves that train; entries that do not train are held fixed."""
     leaves, treedef = jax.tree.flatten(params)
-    moving = [i for i, mask in enumerate(entries) if mask is not None]
+    moving = {i: mask for i, mask in enumerate(entries) if mask is not None}
 
     def restricted(theta: list[Array], x: Array) -> Array:
         full = list(leaves)
-        for i, value in zip(moving, theta, strict=True):
-            full[i] = jnp.where(entries[i], value, leaves[i])
+        for (i, mask), value in zip(moving.items(), theta, strict=True):
+            full[i] = jnp.where(mask, value, leaves[i])
         return apply_fn(jax.tree.unflatten(treedef, full), x)
 
     return restricted, [leaves[i] for i in moving]

@@ -136,7 +136,7 @@ def test_bad_input_is_named():
         data_factor(apply_fn, params, x[:0])
     with pytest.raises(ValueError, match="masks must have the tree structure of params, but leaf 'a' is missing"):
         data_factor(apply_fn, params, x, masks={"b": jnp.ones((4, 3), bool)})
-    with pytest.raises(ValueError, match="X leaf .* holds 1 values that are NaN"):
+    with pytest.raises(ValueError, match=r"X leaf .* holds 1 values that are NaN"):
         data_factor(apply_fn, params, x.at[0, 0].set(jnp.nan))
     with pytest.raises(paths.NotPathNetworkError, match="tanh"):
         data_factor(lambda p, x: jnp.tanh(x @ p["a"]), params, x)
