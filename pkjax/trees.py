@@ -66,9 +66,17 @@ def check_like(tree: PyTree, like: PyTree, what: str) -> None:
     extra = [name for name in got if name not in want]
     if extra:
         raise ValueError(f"{what} must have the tree structure of params, but has the extra leaf {extra[0]!r}")
-    if jax.tree.structure(tree) != jax.tree.structure(like):  # type: ignore[operator]
+    if str(jax.tree.structure(tree)) != str(jax.tree.structure(like)):
         raise ValueError(f"{what} has the tree structure {jax.tree.structure(tree)}, but params has "
                          f"{jax.tree.structure(like)}")
+
+
+def check_structure(tree: PyTree, like: PyTree, what: str) -> None:
+    """Raise ValueError, naming the first difference, unless ``tree`` has a leaf for each of ``like``."""
+    got, want = leaf_names(tree), leaf_names(like)
+    if got != want:
+        differing = next((n for n in [*want, *got] if (n in got) != (n in want)), want[0])
+        raise ValueError(f"{what} must have the tree structure of params, but differs at leaf {differing!r}")
 
 
 def check_masks(masks: PyTree | None, params: PyTree) -> None:
@@ -109,8 +117,7 @@ def trainable_masks(params: PyTree, trainable: Trainable = None, masks: PyTree |
     elif callable(trainable):
         chosen = select(lambda path, leaf: is_floating(leaf) and trainable(path, leaf), params)
     else:
-        if jax.tree.structure(trainable) != jax.tree.structure(params):
-            check_like(trainable, params, "trainable")
+        check_structure(trainable, params, "trainable")
         chosen = jax.tree.map(lambda t, leaf: t if is_floating(leaf) else False, trainable, params)
     if not any(not isinstance(t, bool) or t for t in jax.tree.leaves(chosen)):
         raise ValueError("trainable selects no floating leaf of params: nothing to differentiate")

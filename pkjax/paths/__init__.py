@@ -1,8 +1,12 @@
 """Networks as sums over paths: the path polynomial, gates, taps and enumeration."""
 
+from pkjax.paths.enumeration import Factorization, Path, factorize
 from pkjax.paths.errors import NotFullyConnectedError, NotPathNetworkError
 from pkjax.paths.layers import DenseLayer, dense_layers
 from pkjax.paths.polynomial import gates, log_count, polynomial, tied
+from pkjax.paths.taps import Site, sites, tapped
 
-__all__ = ["DenseLayer", "NotFullyConnectedError", "NotPathNetworkError", "dense_layers",
-           "gates", "log_count", "polynomial", "tied"]
+__all__ = [
+    "DenseLayer", "Factorization", "NotFullyConnectedError", "NotPathNetworkError", "Path", "Site", "dense_layers",
+    "factorize", "gates", "log_count", "polynomial", "sites", "tapped", "tied",
+]

@@ -109,13 +109,18 @@ def select(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
         return [interp.linear("select_n", lambda *vs: lax.select_n(which.value, *vs), cases)]
     for case in cases:
         require(interp, case, (0.0,), "a branch of 'where'")
-    return [choose(interp, eqn, cases, lambda: [which.value == i for i in range(len(cases))])]
+    return [choose(interp, eqn, cases, lambda: [jnp.equal(which.value, jnp.asarray(i, which.value.dtype))
+                                               for i in range(len(cases))])]
 
 
 def absolute(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
-    """Rule for abs: the slope is the sign."""
+    """Rule for abs: the slope is JAX's own derivative (the sign, which its releases give differently at 0)."""
     (x,) = ins
-    return [interp.gated(x, lambda: jnp.sign(interp.true(x)))]
+
+    def slope() -> Array:
+        v = interp.true(x)
+        return jax.jvp(lax.abs, (v,), (jnp.ones_like(v),))[1]
+    return [interp.gated(x, slope)]
 
 
 def clamp(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:

@@ -37,11 +37,15 @@ class Network:
         return fn(a.value, b.value)
 
     def gated(self, operand: PathSum, gate: Callable[[], Any]) -> Any:
-        """Record the gate and multiply by it. It is piecewise constant, so no gradient flows into it."""
-        value = lax_stop(jnp.asarray(gate()).astype(operand.dtype))
+        """Record the gate and multiply by it."""
+        return self._multiplied(operand.value, operand, gate)
+
+    def _multiplied(self, value: Any, operand: PathSum, gate: Callable[[], Any]) -> Any:
+        # A gate is piecewise constant, so no gradient flows into it.
+        slope = jax.lax.stop_gradient(jnp.asarray(gate()).astype(operand.dtype))
         self.last = (operand, len(self.recorded))
-        self.recorded.append(value)
-        return operand.value * value
+        self.recorded.append(slope)
+        return value * slope
 
     def true_value(self, operand: PathSum) -> Any:
         """Return what the path sum holds."""
@@ -58,7 +62,7 @@ class Network:
         value = self.true_value(x)
         inner = eqn_as_function(eqn)
         _, slope = jax.jvp(inner, (value,), (jnp.ones_like(value),))
-        self.recorded[-1] = lax_stop(slope)
+        self.recorded[-1] = jax.lax.stop_gradient(slope)
         held = self.gated_again(x, self.recorded[-1])
         return [PathSum(held, outs[0].shape, outs[0].dtype, outs[0].on_input, outs[0].degree)]
 
@@ -67,33 +71,32 @@ class Network:
         return operand.value * gate
 
 
-def lax_stop(v: Array) -> Array:
-    """Cut a gate out of differentiation."""
-    return jax.lax.stop_gradient(v)
-
-
 def eqn_as_function(eqn: Any) -> Callable[[Any], Any]:
     """Wrap one equation of one operand as a function."""
-    jaxpr = jex.Jaxpr((), eqn.invars, eqn.outvars, [eqn])
+    inner = eqn.params["call_jaxpr"].jaxpr
+    jaxpr = inner.replace(constvars=[], invars=eqn.invars, outvars=eqn.outvars, eqns=[eqn])
     fn = jex.jaxpr_as_fun(jex.ClosedJaxpr(jaxpr, ()))
     return lambda v: fn(v)[0]
 
 
 class Polynomial:
-    """The path polynomial: constants to the power |c|^q, additions only, gates open or as given."""
+    """The path polynomial: constants to the power |c|^q, additions only, gates open or as given.
 
-    signed = False
+    With q None, constants and signs stay as they are: with the gates of x, the sum over paths that is f(x).
+    """
+
     known = False
 
-    def __init__(self, q: float, gates: Sequence[Array] | None, natural_max: bool):
+    def __init__(self, q: float | int | None, gates: Sequence[Any] | None, natural_max: bool):
         self.q = q
+        self.signed = q is None
         self.gates = None if gates is None else list(gates)
         self.used = 0
         self.natural_max = natural_max
 
     def lift(self, constant: Any) -> Any:
         """Return |c|^q, where 0^0 = 0: a zero constant carries no path."""
-        if not jnp.issubdtype(constant.dtype, jnp.floating):
+        if self.q is None or not jnp.issubdtype(constant.dtype, jnp.floating):
             return constant
         if self.q == 1:
             return jnp.abs(constant)

@@ -11,6 +11,7 @@ of a path polynomial, a table of paths, a chain of layers. The interpreter decid
 to compute about it.
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -139,8 +140,9 @@ class Interpreter:
             return value
         if isinstance(value, Gate):
             raise self.error("a piecewise constant value is added to a signal, which is not positively homogeneous")
-        constant = jnp.asarray(value.value)
-        return PathSum(self.algebra.lift(constant), constant.shape, constant.dtype, on_input=False)
+        with contextlib.nullcontext() if isinstance(value.value, jax.core.Tracer) else jax.ensure_compile_time_eval():
+            constant = jnp.asarray(value.value)
+            return PathSum(self.algebra.lift(constant), constant.shape, constant.dtype, on_input=False)
 
     def linear(self, op: str, fn: Callable[..., Any], operands: Sequence[Value], *,
                parent: tuple[PathSum, Any] | None = None) -> PathSum:
@@ -255,7 +257,11 @@ def interpret(algebra: Algebra, apply_fn: Callable[[Any, Any], Any], params: Any
     from pkjax.paths.rules import RULES
 
     abstract = jax.tree.map(lambda v: jax.ShapeDtypeStruct(jnp.shape(v), jnp.result_type(v)), (params, x))
-    closed, out_shape = jax.make_jaxpr(apply_fn, return_shape=True)(*abstract)
+    try:
+        closed, out_shape = jax.make_jaxpr(apply_fn, return_shape=True)(*abstract)
+    except Exception as error:
+        shapes = jax.tree.map(lambda v: f"{v.dtype}{list(v.shape)}", abstract[1])
+        raise ValueError(f"apply_fn(params, x) failed on an input of {shapes} (batch first): {error}") from error
     outs = jax.tree.leaves(out_shape)
     if len(outs) != 1 or outs[0].ndim != 2:
         raise ValueError("apply_fn(params, x) must return one array of shape (N, K), but returned "

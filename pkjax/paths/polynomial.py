@@ -1,22 +1,25 @@
 """The path polynomial of a network, its gates, and what follows from them at once."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
 from pkjax.paths.algebras import Network, Polynomial
 from pkjax.paths.interpreter import PathSum, interpret
-from pkjax.trees import ApplyFn, check_masks
+from pkjax.trees import ApplyFn, check_masks, is_floating
 
-__all__ = ["gates", "log_count", "polynomial", "tied"]
+__all__ = ["gates", "log_count", "path_sum", "polynomial", "record", "tied"]
 
 
-def polynomial(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, q: float, gates: Sequence[Array] | None = None,
-               pool: str = "sum", masks: PyTree | None = None) -> Float[Array, "N K"]:
+def polynomial(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, q: float | int,
+               gates: Sequence[ArrayLike] | None = None, pool: str = "sum",
+               masks: PyTree | None = None) -> Float[Array, "N K"]:
     """Evaluate the path polynomial of every output by one forward pass, without listing paths.
 
     R_q(φ, z)_k = Σ_{p→k} |c_p|^q (Π_{j∈p} φ_j) z_s(p): the parameters are replaced by φ, every gate is open, every
@@ -50,12 +53,27 @@ def polynomial(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, q: float, gat
     """
     if pool not in ("sum", "max"):
         raise ValueError(f'pool must be "sum" or "max", but is {pool!r}')
+    return _evaluate(Polynomial(q, gates, natural_max=pool == "max" and gates is None), apply_fn, params, x, masks)
+
+
+def path_sum(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, gates: Sequence[ArrayLike],
+             masks: PyTree | None = None) -> Float[Array, "N K"]:
+    """Sum c_p v_p(θ) a_p x_s(p) over all paths, with gates as given: f(x) where they are the gates of x.
+
+    >>> import jax.numpy as jnp
+    >>> net = lambda w, x: jnp.maximum(x @ w, 0.)
+    >>> path_sum(net, -jnp.eye(2), jnp.ones((1, 2)), gates=(jnp.array([[1., 0.]]),))
+    Array([[-1., -0.]], dtype=float32...)
+    """
+    return _evaluate(Polynomial(None, gates, natural_max=False), apply_fn, params, x, masks)
+
+
+def _evaluate(algebra: Polynomial, apply_fn: ApplyFn, params: PyTree, x: ArrayLike, masks: PyTree | None) -> Array:
     params, x = _arrays(params, x, masks)
-    algebra = Polynomial(q, gates, natural_max=pool == "max" and gates is None)
     out = interpret(algebra, apply_fn, params, x, lambda _, leaf: leaf, lambda z: z)
-    if gates is not None and algebra.used != len(gates):
-        raise ValueError(f"gates holds {len(gates)} arrays, but this network uses {algebra.used}; record them with "
-                         "pkjax.paths.gates on the same apply_fn")
+    if algebra.gates is not None and algebra.used != len(algebra.gates):
+        raise ValueError(f"gates holds {len(algebra.gates)} arrays, but this network uses {algebra.used}; record them "
+                         "with pkjax.paths.gates on the same apply_fn")
     return out.value
 
 
@@ -116,7 +134,7 @@ def tied(apply_fn: ApplyFn, params: PyTree, x: ArrayLike) -> tuple[bool, ...]:
 def log_count(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, masks: PyTree | None = None) -> Float[Array, ""]:
     """Count the live paths: log10 of R_0 with every weight 1, or 0 where masked (-inf when no path is left).
 
-    A zero weight is a path, a masked one is not. float32 holds counts to 1e38; beyond, parameters in float64 do.
+    A zero weight is a path, a masked one is not. Counted in float64, up to 1e308 (under jit, in the type of x).
 
     Args:
       apply_fn: the network.
@@ -125,7 +143,7 @@ def log_count(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, masks: PyTree 
       masks: booleans like ``params``.
 
     Returns:
-      A scalar, in decades.
+      A scalar, in decades; inf (never silently: a warning comes with it) where float64 does not hold the count.
 
     >>> import jax.numpy as jnp
     >>> net = lambda w, x: jnp.maximum(x @ w["a"], 0.) @ w["b"]
@@ -133,9 +151,19 @@ def log_count(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, masks: PyTree 
     >>> float(log_count(net, w, jnp.ones((1, 5))))   # 5·4·5 paths
     2.0
     """
-    ones = jax.tree.map(jnp.ones_like, params)
-    start = (jnp.asarray(x) != 0).astype(jnp.result_type(x))
-    return jnp.log10(polynomial(apply_fn, ones, start, q=0, masks=masks).sum())
+    def total(dtype: Any) -> Array:
+        ones = jax.tree.map(lambda p: jnp.ones(jnp.shape(p), dtype) if is_floating(p) else p, params)
+        start = (x != 0).astype(dtype) if is_floating(x) else x
+        return polynomial(apply_fn, ones, start, q=0, masks=masks).sum()
+
+    x = jnp.asarray(x)
+    if any(isinstance(v, jax.core.Tracer) for v in jax.tree.leaves((params, x, masks))):
+        return jnp.log10(total(jnp.result_type(x)))
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        count = float(total(jnp.float64))
+    if np.isinf(count):
+        warnings.warn("log_count: more paths than float64 holds (1e308)", RuntimeWarning, stacklevel=2)
+    return jnp.asarray(np.log10(count) if count else -np.inf)
 
 
 def _arrays(params: PyTree, x: ArrayLike, masks: PyTree | None) -> tuple[PyTree, Array]:

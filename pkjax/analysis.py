@@ -1,0 +1,212 @@
+"""The analyzer: one network's NTK, path kernel and data factor side by side."""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, PyTree
+
+from pkjax import path_kernel
+from pkjax.checks import Check, exactness
+from pkjax.data_factor import data_factor
+from pkjax.ntk import ntk
+from pkjax.paths import log_count, polynomial
+from pkjax.theorem1 import Claim, claims
+from pkjax.trees import ApplyFn, Trainable, check_finite, check_masks, leaf_names, trainable_masks
+
+__all__ = ["Layer", "Report", "analyze"]
+
+
+class Layer(NamedTuple):
+    """One parameter leaf and what a mask leaves of it."""
+
+    name: str
+    shape: tuple[int, ...]
+    kept: int
+    total: int
+    emptied: bool
+
+
+@dataclass(frozen=True)
+class Report:
+    """Spectra, traces, overlaps, claims and checks of one network on one batch. All arrays are float64 on the host."""
+
+    lam: Float[np.ndarray, "NK"]
+    """λ: eigenvalues of Θ, descending."""
+    nu: Float[np.ndarray, "NK"]
+    """ν: eigenvalues of A = J_v^f J_v^fᵀ, descending."""
+    pi: Float[np.ndarray, "k"]
+    """π: the largest eigenvalues of Π, descending, with multiplicities."""
+    pi_bounds: Float[np.ndarray, "k"]
+    """Bound on the error of each π."""
+    trace_ntk: float
+    """Tr Θ."""
+    trace_pi: float
+    """Tr Π."""
+    gated_trace: float
+    """The part of Tr Θ on the diagonal of Π."""
+    effective_rank: float
+    """Tr(Π)² / ‖Π‖_F², estimated."""
+    log_paths: float
+    """log10 of the number of live paths."""
+    effective_paths: float
+    """R_2² / R_4: the participation ratio of the squared path values (NaN where the network has no live path)."""
+    overlaps: Float[np.ndarray, "NK k"]
+    """O_ij: inner products of the eigenvectors of A with those of Π; 0 where ν_i or π_j is 0."""
+    captured: float
+    """Share of Tr Θ that the listed eigenvectors of Π carry: Σ ν_i π_j O_ij² / Tr Θ."""
+    claims: dict[str, Claim]
+    """Every bound of theorem 1, and what became of it here."""
+    checks: dict[str, Check]
+    """The analyzer's own exactness checks."""
+    layers: tuple[Layer, ...]
+    samples: int
+    outputs: int
+    parameters: int
+    """Parameters that train."""
+    seconds: dict[str, float]
+    """Time spent on each part."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as numbers, lists and strings that JSON can hold."""
+        plain = asdict(self)
+        for name, value in plain.items():
+            if isinstance(value, np.ndarray):
+                plain[name] = value.tolist()
+        plain["claims"] = {name: claim._asdict() for name, claim in self.claims.items()}
+        plain["checks"] = {name: check._asdict() for name, check in self.checks.items()}
+        plain["layers"] = [layer._asdict() for layer in self.layers]
+        return plain
+
+
+def analyze(apply_fn: ApplyFn, params: PyTree, X: ArrayLike, *, masks: PyTree | None = None,
+            trainable: Trainable = None, k: int | None = None, x: ArrayLike | None = None, key: Array | None = None,
+            progress: Callable[[str], None] | None = None) -> Report:
+    """Compare a network's NTK spectrum with its path kernel's and its data factor's, and test Theorem 1 on them.
+
+    Θ = J_v^f Π J_v^fᵀ and A = J_v^f J_v^fᵀ are computed exactly on the batch, Π's spectrum without data.
+
+    Args:
+      apply_fn: the network.
+      params: its parameters θ, concrete.
+      X: (N, *input), the batch.
+      masks: booleans like ``params``; masked weights are absent.
+      trainable: which parameters Θ and Π differentiate; all that float by default.
+      k: how many eigenpairs of Π to find; NK (or all, if there are fewer) by default.
+      x: (1, *input), the input of the path kernel; all ones by default.
+      key: randomness of the effective rank's estimate.
+      progress: called with the name of each part as it begins.
+
+    Returns:
+      A ``Report``. Claims that are false in general are reported as found.
+
+    Raises:
+      ValueError: shapes, masks or k that do not fit; parameters or inputs that are not finite.
+      NotPathNetworkError: an operation has no paths.
+
+    Source: Gebhart, Saxena and Schrater (2021), sections 3 and 5, theorem 1.
+
+    >>> import jax.numpy as jnp
+    >>> net = lambda w, x: jnp.maximum(x @ w["a"], 0.) @ w["b"]
+    >>> w = {"a": jnp.array([[1., -2.], [0.5, 1.]]), "b": jnp.array([[3.], [5.]])}
+    >>> report = analyze(net, w, jnp.array([[1., 2.], [2., -1.]]))
+    >>> report.claims["total"].holds, all(check.passed for check in report.checks.values())
+    (True, True)
+    """
+    X = jnp.asarray(X)
+    if X.ndim < 2 or X.shape[0] < 1:
+        raise ValueError(f"X must be a batch of shape (N, *input) with N >= 1, but has shape {X.shape}")
+    check_masks(masks, params)
+    check_finite(params, "params")
+    check_finite(X, "X")
+    x = jnp.ones((1, *X.shape[1:]), X.dtype) if x is None else jnp.asarray(x)
+    if x.shape != (1, *X.shape[1:]):
+        raise ValueError(f"x must be a batch of one like X, of shape {(1, *X.shape[1:])}, but has shape {x.shape}")
+    trains = trainable_masks(params, trainable, masks)
+    m = sum(int(t.sum()) for t in jax.tree.leaves(trains))
+    options = {"masks": masks, "trainable": trainable}
+    seconds: dict[str, float] = {}
+
+    def part(name: str, run: Callable[[], Any]) -> Any:
+        if progress is not None:
+            progress(name)
+        began = time.perf_counter()
+        out = jax.block_until_ready(run())
+        seconds[name] = time.perf_counter() - began
+        return out
+
+    theta = part("tangent kernel", lambda: ntk(apply_fn, params, X, **options))
+    n, _, outputs, _ = theta.shape
+    size = n * outputs
+    wanted = min(size, m) if k is None else k
+    if not 1 <= wanted <= m:
+        raise ValueError(f"k must be between 1 and the {m} parameters that train, but is {k}")
+    dense = np.asarray(theta, np.float64).transpose(0, 2, 1, 3).reshape(size, size)
+    dense = (dense + dense.T) / 2
+    lam = np.maximum(np.linalg.eigvalsh(dense)[::-1], 0.0)
+    blocks = np.asarray(part("data factor", lambda: data_factor(apply_fn, params, X, masks=masks)), np.float64)
+    nu, vectors = _sorted_blocks(blocks)
+    pairs = part("path kernel", lambda: path_kernel.eigenpairs(apply_fn, params, x, k=wanted, **options))
+    pi = np.maximum(np.asarray(pairs.values, np.float64), 0.0)
+    projected = part("overlaps", lambda: _projected(apply_fn, params, X, pairs.vectors, trains, masks))
+    energy = vectors.T @ projected          # V_iᵀ (∇f) z_j = √(ν_i π_j) O_ij
+    scale = np.sqrt(np.outer(nu, pi))
+    overlaps = np.where(scale > 1e-6 * scale.max(initial=0.0), energy / np.maximum(scale, 1e-300), 0.0)
+    trace_ntk = float(np.trace(dense))
+    trace_pi = float(part("traces", lambda: path_kernel.trace(apply_fn, params, x, **options)))
+    gated = float(path_kernel.gated_trace(apply_fn, params, X, **options))
+    key = jax.random.key(0) if key is None else key
+    rank = float(part("effective rank", lambda: path_kernel.effective_rank(apply_fn, params, x, key=key, **options)))
+    live = float(log_count(apply_fn, params, x, masks=masks))
+    squares, fourths = (float(polynomial(apply_fn, jax.tree.map(lambda p, q=q: jnp.abs(p) ** q, params), x, q=q,
+                                         masks=masks).sum()) for q in (2, 4))
+    checks = part("checks", lambda: exactness(apply_fn, params, X, dense, lam, nu, pi, energy, vectors, trace_pi,
+                                              complete=wanted == m, **options))
+    return Report(
+        lam=lam, nu=nu, pi=pi, pi_bounds=np.asarray(pairs.residuals, np.float64), trace_ntk=trace_ntk,
+        trace_pi=trace_pi, gated_trace=gated, effective_rank=rank, log_paths=live,
+        effective_paths=squares**2 / fourths if fourths else float("nan"), overlaps=overlaps,
+        captured=float((energy**2).sum() / trace_ntk) if trace_ntk else 0.0, claims=claims(lam, nu, pi),
+        checks=checks, layers=_layers(params, masks), samples=n, outputs=outputs, parameters=m, seconds=seconds)
+
+
+def _sorted_blocks(blocks: Float[np.ndarray, "K N N"]) -> tuple[np.ndarray, np.ndarray]:
+    """Diagonalise A, which is zero between different outputs: ν, and V with rows (example, output)."""
+    outputs, n, _ = blocks.shape
+    values, vectors = np.linalg.eigh((blocks + blocks.transpose(0, 2, 1)) / 2)
+    full = np.zeros((n, outputs, outputs, n))
+    full[:, np.arange(outputs), np.arange(outputs)] = vectors.transpose(1, 0, 2)
+    order = np.argsort(values.ravel(), kind="stable")[::-1]
+    return np.maximum(values.ravel()[order], 0.0), full.reshape(n * outputs, -1)[:, order]
+
+
+def _projected(apply_fn: ApplyFn, params: PyTree, X: Array, vectors: PyTree, trains: PyTree,
+               masks: PyTree | None) -> np.ndarray:
+    """Multiply the Jacobian with the eigenvectors of G: (NK, k), one directional derivative each."""
+    floating = jax.tree.map(lambda p: jnp.issubdtype(jnp.result_type(p), jnp.floating), params)
+    alive = params if masks is None else jax.tree.map(lambda p, q: jnp.where(q, p, jnp.zeros_like(p)), params, masks)
+
+    def of(p: PyTree) -> Array:
+        return apply_fn(jax.tree.map(lambda f, new, old: new if f else old, floating, p, alive), X).ravel()
+
+    @jax.jit
+    def project(z: PyTree) -> Array:
+        with jax.default_matmul_precision("highest"):
+            tangent = jax.tree.map(lambda v, t, p: jnp.where(t, v.astype(p.dtype), jnp.zeros_like(p)), z, trains, alive)
+            return jax.jvp(of, (alive,), (tangent,))[1]
+    count = jax.tree.leaves(vectors)[0].shape[0]
+    return np.stack([np.asarray(project(jax.tree.map(lambda v, j=j: jnp.asarray(v[j]), vectors)), np.float64)
+                     for j in range(count)], axis=1)
+
+
+def _layers(params: PyTree, masks: PyTree | None) -> tuple[Layer, ...]:
+    """Count what a mask keeps of every leaf of two axes or more."""
+    leaves = jax.tree.leaves(params)
+    kept = [np.size(p) for p in leaves] if masks is None else [int(np.sum(q)) for q in jax.tree.leaves(masks)]
+    return tuple(Layer(name, tuple(np.shape(p)), int(q), int(np.size(p)), q == 0)
+                 for name, p, q in zip(leaf_names(params), leaves, kept, strict=True) if np.ndim(p) >= 2)

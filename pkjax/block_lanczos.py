@@ -1,0 +1,170 @@
+"""The largest eigenpairs of a symmetric positive semidefinite operator, multiple eigenvalues complete.
+
+Block Lanczos with full reorthogonalisation and thick restarts. A Krylov space of block size p holds at most p copies of
+a multiple eigenvalue, however small its residuals are. So converged pairs are locked and the search starts again from
+random blocks orthogonal to them, until such a search ends below the k-th value: only then is the list called complete.
+"""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = ["BlockLanczos", "NotConvergedWarning", "block_lanczos"]
+
+
+class NotConvergedWarning(UserWarning):
+    """An eigenvalue search ended before its results were certain; the message says how far it came."""
+
+
+@dataclass(frozen=True)
+class BlockLanczos:
+    """Eigenpairs by block Lanczos: within ``residuals`` of each value there is an eigenvalue."""
+
+    values: np.ndarray     # (k,) descending
+    vectors: np.ndarray    # (k, dimension) orthonormal rows
+    residuals: np.ndarray  # (k,) ‖A z − π z‖
+    converged: bool
+
+
+def block_lanczos(multiply: Callable[[np.ndarray], np.ndarray], dimension: int, k: int, *, block: int = 8,
+                  tolerance: float = 1e-10, most_products: int | None = None, seed: int = 0) -> BlockLanczos:
+    """Find the k largest eigenpairs of a symmetric positive semidefinite operator.
+
+    Args:
+        multiply: maps a block of rows (block, dimension) to the operator's products with them.
+        dimension: of the operator.
+        k: how many pairs.
+        block: rows to a block.
+        tolerance: the residual, relative to the largest eigenvalue, at which a pair has converged.
+        most_products: give up after this many products with single vectors; by default 60 k + 3000.
+        seed: of the random starting blocks.
+
+    Returns: the pairs, with their residuals. When they did not all converge, or the search for further copies could
+    not be finished, ``converged`` is False and :class:`NotConvergedWarning` says how far it came.
+
+    Raises: ValueError unless 1 <= k <= dimension.
+
+    >>> import numpy as np
+    >>> diagonal = np.concatenate([np.full(30, 2.0), np.linspace(0, 1, 70)])
+    >>> block_lanczos(lambda x: x * diagonal, 100, 31).values[[0, 29, 30]].round(8)
+    array([2., 2., 1.])
+    """
+    if not 1 <= k <= dimension:
+        raise ValueError(f"k must be between 1 and the operator's dimension, {dimension}, got {k}")
+    block = min(block, dimension)
+    search = _Search(multiply, dimension, tolerance, 60 * k + 3000 if most_products is None else most_products,
+                     np.random.default_rng(seed))
+    locked, values, residuals = np.zeros((0, dimension)), np.zeros(0), np.zeros(0)
+    complete = False
+    while not complete and len(locked) < dimension:
+        # Once k pairs are locked, one value above the k-th would be enough to go on.
+        missing = max(k - len(locked), 1)
+        floor = np.sort(values)[-k] if len(locked) >= k else -np.inf
+        fresh = search.run(locked, missing, min(block, dimension - len(locked)), floor)
+        if fresh is None:
+            complete = True
+        else:
+            new_values, new_vectors, new_residuals = fresh
+            locked = np.concatenate([locked, new_vectors])
+            values, residuals = np.append(values, new_values), np.append(residuals, new_residuals)
+            if search.spent >= search.most:
+                break
+    complete = complete or len(locked) == dimension
+    # Locked pairs of different searches are orthogonal to rounding; one projection orders them for good.
+    image = multiply(locked)
+    projected = locked @ image.T
+    values, s = np.linalg.eigh((projected + projected.T) / 2)
+    order = np.argsort(-values)[:k]
+    vectors = s[:, order].T @ locked
+    residuals = np.linalg.norm(s[:, order].T @ image - values[order, None] * vectors, axis=1)
+    good = int((residuals <= 10 * tolerance * max(search.top, 1e-300)).sum())
+    converged = complete and len(vectors) == k and good == k
+    if not converged:
+        warnings.warn(f"{good} of {k} eigenpairs converged to a residual of {10 * tolerance:g} of the largest "
+                      f"eigenvalue after {search.spent} products"
+                      + ("" if complete else ", and copies of multiple eigenvalues may be missing")
+                      + "; allow more products, ask for fewer pairs or for a larger tolerance",
+                      NotConvergedWarning, stacklevel=3)
+    values = values[order]
+    if len(values) < k:
+        raise ValueError(f"the search found {len(values)} of {k} eigenpairs within {search.most} products; "
+                         "allow more products or ask for fewer pairs")
+    return BlockLanczos(values, vectors, residuals, converged)
+
+
+class _Search:
+    """One search after another, on what is orthogonal to the locked pairs."""
+
+    def __init__(self, multiply: Callable[[np.ndarray], np.ndarray], dimension: int, tolerance: float, most: int,
+                 rng: np.random.Generator) -> None:
+        self.multiply, self.dimension, self.tolerance, self.most, self.rng = multiply, dimension, tolerance, most, rng
+        self.spent, self.top = 0, 0.0
+
+    def run(self, locked: np.ndarray, count: int, block: int, floor: float
+            ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+        """Converge the ``count`` largest pairs orthogonal to the locked ones; None when all lie below ``floor``."""
+        room = self.dimension - len(locked)
+        count = min(count, room)
+        largest = min(max(2 * count, count + 6 * block), room)
+        basis, projected = np.zeros((0, self.dimension)), np.zeros((0, 0))
+        new = self._orthonormal(self.rng.standard_normal((block, self.dimension)), locked, basis)
+        while True:
+            image = self.multiply(new)
+            self.spent += len(new)
+            old = len(basis)
+            basis = np.concatenate([basis, new])
+            column = basis @ image.T
+            grown = np.zeros((len(basis), len(basis)))
+            grown[:old, :old] = projected
+            grown[:, old:] = column
+            grown[old:, :old] = column[:old].T
+            projected = (grown + grown.T) / 2
+            rest = image - (image @ basis.T) @ basis
+            rest -= (rest @ locked.T) @ locked
+            rest -= (rest @ basis.T) @ basis
+            values, s = np.linalg.eigh(projected)
+            values, s = values[::-1], s[:, ::-1]
+            # Within the restarted space only the newest block's image leaves the basis.
+            residuals = np.linalg.norm(rest.T @ s[old:, :], axis=0) if len(basis) <= 64 else self._norms(rest, s[old:])
+            self.top = max(self.top, float(values[0]))
+            limit = self.tolerance * self.top
+            full = len(basis) >= room
+            wanted = min(count, len(values))
+            done = wanted == count and bool((residuals[:count] <= limit).all())
+            if np.isfinite(floor) and values[0] + residuals[0] <= floor + 10 * limit and (
+                    residuals[0] <= 1e-3 * self.top or full) and len(basis) >= min(4 * block, room):
+                return None
+            if done or full or self.spent >= self.most:
+                if np.isfinite(floor) and values[0] <= floor + 10 * limit and (done or full):
+                    return None
+                take = slice(0, wanted)
+                return values[take], s[:, take].T @ basis, residuals[take]
+            if len(basis) + block > largest and old:
+                keep = min(max(count + block, 2 * block), len(basis), largest - block) if largest > block else 0
+                keep = max(keep, 0)
+                basis, projected = s[:, :keep].T @ basis, np.diag(values[:keep])
+            new = self._orthonormal(rest, locked, basis)[: room - len(basis)]
+
+    @staticmethod
+    def _norms(rest: np.ndarray, s: np.ndarray) -> np.ndarray:
+        gram = rest @ rest.T
+        return np.sqrt(np.maximum(np.einsum("ik,ij,jk->k", s, gram, s), 0))
+
+    def _orthonormal(self, x: np.ndarray, locked: np.ndarray, basis: np.ndarray) -> np.ndarray:
+        """Orthonormal rows that span x, orthogonal to the rest; directions that are lost are drawn at random."""
+        out = np.zeros((0, self.dimension))
+        scale = max(float(np.linalg.norm(x, axis=1).max()), self.tolerance * self.top)
+        for row in x:
+            for attempt in range(5):
+                y = row if attempt == 0 else self.rng.standard_normal(self.dimension)
+                before = float(np.linalg.norm(y))
+                for _ in range(3):
+                    for other in (locked, basis, out):
+                        y = y - (other @ y) @ other
+                length = float(np.linalg.norm(y))
+                if length > 1e-10 * (scale if attempt == 0 else before) and length > 0:
+                    out = np.concatenate([out, y[None] / length])
+                    break
+        return out

@@ -1,0 +1,109 @@
+"""The analyzer's exactness checks: what it reports, computed a second way."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from pkjax.ntk import ntk
+from pkjax.paths import gates
+from pkjax.paths.polynomial import path_sum
+from pkjax.trees import ApplyFn, Trainable, is_floating
+
+__all__ = ["Check", "exactness"]
+
+FEW = 4
+"""Examples on which Θ is recomputed by other engines."""
+
+
+class Check(NamedTuple):
+    """One identity, tested."""
+
+    passed: bool
+    error: float
+    """Largest difference, relative to the largest value."""
+    tolerance: float
+    text: str
+    """The identity in formulae."""
+
+
+def _check(error: float, tolerance: float, text: str) -> Check:
+    return Check(bool(error <= tolerance), float(error), float(tolerance), text)
+
+
+def _relative(a: np.ndarray, b: np.ndarray) -> float:
+    scale = max(float(np.max(np.abs(b), initial=0.0)), np.finfo(np.float32).tiny)
+    return float(np.max(np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64)), initial=0.0)) / scale
+
+
+def exactness(apply_fn: ApplyFn, params: PyTree, X: Array, theta: np.ndarray, lam: np.ndarray, nu: np.ndarray,
+              pi: np.ndarray, energy: np.ndarray, vectors: np.ndarray, trace_pi: float, *, complete: bool,
+              masks: PyTree | None = None, trainable: Trainable = None) -> dict[str, Check]:
+    """Recompute by other means what the analyzer found.
+
+    Args:
+      apply_fn: the network.
+      params: its parameters θ.
+      X: (N, *input).
+      theta: Θ as (NK, NK), rows (example, output).
+      lam: λ.
+      nu: ν.
+      pi: π.
+      energy: √(ν_i π_j) O_ij.
+      vectors: the eigenvectors of A.
+      trace_pi: Tr Π.
+      complete: whether ``pi`` is the whole spectrum.
+      masks: booleans like ``params``.
+      trainable: which parameters Θ differentiates.
+
+    Returns:
+      A dictionary from the identity's name to what became of it. Agreement with neural-tangents is among them where
+      that package is installed.
+    """
+    eps = float(np.finfo(np.result_type(*(p.dtype for p in jax.tree.leaves(params) if is_floating(p)))).eps)
+    loose = max(1e-12, 100 * eps)
+    found: dict[str, Check] = {}
+    alive = params if masks is None else jax.tree.map(lambda p, q: jnp.where(q, p, jnp.zeros_like(p)), params, masks)
+    few, outputs = X[:FEW], theta.shape[0] // X.shape[0]
+    with jax.default_matmul_precision("highest"):
+        held = gates(apply_fn, alive, few)
+        f, pull = jax.vjp(lambda p, z: apply_fn(p, z), alive, few)
+        sums, pull_sums = jax.vjp(lambda p, z: path_sum(apply_fn, p, z, gates=held), alive, few)
+        sources = path_sum(apply_fn, alive, jnp.zeros_like(few), gates=held)
+        _, along_x = jax.jvp(lambda z: apply_fn(alive, z), (few,), (few,))
+        random = jax.random.normal(jax.random.key(1), f.shape, f.dtype)
+        found["f is its gated path sum"] = _check(_relative(sums, f), loose, "f(x) = Σ_p c_p v_p(θ) a_p(x) x_s(p)")
+        both = zip(jax.tree.leaves(pull_sums(random)[0]), jax.tree.leaves(pull(random)[0]), strict=True)
+        error = max(_relative(a, b) for a, b in both if is_floating(a))
+        found["gradients agree"] = _check(error, loose, "∇_θ f = ∇_θ of the gated path sum, gates held")
+        found["homogeneity"] = _check(_relative(along_x + sources, f), loose,
+                                      "∇_x f · x + (paths from biases and constants) = f (Euler)")
+    rows = few.shape[0] * outputs
+    block = theta[:rows, :rows].reshape(few.shape[0], outputs, few.shape[0], outputs).transpose(0, 2, 1, 3)
+
+    def engine(name: str) -> np.ndarray:
+        return np.asarray(ntk(apply_fn, params, few, engine=name, masks=masks, trainable=trainable))
+    found["Θ from the full Jacobian"] = _check(_relative(block, engine("jacobian")), max(1e-12, 1e3 * eps),
+                                               f"Θ = ∇f ∇fᵀ on {few.shape[0]} examples")
+    try:
+        other = engine("neural-tangents")
+    except ImportError:
+        pass
+    else:
+        found["Θ from neural-tangents"] = _check(_relative(block, other), max(1e-12, 1e3 * eps),
+                                                 f"agreement with neural-tangents on {few.shape[0]} examples")
+    # Bessel: an incomplete list of eigenvectors of Π cannot carry more of Θ than there is, direction by direction.
+    carried, whole = (energy**2).sum(1), np.einsum("ai,ab,bi->i", vectors, theta, vectors)
+    excess = float(np.max(carried - whole)) / max(float(whole.max()), np.finfo(np.float32).tiny)
+    if complete:
+        found["overlaps"] = _check(_relative(carried, whole), max(1e-10, 1e4 * eps),
+                                   "Σ_j ν_i π_j O_ij² = V_iᵀ Θ V_i, whose sum is Tr Θ")
+        found["trace of Π"] = _check(_relative(np.array([pi.sum()]), np.array([trace_pi])), max(1e-10, 1e3 * eps),
+                                     "Tr Π = Σ π_j")
+    else:
+        found["overlaps"] = _check(max(excess, 0.0), max(1e-10, 1e4 * eps), "Σ_{j≤k} ν_i π_j O_ij² ≤ V_iᵀ Θ V_i")
+    found["trace of Θ"] = _check(_relative(np.array([lam.sum()]), np.array([np.trace(theta)])), max(1e-10, 1e3 * eps),
+                                 "Tr Θ = Σ λ_i")
+    return found

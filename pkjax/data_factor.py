@@ -1,0 +1,82 @@
+"""The data factor A = J_v^f J_v^fᵀ of the tangent kernel, without listing paths."""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree, Shaped
+
+from pkjax import paths
+from pkjax.trees import ApplyFn, check_finite, check_masks
+
+__all__ = ["data_factor"]
+
+ENTRIES = 2**25
+"""How many numbers the gates and inputs of the pairs taken at once may hold."""
+
+
+def data_factor(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array, "N ..."], *,
+                masks: PyTree | None = None) -> Float[Array, "K N N"]:
+    """Return the blocks of A = J_v^f J_v^fᵀ, one for each output; between different outputs A is zero.
+
+        A_k[x, x'] = Σ_{p→k} a_p(x) a_p(x') x_s x'_s
+
+    the sum over the paths that end in output k and are alive for both inputs: one forward pass of the path network
+    for each pair, with the gates and the inputs of the two multiplied together, every weight 1 (or its mask) and
+    every constant 1. For a dense network without biases it is (x·x') Π_l (g_l(x)·g_l(x')), g_l the gates of layer
+    l. Each block is symmetric to the last bit and positive semi-definite; its eigenvalues are ν_i = σ_i(J_v^f)².
+
+    Args:
+        apply_fn: maps (params, inputs (N, *input)) to outputs (N, K).
+        params: parameters; they decide which gates are open.
+        X: inputs.
+        masks: booleans shaped like ``params``: a weight that is False is 0 and carries no path.
+
+    Raises:
+        ValueError: for masks of another structure, NaN or infinity in params or X, an empty X.
+        NotPathNetworkError: where the network is no sum over paths.
+
+    Source: Gebhart et al. 2021, equation 9 (the factor J_v^f of the path decomposition of the tangent kernel).
+
+    >>> import jax.numpy as jnp, pkjax.data_factor
+    >>> x = jnp.asarray([[1., 0.], [1., 2.]])
+    >>> pkjax.data_factor.data_factor(lambda w, x: x @ w, jnp.ones((2, 1)), x)
+    Array([[[1., 1.],
+            [1., 5.]]], ...)
+    """
+    X = jnp.asarray(X)
+    if X.ndim == 0 or X.shape[0] == 0:
+        raise ValueError(f"X must hold one or more inputs along its first axis, got shape {X.shape}")
+    check_masks(masks, params)
+    check_finite(params, "params")
+    check_finite(X, "X")
+    return _blocks(apply_fn, params, X, masks)
+
+
+def _blocks(apply_fn: ApplyFn, params: PyTree, X: Array, masks: PyTree | None) -> Array:
+    present = params
+    if masks is not None:
+        present = jax.tree.map(lambda p, m: jnp.where(m, p, jnp.zeros_like(p)), params, masks)
+    ones = jax.tree.map(jnp.ones_like, params)
+    n = X.shape[0]
+    rows, columns = np.triu_indices(n)
+
+    @jax.jit
+    def upper(present: PyTree, X: Array, masks: PyTree | None) -> Array:
+        with jax.default_matmul_precision("highest"):
+            gates = jax.vmap(lambda x: paths.gates(apply_fn, present, x[None]))(X)
+
+            def pair(ij: tuple[Array, Array]) -> Array:
+                i, j = ij
+                joint = jax.tree.map(lambda g: g[i] * g[j], gates)
+                return paths.polynomial(apply_fn, ones, (X[i] * X[j])[None], q=0.0, gates=joint, masks=masks)[0]
+
+            each = sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves((gates, X)))
+            batch = max(1, min(len(rows), ENTRIES // max(1, each)))
+            values = jax.lax.map(pair, (jnp.asarray(rows), jnp.asarray(columns)), batch_size=batch)
+            half = jnp.zeros((values.shape[1], n, n), values.dtype).at[:, rows, columns].set(values.T)
+            return half + jnp.triu(half, 1).transpose(0, 2, 1)
+
+    return upper(present, X, masks)

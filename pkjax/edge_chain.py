@@ -1,0 +1,254 @@
+"""The path kernel's dual Gram of a fully connected network as a sparse saddle-point system.
+
+With ``a`` the forward flow of energy, ``β`` the backward flow and ``d_e = c² a β`` of an edge e from node i to node j,
+``G = diag(d) − C K⁻¹ Cᵀ``: C has two entries a row, ``c v β_j`` for node i and ``c v a_i`` for node j (v the edge's
+value), and K couples a node's two variables with each other (−1) and with those of the next layer (v²).
+
+Edges that act on the rest in only one direction are taken out first: an edge of value zero is an eigenvector by itself,
+and n parallel edges with one common d (all the weights of a first-layer unit; a last-layer unit's) are n − 1
+eigenvectors and one edge. What is left is mostly simple, and far smaller.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pkjax.paths.layers import DenseLayer
+
+__all__ = ["Bundles", "EdgeChain", "Inner", "build", "lift", "lift_isolated", "matmul"]
+
+
+@dataclass(frozen=True)
+class Bundles:
+    """Groups of parallel edges: entries ``start[g]:start[g + 1]`` of ``index`` and ``coupling`` belong to group g."""
+
+    index: np.ndarray     # (edges,) positions among the flattened parameters
+    coupling: np.ndarray  # (edges,) couplings to the group's node
+    start: np.ndarray     # (groups + 1,)
+    d: np.ndarray         # (groups,)
+    norm: np.ndarray      # (groups,) length of the group's coupling
+    column: np.ndarray    # (groups,) the node variable that it couples to; -1 for none
+
+
+@dataclass(frozen=True)
+class Inner:
+    """The edges between two hidden layers, as (n_in, n_out) matrices."""
+
+    d: np.ndarray         # c² a β
+    to_b: np.ndarray      # c v β: the coupling to the tail's variable
+    to_mu: np.ndarray     # c v a: the coupling to the head's variable
+    energy: np.ndarray    # v²
+    trained: np.ndarray   # bool: the edge is an unknown of its own
+    index: np.ndarray     # position among the flattened parameters
+
+
+@dataclass(frozen=True)
+class EdgeChain:
+    """A fully connected network's dual Gram, its trivial eigenvectors taken out."""
+
+    widths: tuple[int, ...]      # nodes of the hidden layers
+    offsets: tuple[int, ...]     # where a hidden layer's variables (μ, then b) start
+    bundles: Bundles             # all one-sided edges
+    isolated: np.ndarray         # eigenvalues found by hand, in the order in which ``lift_isolated`` numbers them
+    isolated_group: np.ndarray   # the group of each
+    isolated_rank: np.ndarray    # which of the group's vectors it is
+    single: np.ndarray           # groups that stay as one unknown each
+    inner: tuple[Inner, ...]
+    coupling: Any                # scipy CSR (unknowns, node variables): C
+    d: np.ndarray                # (unknowns,)
+
+    @property
+    def size(self) -> int:
+        """Number of unknowns left."""
+        return len(self.d)
+
+
+def build(layers: Sequence[DenseLayer], inputs: np.ndarray | None = None) -> EdgeChain:
+    """Assemble the chain from the layers of a network.
+
+    Raises ValueError where the layers do not fit together or hold numbers that are not finite.
+    """
+    layers, z, outward = _trim(layers, inputs)
+    forward, backward = _flows(layers, z, outward)
+    last = len(layers) - 1
+    widths = tuple(len(a) for a in forward[1:-1])
+    offsets = tuple(int(o) for o in 2 * np.cumsum((0, *widths)))
+    # Scaling b_i by g and μ_i by 1/g is a congruence; this g makes both couplings of an edge alike.
+    gauge = [np.sqrt(_positive(a) / _positive(b)) for a, b in zip(forward, backward, strict=True)]
+    groups: list[tuple[np.ndarray, ...]] = []
+    inner = []
+    for l, layer in enumerate(layers):
+        a, beta = forward[l], backward[l + 1]
+        trains = layer.index >= 0
+        d = layer.constant**2 * a[:, None] * beta
+        to_b = layer.constant * layer.value * beta * gauge[l][:, None]
+        to_mu = layer.constant * layer.value * a[:, None] / gauge[l + 1]
+        column = np.full(trains.shape, -1)
+        one_sided = trains & (layer.value == 0)
+        if last == 0:
+            one_sided, coupling = trains, np.zeros_like(d)
+        elif l == 0:
+            one_sided, coupling = trains, to_mu
+            column += 1 + offsets[0] + np.arange(widths[0])
+        elif l == last:
+            one_sided, coupling = trains, to_b
+            column += 1 + offsets[l - 1] + widths[l - 1] + np.arange(widths[l - 1])[:, None]
+        else:
+            coupling = np.zeros_like(d)
+            energy = layer.value**2 * gauge[l][:, None] / gauge[l + 1]
+            inner.append(Inner(d, to_b, to_mu, energy, trains & ~one_sided, layer.index))
+        groups.append(tuple(t[one_sided] for t in (layer.index, coupling, d, column)))
+        b_trains = layer.bias_index >= 0
+        b_coupling = layer.bias_constant * layer.bias_value / gauge[l + 1]
+        b_column = np.full(len(b_trains), -1) if l == last else offsets[l] + np.arange(widths[l])
+        b_coupling = np.zeros_like(b_coupling) if l == last else b_coupling
+        b_d = layer.bias_constant**2 * beta
+        groups.append(tuple(t[b_trains] for t in (layer.bias_index, b_coupling, b_d, b_column)))
+    bundles = _bundle(*(np.concatenate(parts) for parts in zip(*groups, strict=True)))
+    return _assemble(widths, offsets, bundles, tuple(inner))
+
+
+def _trim(layers: Sequence[DenseLayer], inputs: np.ndarray | None
+          ) -> tuple[list[DenseLayer], np.ndarray, np.ndarray]:
+    """Fold leading and trailing layers in which nothing trains into the energies at the two ends."""
+    if not layers:
+        raise ValueError("layers is empty: a network has at least one layer")
+    for l, layer in enumerate(layers):
+        if l and layer.value.shape[0] != layers[l - 1].value.shape[1]:
+            raise ValueError(f"layer {l} has {layer.value.shape[0]} inputs, but the layer before has "
+                             f"{layers[l - 1].value.shape[1]} outputs")
+        for name in ("value", "constant", "bias_value", "bias_constant", "source"):
+            if not np.isfinite(getattr(layer, name)).all():
+                raise ValueError(f"layer {l} holds NaN or infinity in its {name}")
+    layers = list(layers)
+    width = layers[0].value.shape[0]
+    z = np.ones(width) if inputs is None else np.asarray(inputs, np.float64)
+    if z.shape != (width,) or not (z >= 0).all() or not np.isfinite(z).all():
+        raise ValueError(f"inputs must be {width} finite numbers >= 0, one for every input of the first layer")
+    outward = np.ones(layers[-1].value.shape[1])
+    while len(layers) > 1 and _fixed(layers[0]):
+        z = _forward(layers.pop(0), z)
+    while len(layers) > 1 and _fixed(layers[-1]):
+        outward = layers.pop().value ** 2 @ outward
+    return layers, z, outward
+
+
+def _fixed(layer: DenseLayer) -> bool:
+    return not ((layer.index >= 0).any() or (layer.bias_index >= 0).any())
+
+
+def _forward(layer: DenseLayer, a: np.ndarray) -> np.ndarray:
+    return a @ layer.value**2 + layer.bias_value**2 + layer.source
+
+
+def _flows(layers: Sequence[DenseLayer], z: np.ndarray, outward: np.ndarray
+           ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    forward, backward = [z], [outward]
+    for layer in layers:
+        forward.append(_forward(layer, forward[-1]))
+    for layer in reversed(layers):
+        backward.append(layer.value**2 @ backward[-1])
+    return forward, backward[::-1]
+
+
+def _positive(flow: np.ndarray) -> np.ndarray:
+    live = flow[flow > 0]
+    return np.where(flow > 0, flow, live.mean() if live.size else 1.0)
+
+
+def _bundle(index: np.ndarray, coupling: np.ndarray, d: np.ndarray, column: np.ndarray) -> Bundles:
+    # An edge without coupling is an eigenvector whatever its d: each stands alone.
+    column = np.where(coupling == 0, -1, column)
+    order = np.lexsort((d, column))
+    index, coupling, d, column = index[order], coupling[order], d[order], column[order]
+    new = np.ones(len(d), bool)
+    new[1:] = (column[1:] != column[:-1]) | (d[1:] != d[:-1])
+    start = np.append(np.flatnonzero(new), len(d)).astype(np.intp)
+    norm = np.sqrt(np.add.reduceat(coupling**2, start[:-1])) if len(d) else np.zeros(0)
+    return Bundles(index, coupling, start, d[start[:-1]], norm, column[start[:-1]])
+
+
+def _assemble(widths: tuple[int, ...], offsets: tuple[int, ...], bundles: Bundles, inner: tuple[Inner, ...]
+              ) -> EdgeChain:
+    from scipy import sparse
+
+    single = np.flatnonzero(bundles.norm > 0)
+    alone = np.diff(bundles.start) - (bundles.norm > 0)
+    group = np.repeat(np.arange(len(bundles.d)), alone)
+    rank = np.arange(len(group)) - np.repeat(np.cumsum(alone) - alone, alone)
+    rows, columns, entries, d = ([np.arange(len(single))], [bundles.column[single]], [bundles.norm[single]],
+                                 [bundles.d[single]])
+    size = len(single)
+    for h, layer in enumerate(inner):
+        i, j = np.nonzero(layer.trained)
+        row = size + np.arange(len(i))
+        size += len(i)
+        rows += [row, row]
+        columns += [offsets[h] + widths[h] + i, offsets[h + 1] + j]
+        entries += [layer.to_b[i, j], layer.to_mu[i, j]]
+        d.append(layer.d[i, j])
+    where = (np.concatenate(rows), np.concatenate(columns))
+    coupling = sparse.csr_array((np.concatenate(entries), where), shape=(size, offsets[-1]))
+    return EdgeChain(widths, offsets, bundles, bundles.d[group], group, rank, single, inner, coupling,
+                     np.concatenate(d))
+
+
+def matmul(chain: EdgeChain, u: np.ndarray) -> np.ndarray:
+    """Multiply the dual Gram, the trivial eigenvectors taken out, with the columns of u (unknowns, columns)."""
+    flow = chain.coupling.T @ u
+    w = np.empty_like(flow)
+    b: Any = None
+    for h, n in enumerate(chain.widths):
+        mu_rows, b_rows = _rows(chain, h)
+        b = flow[mu_rows] + (chain.inner[h - 1].energy.T @ b if h else 0)
+        w[b_rows] = b
+    mu: Any = None
+    for h, n in reversed(list(enumerate(chain.widths))):
+        mu_rows, b_rows = _rows(chain, h)
+        mu = flow[b_rows] + (chain.inner[h].energy @ mu if h + 1 < len(chain.widths) else 0)
+        w[mu_rows] = mu
+    return chain.d[:, None] * u + chain.coupling @ w
+
+
+def _rows(chain: EdgeChain, h: int) -> tuple[slice, slice]:
+    start, n = chain.offsets[h], chain.widths[h]
+    return slice(start, start + n), slice(start + n, start + 2 * n)
+
+
+def lift(chain: EdgeChain, u: np.ndarray, size: int) -> np.ndarray:
+    """Turn columns of unknowns into rows over all ``size`` parameters: (columns, size)."""
+    out = np.zeros((u.shape[1], size))
+    bundles = chain.bundles
+    unknown = np.full(len(bundles.d), -1)
+    unknown[chain.single] = np.arange(len(chain.single))
+    group = np.repeat(np.arange(len(bundles.d)), np.diff(bundles.start))
+    inside = unknown[group] >= 0
+    weight = bundles.coupling[inside] / bundles.norm[group[inside]]
+    out[:, bundles.index[inside]] = (u[unknown[group[inside]]] * weight[:, None]).T
+    done = len(chain.single)
+    for layer in chain.inner:
+        index = layer.index[layer.trained]
+        out[:, index] = u[done : done + len(index)].T
+        done += len(index)
+    return out
+
+
+def lift_isolated(chain: EdgeChain, which: np.ndarray, size: int) -> np.ndarray:
+    """The eigenvectors of the eigenvalues ``isolated[which]``, over all ``size`` parameters: (len(which), size)."""
+    out = np.zeros((len(which), size))
+    bundles = chain.bundles
+    for row, n in enumerate(which):
+        g, rank = chain.isolated_group[n], chain.isolated_rank[n]
+        members = slice(bundles.start[g], bundles.start[g + 1])
+        index, w = bundles.index[members], bundles.coupling[members]
+        if bundles.norm[g] == 0:
+            out[row, index[rank]] = 1
+            continue
+        # The columns of a Householder reflection that takes w to its first axis, the first column left out.
+        v = w / bundles.norm[g]
+        v[0] += np.copysign(1.0, v[0])
+        out[row, index] = -2 * v * v[rank + 1] / (v @ v)
+        out[row, index[rank + 1]] += 1
+    return out

@@ -1,0 +1,502 @@
+"""The path kernel Π through its dual Gram matrix: trace, products, spectrum, effective rank.
+
+``Π = J_θ^v J_θ^vᵀ`` has a row for every path. ``G = J_θ^vᵀ J_θ^v``, with a row for every parameter, has the same
+non-zero eigenvalues, and comes from derivatives of ``R(φ) = R_2(φ, x)`` at φ = θ²:
+
+    G = diag(∇R) + diag(θ) ∇²R diag(θ)
+
+All functions take a batch of one, ``x``, whose entries are the path polynomial's start values (ones by default of the
+theory): non-negative numbers.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Integer, PyTree
+
+from pkjax import paths
+from pkjax.block_lanczos import NotConvergedWarning, block_lanczos
+from pkjax.trees import ApplyFn, Trainable, check_finite, check_masks, is_floating, trainable_masks
+
+__all__ = ["Eigenpairs", "NotConvergedWarning", "SpectralDensity", "count_above", "dense", "density",
+           "effective_rank", "eigenpairs", "eigenvalues", "gated_trace", "matvec", "trace"]
+
+_DENSE_BELOW = 3000
+_MASSLESS = 1e-10  # below this fraction of the largest node a quadrature node stands for zero eigenvalues
+Objective = Callable[[list[Array]], Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Eigenpairs:
+    """The largest eigenpairs of the dual Gram matrix."""
+
+    values: np.ndarray
+    """(k,) float64, descending."""
+    vectors: PyTree
+    """Like the parameters with a leading axis k; orthonormal."""
+    residuals: np.ndarray
+    """(k,) ``‖G z − π z‖``."""
+    bounds: np.ndarray
+    """(k,) how far each value may be from the eigenvalue of its rank."""
+    converged: bool
+    """Whether the bounds hold for all; a :class:`NotConvergedWarning` was given if not."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class SpectralDensity:
+    """A spectral density: how many eigenvalues to a decade, and the quadrature that it comes from."""
+
+    points: Array
+    """(points,) eigenvalues, evenly spaced in their logarithm."""
+    density: Array
+    """(points,) number of eigenvalues to a decade."""
+    nodes: Array
+    """(samples, depth) nodes of the quadratures."""
+    weights: Array
+    """(samples, depth) their weights; each row adds up to the number of parameters that train."""
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """R at φ as a function of the floating leaves, with what Π differentiates."""
+
+    objective: Objective
+    leaves: list[Array]    # θ, floating leaves only
+    train: list[Array]     # booleans
+    rebuild: Callable[[list[Any]], PyTree]  # fills the other leaves with zeros of their shape
+    tied: list[bool]
+
+
+def _problem(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, masks: PyTree | None, trainable: Trainable,
+             objective: Callable[[PyTree], Array] | None = None) -> _Problem:
+    check_masks(masks, params)
+    train = trainable_masks(params, trainable, masks)
+    flat, structure = jax.tree.flatten(params)
+    floating = [i for i, leaf in enumerate(flat) if is_floating(leaf)]
+
+    def fill(values: list[Any], others: list[Any]) -> PyTree:
+        full = list(others)
+        for i, value in zip(floating, values, strict=True):
+            full[i] = value
+        return jax.tree.unflatten(structure, full)
+
+    def total(phi: PyTree) -> Array:
+        return paths.polynomial(apply_fn, phi, x, q=2, masks=masks).sum()
+
+    inner = total if objective is None else objective
+    twice = paths.tied(apply_fn, params, x)
+    return _Problem(lambda values: inner(fill(values, flat)),
+                    [jnp.asarray(flat[i]) for i in floating],
+                    [jax.tree.leaves(train)[i] for i in floating],
+                    lambda values: fill(values, [jnp.zeros_like(leaf) for leaf in flat]),
+                    [twice[i] for i in floating])
+
+
+def _checked(params: PyTree, x: ArrayLike) -> Array:
+    check_finite(params, "params")
+    check_finite(x, "x")
+    z = jnp.asarray(x)
+    if z.shape[:1] != (1,):
+        raise ValueError(f"x must be a batch of one, (1, *input), got shape {z.shape}")
+    if not isinstance(z, jax.core.Tracer) and bool((z < 0).any()):
+        raise ValueError("x must be non-negative: it holds the start values z of R_2(θ², z); use its magnitude")
+    return z
+
+
+def _trace(problem: _Problem) -> Array:
+    phi = [leaf**2 for leaf in problem.leaves]
+    slope = jax.grad(problem.objective)
+    parts = [jnp.where(t, g, 0).sum() for t, g in zip(problem.train, slope(phi), strict=True)]
+    for n, twice in enumerate(problem.tied):
+        if twice:
+            def curvature(i: Array, n: int = n) -> Array:
+                unit = [jnp.zeros_like(p) for p in phi]
+                unit[n] = unit[n].ravel().at[i].set(1).reshape(phi[n].shape)
+                return jax.jvp(slope, (phi,), (unit,))[1][n].ravel()[i]
+            second = jax.lax.map(curvature, jnp.arange(phi[n].size), batch_size=64).reshape(phi[n].shape)
+            parts.append(jnp.where(problem.train[n], phi[n] * second, 0).sum())
+    dtype = jnp.result_type(*problem.leaves)
+    return sum((part.astype(dtype) for part in parts), jnp.zeros((), dtype))
+
+
+def trace(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, masks: PyTree | None = None,
+          trainable: Trainable = None, log: bool = False) -> Float[Array, ""]:
+    r"""Trace of the path kernel, by one gradient of the path polynomial.
+
+    .. math:: \operatorname{Tr} \Pi = \sum_j \partial R_2(\theta^2, x) / \partial \phi_j
+
+    and ``Σ_j φ_j ∂²R_2/∂φ_j²`` on top for parameters that may lie twice on one path.
+
+    Args:
+        apply_fn: the network.
+        params: its parameters θ.
+        x: (1, *input) start values.
+        masks: booleans like ``params``; a masked weight carries no path and does not train.
+        trainable: which parameters Π differentiates.
+        log: return the natural logarithm of the trace.
+
+    Returns: a scalar of the parameters' dtype. Works under jit.
+
+    Raises: ValueError for mismatched trees, numbers that are not finite, an ``x`` that is no batch of one or negative;
+    :class:`pkjax.paths.NotPathNetworkError` for networks without paths.
+
+    Source: Gebhart, Saxena and Schrater (2021), equation 16.
+
+    >>> w = {"a": jnp.array([[1.0], [1.0]]), "b": jnp.array([[2.0]])}
+    >>> float(trace(lambda w, x: jax.nn.relu(x @ w["a"]) @ w["b"], w, jnp.ones((1, 2))))
+    10.0
+    """
+    x = _checked(params, x)
+    out = _trace(_problem(apply_fn, params, x, masks, trainable))
+    return jnp.log(out) if log else out
+
+
+def matvec(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, masks: PyTree | None = None,
+           trainable: Trainable = None) -> Callable[[PyTree], PyTree]:
+    r"""The product with the dual Gram matrix, one Hessian-vector product of a forward pass.
+
+    .. math:: G u = \nabla R \circ u + \theta \circ \nabla^2 R\,(\theta \circ u)
+
+    Args, errors: as in :func:`trace`.
+
+    Returns: a function of a tree like ``params`` to one; entries that do not train neither count nor come out. Works
+    under jit and vmap.
+
+    Source: Gebhart, Saxena and Schrater (2021), equation 12 for Π.
+
+    >>> w = {"a": jnp.array([[1.0], [1.0]]), "b": jnp.array([[2.0]])}
+    >>> product = matvec(lambda w, x: jax.nn.relu(x @ w["a"]) @ w["b"], w, jnp.ones((1, 2)))
+    >>> product({"a": jnp.zeros((2, 1)), "b": jnp.ones((1, 1))})["a"].tolist()
+    [[2.0], [2.0]]
+    """
+    problem = _problem(apply_fn, params, _checked(params, x), masks, trainable)
+    product = _product(problem)
+    structure = jax.tree.structure(params)
+    positions = [i for i, leaf in enumerate(jax.tree.leaves(params)) if is_floating(leaf)]
+
+    def multiply(u: PyTree) -> PyTree:
+        if jax.tree.structure(u) != structure:
+            raise ValueError(f"u must have the tree structure of params, {structure}, got {jax.tree.structure(u)}")
+        flat = jax.tree.leaves(u)
+        return problem.rebuild(product([jnp.asarray(flat[i]) for i in positions]))
+
+    return multiply
+
+
+def _product(problem: _Problem) -> Callable[[list[Array]], list[Array]]:
+    slope = jax.grad(problem.objective)
+    theta = problem.leaves
+
+    def multiply(u: list[Array]) -> list[Array]:
+        u = [jnp.where(t, v, 0) for t, v in zip(problem.train, u, strict=True)]
+        phi, direction = [p**2 for p in theta], [p * v for p, v in zip(theta, u, strict=True)]
+        gradient, second = jax.jvp(slope, (phi,), (direction,))
+        return [jnp.where(t, g * v + p * h, 0)
+                for t, g, v, p, h in zip(problem.train, gradient, u, theta, second, strict=True)]
+
+    return multiply
+
+
+def _flat_product(problem: _Problem) -> tuple[Callable[[Array], Array], Array, Array]:
+    """G on flat vectors over the floating leaves, θ itself, and what trains (as 0 and 1)."""
+    flat, unravel = ravel_pytree(problem.leaves)
+    product = _product(problem)
+    train = jnp.concatenate([t.ravel() for t in problem.train]).astype(flat.dtype)
+    return lambda u: ravel_pytree(product(unravel(u)))[0], flat, train
+
+
+def dense(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, masks: PyTree | None = None,
+          trainable: Trainable = None) -> Float[Array, "m m"]:
+    """The dual Gram matrix itself, over the floating parameters in flattening order.
+
+    Args, errors: as in :func:`trace`. Rows and columns of entries that do not train are zero. Works under jit; meant
+    for a few thousand parameters.
+
+    >>> w = {"a": jnp.array([[1.0], [1.0]]), "b": jnp.array([[2.0]])}
+    >>> dense(lambda w, x: jax.nn.relu(x @ w["a"]) @ w["b"], w, jnp.ones((1, 2))).tolist()
+    [[4.0, 0.0, 2.0], [0.0, 4.0, 2.0], [2.0, 2.0, 2.0]]
+    """
+    multiply, flat, _ = _flat_product(_problem(apply_fn, params, _checked(params, x), masks, trainable))
+    # Row by row from unit vectors, so that no identity matrix has to exist beside the result.
+    return jax.lax.map(lambda i: multiply(jnp.zeros_like(flat).at[i].set(1)), jnp.arange(flat.size), batch_size=64)
+
+
+def count_above(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, thresholds: Any, *, masks: PyTree | None = None,
+                trainable: Trainable = None) -> Integer[np.ndarray, "..."]:
+    """Count the eigenvalues of Π above each threshold, exactly, for fully connected networks.
+
+    Args: as in :func:`trace`; ``thresholds``: numbers greater than 0, of any shape.
+
+    Returns: integers of the thresholds' shape.
+
+    Raises: as :func:`trace`, :class:`pkjax.paths.NotFullyConnectedError` for other networks, and ValueError for
+    thresholds that are not above 0.
+
+    >>> w = {"a": jnp.array([[1.0], [1.0]]), "b": jnp.array([[2.0]])}
+    >>> count_above(lambda w, x: jax.nn.relu(x @ w["a"]) @ w["b"], w, jnp.ones((1, 2)), [0.5, 4.5])
+    array([2, 1])
+    """
+    from pkjax import counting
+
+    z = _checked(params, x)
+    layers = paths.dense_layers(apply_fn, params, z, masks=masks, trainable=trainable)
+    return counting.count_above(layers, thresholds, inputs=np.asarray(z, np.float64).ravel())
+
+
+def eigenvalues(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, k: int, masks: PyTree | None = None,
+                trainable: Trainable = None, bounds: bool = False, method: str = "auto", tolerance: float = 1e-10
+                ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+    """The k largest eigenvalues of Π with their multiplicities, zeros included where Π has fewer.
+
+    Args: as in :func:`trace`, and
+        k: how many, at most the number of parameters that train.
+        bounds: return (values, bounds), where the eigenvalue of each rank lies within its bound of the value.
+        method: "dense" (a matrix of the parameters' size), "counting" (exact; fully connected networks), "lanczos"
+            (any network), or "auto": the first that fits.
+        tolerance: of "lanczos", relative to the largest eigenvalue.
+
+    Returns: (k,) float64, descending. When "lanczos" cannot vouch for the list it gives a
+    :class:`NotConvergedWarning`, and infinite bounds.
+
+    Raises: as :func:`trace`, and ValueError for k or method out of range.
+
+    >>> w = {"a": jnp.array([[1.0], [1.0]]), "b": jnp.array([[2.0]])}
+    >>> eigenvalues(lambda w, x: jax.nn.relu(x @ w["a"]) @ w["b"], w, jnp.ones((1, 2)), k=2).round(4)
+    array([6., 4.])
+    """
+    found = _solve(apply_fn, params, x, k, masks, trainable, method, tolerance, vectors=False)
+    return (found.values, found.bounds) if bounds else found.values
+
+
+def eigenpairs(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, k: int, masks: PyTree | None = None,
+               trainable: Trainable = None, method: str = "auto", tolerance: float = 1e-10) -> Eigenpairs:
+    """The k largest eigenvalues of Π, and the eigenvectors of its dual Gram matrix.
+
+    An eigenvector z of G with eigenvalue π > 0 gives the eigenvector ``J_θ^v z / √π`` of Π.
+
+    Args, errors: as in :func:`eigenvalues`.
+
+    >>> w = {"a": jnp.array([[1.0], [1.0]]), "b": jnp.array([[2.0]])}
+    >>> pairs = eigenpairs(lambda w, x: jax.nn.relu(x @ w["a"]) @ w["b"], w, jnp.ones((1, 2)), k=2)
+    >>> pairs.vectors["a"].shape, pairs.converged
+    ((2, 2, 1), True)
+    """
+    return _solve(apply_fn, params, x, k, masks, trainable, method, tolerance, vectors=True)
+
+
+def _solve(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, k: int, masks: PyTree | None, trainable: Trainable,
+           method: str, tolerance: float, *, vectors: bool) -> Eigenpairs:
+    if method not in ("auto", "dense", "counting", "lanczos"):
+        raise ValueError(f'method must be "auto", "dense", "counting" or "lanczos", but is {method!r}')
+    z = _checked(params, x)
+    train = np.concatenate([np.asarray(t).ravel() for t in jax.tree.leaves(trainable_masks(params, trainable, masks))])
+    trained = np.flatnonzero(train)
+    if not 1 <= k <= len(trained):
+        raise ValueError(f"k must be between 1 and the number of parameters that train, {len(trained)}, got {k}")
+    if method == "auto" and len(trained) <= _DENSE_BELOW:
+        method = "dense"
+    if method in ("auto", "counting"):
+        try:
+            layers = paths.dense_layers(apply_fn, params, z, masks=masks, trainable=trainable)
+        except paths.NotFullyConnectedError:
+            if method == "counting":
+                raise
+            method = "lanczos"
+        else:
+            from pkjax.slicing import top_spectrum
+
+            top = top_spectrum(layers, k, inputs=np.asarray(z, np.float64).ravel(), vectors=vectors, size=len(train),
+                               trained=trained)
+            return Eigenpairs(top.values, _unflatten(top.vectors, params), top.residuals, top.bounds, True)
+    with jax.enable_x64(True):
+        double = jax.tree.map(lambda p: np.asarray(p, np.float64) if is_floating(p) else p, params)
+        multiply = _restricted(apply_fn, double, np.asarray(z, np.float64), masks, trainable)
+        values, rows, residuals, bounds, converged = (
+            _dense_pairs(multiply, len(trained), k) if method == "dense"
+            else _lanczos_pairs(multiply, len(trained), k, tolerance))
+    if not vectors:
+        return Eigenpairs(values, None, residuals, bounds, converged)
+    full = np.zeros((k, len(train)))
+    full[:, trained] = rows
+    return Eigenpairs(values, _unflatten(full, params), residuals, bounds, converged)
+
+
+def _restricted(apply_fn: ApplyFn, params: PyTree, x: np.ndarray, masks: PyTree | None, trainable: Trainable
+                ) -> Callable[[np.ndarray], np.ndarray]:
+    """Products of G with rows over the parameters that train, in float64 on the host."""
+    multiply, flat, train = _flat_product(_problem(apply_fn, params, jnp.asarray(x), masks, trainable))
+    where = np.flatnonzero(np.asarray(train))
+
+    @jax.jit
+    def rows(u: Array) -> Array:
+        def one(v: Array) -> Array:
+            return multiply(jnp.zeros_like(flat).at[where].set(v))[where]
+        with jax.default_matmul_precision("highest"):
+            return jax.lax.map(one, u, batch_size=16)
+
+    return lambda u: np.array(rows(jnp.asarray(u)), np.float64)
+
+
+Pairs = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, bool]
+
+
+def _dense_pairs(multiply: Callable[[np.ndarray], np.ndarray], size: int, k: int) -> Pairs:
+    gram = multiply(np.eye(size))
+    values, s = np.linalg.eigh((gram + gram.T) / 2)
+    values, s = values[::-1][:k], s[:, ::-1][:, :k]
+    residuals = np.linalg.norm(gram @ s - s * values, axis=0)
+    # Weyl: rounding of the matrix moves no eigenvalue by more than its own size.
+    bounds = np.full(k, 8 * np.finfo(float).eps * np.sqrt(size) * values[0] + np.abs(gram - gram.T).max() * size)
+    return np.maximum(values, 0), s.T, residuals, np.maximum(bounds, residuals), True
+
+
+def _lanczos_pairs(multiply: Callable[[np.ndarray], np.ndarray], size: int, k: int, tolerance: float) -> Pairs:
+    found = block_lanczos(multiply, size, k, tolerance=tolerance)
+    # Kahan: k eigenvalues lie within the residual block's norm of these values, one each.
+    bounds = np.full(k, np.linalg.norm(found.residuals) if found.converged else np.inf)
+    return np.maximum(found.values, 0), found.vectors, found.residuals, bounds, found.converged
+
+
+def _unflatten(rows: np.ndarray | None, params: PyTree) -> PyTree:
+    if rows is None:
+        return None
+    leaves, structure = jax.tree.flatten(params)
+    ends = np.cumsum([np.size(leaf) for leaf in leaves])
+    parts = np.split(rows, ends[:-1], axis=1)
+    return jax.tree.unflatten(structure, [p.reshape(len(rows), *np.shape(leaf))
+                                          for p, leaf in zip(parts, leaves, strict=True)])
+
+
+def effective_rank(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, key: Array, samples: int = 64,
+                   masks: PyTree | None = None, trainable: Trainable = None, standard_error: bool = False
+                   ) -> Float[Array, ""] | tuple[Float[Array, ""], Float[Array, ""]]:
+    r"""Effective rank of the path kernel: how many equal eigenvalues would have its trace and its Frobenius norm.
+
+    .. math:: \operatorname{Tr}(\Pi)^2 / \|\Pi\|_F^2
+
+    The trace is exact; the norm is Hutchinson's estimate, the mean of ``‖G s‖²`` over random signs s.
+
+    Args: as in :func:`trace`, and
+        key: a typed random key.
+        samples: number of products with G.
+        standard_error: return (estimate, its standard error).
+
+    Returns: scalars of the parameters' dtype. Works under jit. Errors: as :func:`trace`; ValueError for samples < 2.
+
+    >>> w = {"a": jnp.ones((2, 1)), "b": jnp.ones((1, 1))}
+    >>> rank = effective_rank(lambda w, x: x @ w["a"] @ w["b"], w, jnp.ones((1, 2)), key=jax.random.key(0))
+    >>> 1.0 < float(rank) < 3.0
+    True
+    """
+    from matfree import stochtrace
+
+    if samples < 2:
+        raise ValueError(f"samples must be at least 2, got {samples}")
+    problem = _problem(apply_fn, params, _checked(params, x), masks, trainable)
+    multiply, flat, train = _flat_product(problem)
+    scale = _trace(problem)
+    # Products of G divided by its trace neither overflow nor vanish when squared.
+    draw = stochtrace.sampler_signs(flat, num=samples)(key)
+    squares = jax.lax.map(lambda s: ((multiply(s * train) / scale) ** 2).sum(), draw, batch_size=8)
+    mean = squares.mean()
+    rank = (1 / mean).astype(scale.dtype)
+    error = (squares.std(ddof=1) / samples**0.5 / mean**2).astype(scale.dtype)
+    return (rank, error) if standard_error else rank
+
+
+def density(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, key: Array, samples: int = 8, depth: int = 64,
+            points: int = 200, decades: float = 6.0, width: float = 0.08, masks: PyTree | None = None,
+            trainable: Trainable = None) -> SpectralDensity:
+    """Spectral density of the path kernel by stochastic Lanczos quadrature.
+
+    Args: as in :func:`trace`, and
+        key: a typed random key.
+        samples: number of random vectors.
+        depth: Lanczos steps with each, at most the number of parameters that train.
+        points: how many eigenvalues to evaluate the density at, from the largest downwards.
+        decades: how far down they go.
+        width: standard deviation in decades of the Gaussian that stands for a node.
+
+    Returns: the density, and its nodes and weights. Errors: as :func:`trace`.
+
+    Source: Ghorbani, Krishnan and Xiao (2019), section 3, for Hessians; Lanczos by matfree.
+
+    >>> w = {"a": jnp.ones((2, 3)), "b": jnp.ones((3, 2))}
+    >>> estimate = density(lambda w, x: x @ w["a"] @ w["b"], w, jnp.ones((1, 2)), key=jax.random.key(0))
+    >>> estimate.weights.sum(1).round(3).tolist()[:2]
+    [12.0, 12.0]
+    """
+    from matfree import decomp, stochtrace
+
+    multiply, flat, train = _flat_product(_problem(apply_fn, params, _checked(params, x), masks, trainable))
+    scale = jnp.maximum(_power(multiply, flat, train, key), jnp.finfo(flat.dtype).tiny)
+    draws = stochtrace.sampler_signs(flat, num=samples)(key) * train
+    tridiagonal = decomp.tridiag_sym(min(depth, flat.size), reortho="full")
+
+    def quadrature(s: Array) -> tuple[Array, Array]:
+        start = s / jnp.linalg.norm(s)
+        _, matrix, *_ = tridiagonal(lambda u: multiply(u) / scale, start)
+        nodes, rows = jnp.linalg.eigh(_invariant(matrix))
+        return nodes * scale, rows[0] ** 2 * train.sum()
+
+    nodes, weights = jax.lax.map(quadrature, draws)
+    top = nodes.max()
+    decade = jnp.linspace(-decades, 0.2, points, dtype=flat.dtype)
+    level = jnp.log10(jnp.maximum(nodes / top, _MASSLESS))
+    mass = jnp.where(nodes > _MASSLESS * top, weights, 0)
+    bell = jnp.exp(-(((decade[:, None, None] - level) / width) ** 2) / 2) / (width * (2 * np.pi) ** 0.5)
+    return SpectralDensity(top * 10**decade, (bell * mass).sum((1, 2)) / samples, nodes, weights)
+
+
+def _power(multiply: Callable[[Array], Array], flat: Array, train: Array, key: Array) -> Array:
+    """The size of G, to the nearest factor of a few: enough to keep Lanczos in range."""
+    u = jax.random.normal(key, flat.shape, flat.dtype) * train
+    return jnp.linalg.norm(multiply(u)) / jnp.linalg.norm(u)
+
+
+def _invariant(matrix: Array) -> Array:
+    """Cut a tridiagonal matrix where its coupling is rounding: what follows an invariant subspace is noise or NaN."""
+    side = jnp.diagonal(matrix, 1)
+    size = jnp.maximum(jnp.abs(matrix[0, 0]), jnp.abs(side[:1]).max(initial=0.0))
+    small = ~(jnp.abs(side) > 100 * jnp.finfo(matrix.dtype).eps * size)
+    inside = jnp.concatenate([jnp.ones(1, bool), jnp.cumsum(small) == 0])
+    return jnp.where(inside[:, None] & inside, matrix, 0)
+
+
+def gated_trace(apply_fn: ApplyFn, params: PyTree, X: ArrayLike, *, masks: PyTree | None = None,
+                trainable: Trainable = None, batch_size: int = 16) -> Float[Array, ""]:
+    r"""Gated path trace of a batch of examples: the part of Tr Θ on the diagonal of Π.
+
+    .. math:: T_g = \sum_x \sum_j \partial R_2^{g(x)^2}(\theta^2, x \circ x) / \partial \phi_j
+
+    Args: as in :func:`trace`, with ``X`` (N, *input) examples; ``batch_size`` of them are taken at once.
+
+    Returns: a scalar of the parameters' dtype. Works under jit. Errors: as :func:`trace`.
+
+    >>> w = {"a": jnp.array([[1.0, -1.0]]), "b": jnp.array([[2.0], [1.0]])}
+    >>> net = lambda w, x: jax.nn.relu(x @ w["a"]) @ w["b"]
+    >>> float(gated_trace(net, w, jnp.array([[1.0], [-1.0]])))  # one open path each: 4 + 1 and 1 + 1
+    7.0
+    """
+    check_finite(params, "params")
+    check_finite(X, "X")
+    check_masks(masks, params)
+    X = jnp.asarray(X)
+
+    def one(x: Array) -> Array:
+        opened = tuple(g**2 for g in paths.gates(apply_fn, params, x[None], masks=masks))
+
+        def total(phi: PyTree) -> Array:
+            return paths.polynomial(apply_fn, phi, (x**2)[None], q=2, gates=opened, masks=masks).sum()
+
+        return _trace(_problem(apply_fn, params, x[None], masks, trainable, total))
+
+    return jax.lax.map(one, X, batch_size=min(batch_size, len(X))).sum()

@@ -1,0 +1,202 @@
+"""Taps: an additive zero at the output of every operation that uses a parameter.
+
+The derivative of the network with respect to a tap is the cotangent δ of that operation's output; with the operation's
+other operand h it gives the parameter's gradient. That is all that a per-layer contraction of the NTK needs.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, PyTree
+
+from pkjax.paths.algebras import Network
+from pkjax.paths.interpreter import PathSum, interpret
+from pkjax.trees import ApplyFn
+
+__all__ = ["Site", "sites", "tapped"]
+
+
+@dataclass(frozen=True)
+class Site:
+    """One use of a parameter leaf by an operation of the network."""
+
+    kind: str
+    """"dense" (h @ leaf over h's last axis), "elementwise" (a bias or a scale) or "other" (a convolution, say)."""
+    leaf: int
+    """The parameter leaf, in flattening order."""
+    shape: tuple[int, ...]
+    """Shape of the operation's output, and of its tap, for a batch of one."""
+    dtype: Any
+    """Type of the tap."""
+    pullback: Callable[[Array | None, Array], Array]
+    """(operand h or None, cotangent δ of the output) → cotangent of the leaf, for a batch of one."""
+
+
+class View(NamedTuple):
+    """A parameters-only value as a linear function of one leaf."""
+
+    leaf: int
+    fn: Callable[[Array], Array]
+    whole: bool
+
+
+class Held(NamedTuple):
+    """The true value of a path sum, and how it depends on a leaf, if it does on one alone."""
+
+    array: Any
+    view: View | None
+
+
+class Tapped(Network):
+    """The network as it stands, with a tap at every site."""
+
+    def __init__(self, leaves: Sequence[Any], taps: Sequence[Array] | None):
+        super().__init__()
+        self.leaves = leaves
+        self.taps = taps
+        self.sites: list[Site] = []
+        self.operands: list[Array | None] = []
+        self.uncovered: set[int] = set()
+
+    def lift(self, constant: Any) -> Held:
+        """Hold the constant itself."""
+        return Held(constant, None)
+
+    def true_value(self, operand: PathSum) -> Any:
+        """Return the true value."""
+        return operand.value.array
+
+    def gated(self, operand: PathSum, gate: Callable[[], Any]) -> Held:
+        """Multiply by the gate."""
+        return Held(self._multiplied(operand.value.array, operand, gate), None)
+
+    def gated_again(self, operand: PathSum, gate: Array) -> Held:
+        """Multiply by a gate that stands recorded already."""
+        return Held(operand.value.array * gate, None)
+
+    def linear(self, op: str, fn: Callable[..., Any], operands: Sequence[PathSum]) -> Held:
+        """Apply the operation; a parameter added to a signal is a site."""
+        arrays = [s.value.array for s in operands]
+        out = fn(*arrays)
+        parameters = [i for i, s in enumerate(operands) if s.degree and not s.on_input]
+
+        def alone(i: int, v: Array) -> Array:
+            return fn(*(v if j == i else jnp.zeros(s.shape, s.dtype) for j, s in enumerate(operands)))
+        if not any(s.on_input for s in operands):
+            view = operands[parameters[0]].value.view if len(parameters) == 1 else None
+            if view is not None:
+                i, leaf_to = parameters[0], view.fn
+                view = View(view.leaf, lambda leaf: alone(i, leaf_to(leaf)), False)
+            return Held(out, view)
+        for i in parameters:
+            view = operands[i].value.view
+            if view is None or op not in ("add", "sub", "add_any"):
+                self._uncover(operands[i])
+                continue
+            # The other operand fills the output's shape, so that adding a parameter needs no operand h.
+            out = self._tap("elementwise", view, out, None, partial(self._transposed, view, partial(_added, alone, i)))
+        return Held(out, None)
+
+    def bilinear(self, op: str, fn: Callable[..., Any], a: PathSum, b: PathSum) -> Held:
+        """Apply the operation; a parameter that multiplies a signal is a site."""
+        out = fn(a.value.array, b.value.array)
+        h, w = (a, b) if a.on_input or not a.degree else (b, a)
+
+        def use(operand: Any, parameter: Any) -> Array:
+            return fn(operand, parameter) if h is a else fn(parameter, operand)
+        view = w.value.view
+        if not h.on_input:
+            if h.degree or view is None:
+                return Held(out, None)
+            leaf_to, constant = view.fn, h.value.array
+            return Held(out, View(view.leaf, lambda leaf: use(constant, leaf_to(leaf)), False))
+        if not w.degree:
+            return Held(out, None)
+        if view is None:
+            self._uncover(w)
+            return Held(out, None)
+        plain = h is a and op == "dot_general" and view.whole and len(w.shape) == 2 and fn.keywords[  # type: ignore[attr-defined]
+            "dimension_numbers"] == (((len(h.shape) - 1,), (0,)), ((), ()))
+        kind = "dense" if plain else "elementwise" if op == "mul" else "other"
+        return Held(self._tap(kind, view, out, h.value.array, partial(self._transposed, view, use)), None)
+
+    def _transposed(self, view: View, use: Callable[[Any, Any], Array], h: Array | None, delta: Array) -> Array:
+        """Pull a cotangent of the operation's output back to the leaf."""
+        (cotangent,) = jax.linear_transpose(lambda leaf: use(h, view.fn(leaf)), self.leaves[view.leaf])(delta)
+        return cotangent
+
+    def _tap(self, kind: str, view: View, out: Array, h: Array | None, pullback: Callable[..., Array]) -> Array:
+        n = len(self.sites)
+        self.sites.append(Site(kind, view.leaf, out.shape, out.dtype, pullback))
+        self.operands.append(h)
+        return out if self.taps is None else out + self.taps[n]
+
+    def _uncover(self, parameter: PathSum) -> None:
+        self.uncovered.update(label[0] for label in parameter.degree)
+
+
+def _added(alone: Callable[[int, Array], Array], i: int, h: None, parameter: Array) -> Array:
+    return alone(i, parameter)
+
+
+def _walk(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, taps: Sequence[Array] | None) -> tuple[Tapped, Array]:
+    leaves = jax.tree.leaves(params)
+    algebra = Tapped([jax.ShapeDtypeStruct(jnp.shape(v), jnp.result_type(v)) for v in leaves], taps)
+    out = interpret(algebra, apply_fn, params, x, lambda i, leaf: Held(leaf, View(i, lambda v: v, True)),
+                    lambda z: Held(z, None))
+    if not out.on_input:
+        algebra._uncover(out)
+    return algebra, out.value.array
+
+
+def sites(apply_fn: ApplyFn, params: PyTree, x: ArrayLike) -> tuple[tuple[Site, ...], dict[int, tuple[int, ...]]]:
+    """Find where a network uses its parameters.
+
+    Args:
+      apply_fn: the network.
+      params: its parameters θ (shapes suffice).
+      x: (1, *input), a batch of one.
+
+    Returns:
+      The sites, in the order of the operations, and for each covered leaf (by flattening order) its sites. A leaf that
+      is absent from the dictionary enters some operation in another way (multiplied by another parameter, say).
+
+    Raises:
+      NotPathNetworkError: an operation has no paths.
+
+    >>> import jax.numpy as jnp
+    >>> w = {"a": jnp.ones((3, 2)), "b": jnp.ones(2)}
+    >>> found, of_leaf = sites(lambda w, x: x @ w["a"] + w["b"], w, jnp.ones((1, 3)))
+    >>> [s.kind for s in found], of_leaf
+    (['dense', 'elementwise'], {0: (0,), 1: (1,)})
+    """
+    seen: list[Tapped] = []
+
+    def walk(p: PyTree, z: Any) -> Array:
+        algebra, out = _walk(apply_fn, p, z, None)
+        seen.append(algebra)
+        return out
+    jax.eval_shape(walk, params, x)
+    found = seen[-1]
+    covered = {i: tuple(n for n, s in enumerate(found.sites) if s.leaf == i)
+               for i in range(len(found.leaves)) if i not in found.uncovered}
+    return tuple(found.sites), covered
+
+
+def tapped(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, taps: Sequence[Array]) -> tuple[
+        Float[Array, "N K"], tuple[Array | None, ...]]:
+    """Evaluate a network with taps added at its sites; return its outputs and each site's operand h (None for a bias).
+
+    >>> import jax.numpy as jnp
+    >>> w = {"a": jnp.ones((3, 2)), "b": jnp.ones(2)}
+    >>> f, (h, _) = tapped(lambda w, x: x @ w["a"] + w["b"], w, jnp.ones((1, 3)), [jnp.zeros((1, 2))] * 2)
+    >>> f, h
+    (Array([[4., 4.]], dtype=float32...), Array([[1., 1., 1.]], dtype=float32...))
+    """
+    algebra, out = _walk(apply_fn, params, x, taps)
+    return out, tuple(algebra.operands)

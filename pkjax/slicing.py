@@ -1,0 +1,252 @@
+"""The path kernel's largest eigenvalues and eigenvectors in a fully connected network, by spectrum slicing.
+
+Exact counts split the spectrum into intervals of a few eigenvalues each. One elimination at an interval's centre then
+drives a shift-and-invert block Krylov space, until it holds as many converged pairs as the count says: no eigenvalue
+is missed and no copy of a multiple one.
+"""
+
+import contextlib
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pkjax.counting import eliminate, solve
+from pkjax.edge_chain import EdgeChain, build, lift, lift_isolated, matmul
+from pkjax.paths.layers import DenseLayer
+
+__all__ = ["TopSpectrum", "top_spectrum"]
+
+_MOST = 12      # eigenvalues to an interval
+_BLOCK = 4      # columns of a Krylov block
+_TIGHT = 1e-12  # relative width at which an interval is one multiple eigenvalue
+
+
+@dataclass(frozen=True)
+class TopSpectrum:
+    """The k largest eigenvalues: each lies within its bound of the value given."""
+
+    values: np.ndarray          # (k,) descending
+    bounds: np.ndarray          # (k,)
+    residuals: np.ndarray       # (k,) ‖G z − π z‖
+    vectors: np.ndarray | None  # (k, parameters)
+
+
+@dataclass(frozen=True)
+class _Found:
+    values: np.ndarray
+    bounds: np.ndarray
+    residuals: np.ndarray
+    vectors: np.ndarray | None  # (unknowns, values)
+
+
+def top_spectrum(layers: Sequence[DenseLayer], k: int, *, inputs: np.ndarray | None = None, vectors: bool = False,
+                 size: int | None = None, trained: np.ndarray | None = None,
+                 dense_below: int = 500) -> TopSpectrum:
+    """The k largest eigenvalues of Π with multiplicities, error bounds and eigenvectors of its dual Gram.
+
+    Args:
+        layers: the network's layers of edges.
+        k: how many; where Π has fewer non-zero eigenvalues, zeros fill up.
+        inputs: the (n_0,) energies at the inputs; ones by default.
+        vectors: return eigenvectors, orthonormal rows over all parameters.
+        size: number of entries of the flattened parameters; by default one more than the greatest index.
+        trained: positions of the parameters that train, by default those that the layers hold.
+        dense_below: solve densely while fewer unknowns than this are left.
+
+    Raises: ValueError where the layers do not fit together or k exceeds the number of parameters that train.
+
+    >>> weights = np.array([[1.0], [1.0]])
+    >>> zero, none = np.zeros(1), np.array([-1])
+    >>> first = DenseLayer(weights, np.ones((2, 1)), np.array([[0], [1]]), zero, zero, none, zero)
+    >>> second = DenseLayer(np.array([[2.0]]), np.ones((1, 1)), np.array([[2]]), zero, zero, none, zero)
+    >>> top_spectrum([first, second], 3).values.round(9)
+    array([6., 4., 0.])
+    """
+    if trained is None:
+        trained = np.concatenate([np.append(layer.index.ravel(), layer.bias_index) for layer in layers])
+        trained = np.sort(trained[trained >= 0])
+    size = int(trained.max(initial=-1)) + 1 if size is None else size
+    if not 0 < k <= len(trained):
+        raise ValueError(f"k must be between 1 and the number of parameters that train, {len(trained)}, got {k}")
+    chain = build(layers, inputs)
+    with _one_thread(chain):
+        found = _dense(chain) if chain.size < dense_below else _slice(chain, k, vectors)
+        return _merge(chain, found, k, size, trained if vectors else None)
+
+
+def _one_thread(chain: EdgeChain) -> Any:
+    """Keep BLAS to one thread where blocks are small: threads then cost more than they bring."""
+    try:
+        from threadpoolctl import threadpool_limits
+    except ImportError:
+        return contextlib.nullcontext()
+    return threadpool_limits(1) if max(chain.widths, default=0) < 400 else contextlib.nullcontext()
+
+
+def _dense(chain: EdgeChain) -> list[_Found]:
+    if not chain.size:
+        return []
+    gram = matmul(chain, np.eye(chain.size))
+    values, u = np.linalg.eigh((gram + gram.T) / 2)
+    residuals = np.linalg.norm(gram @ u - u * values, axis=0)
+    rounding = 16 * np.finfo(float).eps * values[-1]
+    return [_Found(values, residuals + rounding, residuals, u)]
+
+
+def _slice(chain: EdgeChain, k: int, vectors: bool) -> list[_Found]:
+    isolated = np.sort(chain.isolated)
+    counts: dict[float, int] = {}
+
+    def above(shift: float) -> int:
+        if shift not in counts:
+            counts[shift] = eliminate(chain, shift).above
+        return counts[shift]
+
+    def total(shift: float) -> int:
+        return above(shift) + len(isolated) - int(np.searchsorted(isolated, shift, "right"))
+
+    high = 2 * float(chain.d.sum())
+    if not high > 0:
+        return []
+    counts[high] = 0
+    top = low = high
+    while total(low) < k and low > 1e-13 * top:
+        low /= 2
+        if not above(low):
+            top = low
+    # Narrow the gap between low, above which enough lie, and high, above which too few do.
+    high = min((s for s in counts if s > low), default=high)
+    while total(low) > k + k // 8 + 4 and high - low > _TIGHT * high:
+        middle = _middle(low, high)
+        low, high = (middle, high) if total(middle) >= k else (low, middle)
+
+    todo = list(itertools.pairwise(sorted(s for s in counts if s >= low)))
+    found: list[_Found] = []
+    rng = np.random.default_rng(0)
+    have = 0
+    while todo:
+        a, b = todo.pop()
+        count = above(a) - above(b)
+        if not count or have + len(isolated) - int(np.searchsorted(isolated, b, "left")) >= k:
+            continue
+        middle = _middle(a, b)
+        tight = b - a <= _TIGHT * b
+        if not tight and (count > _MOST or (b - a > 1e-3 * b and above(middle) in (above(a), above(b)))):
+            todo += [(a, middle), (middle, b)]
+            continue
+        wanted = min(count, k - have) if tight else count
+        # A multiple eigenvalue needs no vectors for its value; a few copies are cheaply confirmed.
+        pairs = None
+        if vectors or wanted <= _MOST:
+            pairs = _between(chain, a, b, count, wanted, top, rng)
+        if pairs is None and not tight:
+            todo += [(a, middle), (middle, b)]
+            continue
+        if pairs is None:
+            half = np.full(wanted, (b - a) / 2)
+            pairs = _Found(np.full(wanted, (a + b) / 2), half, half, None)
+        found.append(pairs if vectors else _Found(pairs.values, pairs.bounds, pairs.residuals, None))
+        have += wanted
+    return found
+
+
+def _middle(low: float, high: float) -> float:
+    return float(np.sqrt(low * high)) if high > 4 * low else (low + high) / 2
+
+
+def _between(chain: EdgeChain, low: float, high: float, count: int, wanted: int, top: float,
+             rng: np.random.Generator) -> _Found | None:
+    """The eigenpairs between low and high, of which there are ``count``; None where they do not converge."""
+    elimination = eliminate(chain, (low + high) / 2, keep=True)
+    block = max(wanted, _BLOCK) if high - low <= _TIGHT * high else _BLOCK
+    block = min(block, chain.size)
+    tolerance = max(1e-12 * high, 1e-14 * top)
+    x = rng.standard_normal((chain.size, block))
+    steps = min(3 * count // block + 20, chain.size // block)
+    basis = np.empty((chain.size, steps * block), order="F")
+    image = np.empty_like(basis)
+    projected = np.zeros((steps * block, steps * block))
+    for step in range(steps):
+        old, new = slice(0, step * block), slice(step * block, (step + 1) * block)
+        x = solve(chain, elimination, x)
+        for _ in range(2):
+            x /= np.linalg.norm(x, axis=0)
+            x -= basis[:, old] @ (basis[:, old].T @ x)
+            x = np.linalg.qr(x)[0]
+        basis[:, new], image[:, new] = x, matmul(chain, x)
+        projected[: new.stop, new] = basis[:, : new.stop].T @ image[:, new]
+        projected[new, old] = projected[old, new].T
+        if step < steps - 1 and (new.stop < wanted + block or step % 2):
+            continue
+        small = projected[: new.stop, : new.stop]
+        values, s = np.linalg.eigh((small + small.T) / 2)
+        inside = np.flatnonzero((values > low) & (values <= high))
+        if len(inside) < wanted:
+            continue
+        u = basis[:, : new.stop] @ s[:, inside]
+        remainder = image[:, : new.stop] @ s[:, inside] - u * values[inside]
+        residuals = np.linalg.norm(remainder, axis=0)
+        good = np.argsort(residuals)[:wanted]
+        if residuals[good].max() <= tolerance:
+            # Kahan: as many eigenvalues lie within ‖R‖ of these values, one each, and no other lies in between.
+            bound = float(np.linalg.norm(remainder[:, good])) + 16 * np.finfo(float).eps * top
+            bound += high - low if wanted < count else 0.0
+            return _Found(values[inside[good]], np.full(wanted, bound), residuals[good], u[:, good])
+    return None
+
+
+def _merge(chain: EdgeChain, found: list[_Found], k: int, size: int, trained: np.ndarray | None) -> TopSpectrum:
+    """Sort the sliced and the trivial eigenvalues into one list of k."""
+    isolated = np.argsort(-chain.isolated, kind="stable")[:k]
+    exact = 4 * np.finfo(float).eps * chain.isolated[isolated]
+    values = np.concatenate([chain.isolated[isolated], *[f.values for f in found], np.zeros(k)])
+    top = values.max()
+    zero = np.full(k, 1e-13 * top)
+    bounds = np.concatenate([exact, *[f.bounds for f in found], zero])
+    residuals = np.concatenate([exact, *[f.residuals for f in found], zero])
+    order = np.argsort(-np.maximum(values, 0), kind="stable")[:k]
+    out = TopSpectrum(np.maximum(values[order], 0), bounds[order], residuals[order], None)
+    if trained is None:
+        return out
+    vectors = np.zeros((k, size))
+    at = np.full(len(values), -1)
+    at[order] = np.arange(k)
+    keep = at[: len(isolated)] >= 0
+    vectors[at[: len(isolated)][keep]] = lift_isolated(chain, isolated[keep], size)
+    position, sliced = len(isolated), []
+    for f in found:
+        rows = at[position : position + len(f.values)]
+        position += len(f.values)
+        if f.vectors is not None and (rows >= 0).any():
+            vectors[rows[rows >= 0]] = lift(chain, f.vectors[:, rows >= 0], size)
+            sliced.append(rows[rows >= 0])
+    _orthogonalize(vectors, np.sort(np.concatenate(sliced)) if sliced else np.zeros(0, int))
+    _complete(vectors, at[position:][at[position:] >= 0], trained)
+    return TopSpectrum(out.values, out.bounds, out.residuals, vectors)
+
+
+def _orthogonalize(vectors: np.ndarray, rows: np.ndarray) -> None:
+    """Take out what little neighbours from different intervals share (the trivial ones are orthogonal to the digit)."""
+    if len(rows) < 2:
+        return
+    part = vectors[rows]
+    excess = part @ part.T - np.eye(len(rows))
+    if np.abs(excess).max() > 1e-13:
+        vectors[rows] = part - excess @ part / 2
+
+
+def _complete(vectors: np.ndarray, rows: np.ndarray, trained: np.ndarray) -> None:
+    """Fill rows with vectors of the null space: every eigenvector of a non-zero eigenvalue is already there."""
+    rng = np.random.default_rng(1)
+    others = np.setdiff1d(np.arange(len(vectors)), rows)
+    if not rows.size:
+        return
+    fresh = np.zeros((len(rows), vectors.shape[1]))
+    fresh[:, trained] = rng.standard_normal((len(rows), len(trained)))
+    for _ in range(2):
+        fresh -= fresh @ vectors[others].T @ vectors[others]
+        fresh = np.linalg.qr(fresh.T)[0].T
+    vectors[rows] = fresh

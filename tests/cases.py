@@ -1,0 +1,154 @@
+"""Networks that tests draw: layer lists, their JAX functions and their parameters."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import strategies as st
+from jax import lax
+
+
+@dataclass
+class Case:
+    layers: list
+    params: dict
+    masks: dict | None
+    X: np.ndarray
+
+    def apply(self, params, x):
+        for layer in self.layers:
+            x = APPLY[layer[0]](params, x, *layer[1:])
+        return x
+
+    @property
+    def alive(self):
+        """The parameters as the network uses them."""
+        return self.params if self.masks is None else {n: v * self.masks[n] for n, v in self.params.items()}
+
+    def __repr__(self):
+        masked = None if self.masks is None else {n: float(np.mean(m)) for n, m in self.masks.items()}
+        return f"Case({self.layers}, X{self.X.shape}, density {masked})"
+
+
+def _conv(p, x, name, features, size, stride, dilation, groups, padding, bias):
+    y = lax.conv_general_dilated(x, p[f"{name}.kernel"], (stride, stride), padding, rhs_dilation=(dilation, dilation),
+                                 dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups)
+    return y + p[f"{name}.bias"] if bias else y
+
+
+def _dense(p, x, name, width, bias):
+    return x @ p[f"{name}.kernel"] + p[f"{name}.bias"] if bias else x @ p[f"{name}.kernel"]
+
+
+def _bn(p, x, name, mean, variance, epsilon):
+    mean, variance = jnp.asarray(mean, x.dtype), jnp.asarray(variance, x.dtype)
+    return (x - mean) * (lax.rsqrt(variance + epsilon) * p[f"{name}.scale"]) + p[f"{name}.bias"]
+
+
+def _leaky(p, x, slope):
+    return jax.nn.relu(x) if slope == 0 else jnp.where(x > 0, x, slope * x)
+
+
+def _pool(p, x, kind, size):
+    window, reduce = (1, size, size, 1), (lax.max, -np.inf) if kind == "max" else (lax.add, 0.0)
+    y = lax.reduce_window(x, np.asarray(reduce[1], x.dtype), reduce[0], window, window, "VALID")
+    return y if kind == "max" else y / size**2
+
+
+def _residual(p, x, inner):
+    y = x
+    for layer in inner:
+        y = APPLY[layer[0]](p, y, *layer[1:])
+    return x + y
+
+
+APPLY = {"flatten": lambda p, x: x.reshape(x.shape[0], -1), "dense": _dense, "conv": _conv, "bn": _bn,
+         "leaky": _leaky, "prelu": lambda p, x, name: jnp.where(x >= 0, x, p[f"{name}.slope"] * x),
+         "abs": lambda p, x: jnp.abs(x), "pool": _pool, "residual": _residual}
+
+
+@st.composite
+def cases(draw, kinds=("dense", "conv"), masked=None):
+    """Draw a small network with parameters, maybe masks, and two or three inputs."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    params, layers = {}, []
+    bias = draw(st.booleans())
+
+    def normal(*shape):
+        return rng.normal(size=shape) / np.sqrt(max(np.prod(shape[:-1]), 1)) * 1.5
+
+    def dense(n, width):
+        name = f"l{len(params):02d}"
+        params[f"{name}.kernel"] = normal(n, width)
+        if bias:
+            params[f"{name}.bias"] = rng.normal(size=width) * draw(st.sampled_from([0.0, 0.3]))
+        return ("dense", name, width, bias)
+
+    def activation():
+        kind = draw(st.sampled_from(["relu", "relu", "leaky", "prelu", "abs"]))
+        if kind == "prelu":
+            name = f"l{len(params):02d}"
+            params[f"{name}.slope"] = np.array(rng.uniform(0.1, 0.5))
+            return ("prelu", name)
+        return ("abs",) if kind == "abs" else ("leaky", 0.0 if kind == "relu" else 0.2)
+
+    def batch_norm(channels):
+        name = f"l{len(params):02d}"
+        params[f"{name}.scale"] = rng.uniform(0.5, 1.5, channels)
+        params[f"{name}.bias"] = rng.normal(size=channels) * 0.3
+        mean = rng.normal(size=channels) * draw(st.sampled_from([0.0, 0.5]))
+        return ("bn", name, tuple(mean), tuple(rng.uniform(0.5, 2, channels)), 1e-3)
+
+    if draw(st.sampled_from(kinds)) == "conv":
+        shape = (4, 4, draw(st.sampled_from([1, 2])))
+        features = 2
+        size, stride = draw(st.sampled_from([2, 3])), draw(st.sampled_from([1, 2]))
+        dilation = draw(st.sampled_from([1, 1, 2])) if size == 2 and stride == 1 else 1
+        groups = draw(st.sampled_from([1, shape[2]]))
+        padding = draw(st.sampled_from(["SAME", "SAME", "VALID"]))
+        params["a.kernel"] = normal(size, size, shape[2] // groups, features)
+        if bias:
+            params["a.bias"] = rng.normal(size=features) * 0.3
+        layers.append(("conv", "a", features, size, stride, dilation, groups, padding, bias))
+        reach = (size - 1) * dilation + 1
+        side = -(-4 // stride) if padding == "SAME" else (4 - reach) // stride + 1
+        if draw(st.booleans()):
+            layers.append(batch_norm(features))
+        layers.append(activation())
+        if draw(st.booleans()):
+            params["b.kernel"] = normal(2, 2, features, features)
+            layers.append(("residual", [("conv", "b", features, 2, 1, 1, 1, "SAME", False), ("leaky", 0.0)]))
+        if side >= 2:
+            layers.append(("pool", draw(st.sampled_from(["max", "avg"])), 2))
+            side //= 2
+        layers.append(("flatten",))
+        width = side * side * features
+    else:
+        shape, width = (draw(st.integers(2, 3)),), None
+        width = shape[0]
+        for _ in range(draw(st.integers(1, 2))):
+            layers.append(dense(width, draw(st.integers(2, 4))))
+            width = layers[-1][2]
+            if draw(st.booleans()):
+                layers.append(batch_norm(width))
+            layers.append(activation())
+            if "residual" in kinds and draw(st.booleans()):
+                layers.append(("residual", [dense(width, width), ("leaky", 0.0)]))
+    layers.append(dense(width, draw(st.integers(1, 2))))
+    masks = None
+    if draw(st.booleans()) if masked is None else masked:
+        masks = {n: rng.random(v.shape) < 0.7 if n.endswith("kernel") else np.ones(v.shape, bool)
+                 for n, v in params.items()}
+    X = rng.normal(size=(draw(st.integers(2, 3)), *shape))
+    return Case(layers, params, masks, X)
+
+
+def live(case):
+    """Whether a draw tests anything: outputs differ between inputs, and every leaf has a gradient."""
+    f = np.asarray(case.apply(case.alive, case.X))
+    if not np.isfinite(f).all() or np.ptp(f, axis=0).min() < 1e-6:
+        return False
+    gradient = jax.jacrev(case.apply)({n: jnp.asarray(v) for n, v in case.alive.items()}, case.X)
+    return all(np.abs(np.asarray(g) * (1 if case.masks is None else case.masks[n])).max() > 1e-9
+               for n, g in gradient.items())

@@ -1,0 +1,143 @@
+"""A is the Gram matrix of the gated inputs of all paths, found without listing them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pkjax import data_factor as module
+from pkjax import paths
+from pkjax.data_factor import data_factor
+
+relu = jax.nn.relu
+
+
+def draw(shapes, seed=0, dtype=jnp.float64):
+    keys = jax.random.split(jax.random.key(seed), len(shapes))
+    return {name: jax.random.normal(k, shape, dtype) for k, (name, shape) in zip(keys, shapes.items(), strict=True)}
+
+
+def two_layers(p, x):
+    return relu(relu(x @ p["a"] + p["c"]) @ p["b"] + p["d"]) @ p["e"]
+
+
+def leaky_residual(p, x):
+    h = x @ p["a"]
+    h = h + 0.5 * jnp.where(h > 0, h, 0.1 * h) @ p["b"]
+    return h @ p["e"] + p["d"]
+
+
+def convnet(p, x):
+    y = jax.lax.conv_general_dilated(x, p["k"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    y = jax.lax.reduce_window(relu(y), -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+    return y.mean((1, 2)) @ p["e"]
+
+
+NETS = {
+    "two layers": (two_layers, dict(a=(3, 4), c=(4,), b=(4, 3), d=(3,), e=(3, 2)), (3,)),
+    "leaky residual": (leaky_residual, dict(a=(3, 3), b=(3, 3), e=(3, 2), d=(2,)), (3,)),
+    "convnet": (convnet, dict(k=(3, 3, 1, 2), e=(2, 2)), (4, 4, 1)),
+}
+
+
+def case(name, n=5):
+    apply_fn, shapes, shape = NETS[name]
+    return apply_fn, draw(shapes), jax.random.normal(jax.random.key(1), (n, *shape), jnp.float64)
+
+
+def enumerated(p, x, masks=None):
+    """A of ``two_layers`` from an explicit list of its paths, in plain loops."""
+    p = {k: np.asarray(v) for k, v in p.items()}
+    m = {k: np.ones(v.shape, bool) for k, v in p.items()} if masks is None else masks
+    p = {k: np.where(m[k], v, 0) for k, v in p.items()}
+    x = np.asarray(x)
+    h1 = x @ p["a"] + p["c"]
+    h2 = np.maximum(h1, 0) @ p["b"] + p["d"]
+    g1, g2 = h1 > 0, h2 > 0
+    columns = [[], []]
+    for k in range(2):
+        for j in range(3):
+            if not m["e"][j, k]:
+                continue
+            if m["d"][j]:
+                columns[k].append(g2[:, j] * 1.0)
+            for i in range(4):
+                if not m["b"][i, j]:
+                    continue
+                if m["c"][i]:
+                    columns[k].append(g1[:, i] * g2[:, j] * 1.0)
+                columns[k] += [g1[:, i] * g2[:, j] * x[:, s] for s in range(3) if m["a"][s, i]]
+    jvf = [np.stack(c, 1) for c in columns]
+    assert min(np.abs(j).sum() for j in jvf) > 0
+    assert len({tuple(row) for row in g1}) > 1
+    return np.stack([j @ j.T for j in jvf])
+
+
+def test_a_is_the_gram_matrix_over_explicitly_listed_paths():
+    apply_fn, params, x = case("two layers")
+    np.testing.assert_allclose(data_factor(apply_fn, params, x), enumerated(params, x), rtol=1e-12, atol=1e-12)
+
+
+def test_a_masked_weight_carries_no_path_but_a_zero_weight_does():
+    apply_fn, params, x = case("two layers")
+    masks = {k: jax.random.bernoulli(jax.random.key(i), 0.7, v.shape) for i, (k, v) in enumerate(params.items())}
+    want = enumerated(params, x, {k: np.asarray(v) for k, v in masks.items()})
+    np.testing.assert_allclose(data_factor(apply_fn, params, x, masks=masks), want, rtol=1e-12, atol=1e-12)
+    params["c"] = jnp.zeros_like(params["c"])
+    np.testing.assert_allclose(data_factor(apply_fn, params, x), enumerated(params, x), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_agrees_with_the_path_factorization_and_outputs_do_not_mix(name):
+    apply_fn, params, x = case(name)
+    jvf = np.asarray(paths.factorize(apply_fn, params, x).jvf)
+    full = (jvf @ jvf.T).reshape(5, 2, 5, 2)
+    assert np.abs(full[:, 0, :, 1]).max() == 0
+    a = np.asarray(data_factor(apply_fn, params, x))
+    assert np.abs(a).max() > 0.1
+    np.testing.assert_allclose(a, np.einsum("nkmk->knm", full), rtol=1e-12, atol=1e-12)
+
+
+def test_a_of_a_dense_network_without_biases_is_a_product_of_gram_matrices():
+    params = draw(dict(a=(6, 8), b=(8, 7), e=(7, 3)))
+    x = jax.random.normal(jax.random.key(1), (6, 6), jnp.float64)
+    g1 = np.asarray(x @ params["a"] > 0, float)
+    g2 = np.asarray(relu(x @ params["a"]) @ params["b"] > 0, float)
+    want = np.asarray(x @ x.T) * (g1 @ g1.T) * (g2 @ g2.T)
+    a = data_factor(lambda p, x: relu(relu(x @ p["a"]) @ p["b"]) @ p["e"], params, x)
+    np.testing.assert_allclose(a, np.stack([want] * 3), rtol=1e-12, atol=1e-12)
+
+
+def test_blocks_are_symmetric_to_the_last_bit_and_positive_semi_definite():
+    apply_fn, params, x = case("convnet", n=7)
+    a = np.asarray(data_factor(apply_fn, params, x))
+    assert (a == a.transpose(0, 2, 1)).all()
+    assert np.linalg.eigvalsh(a).min() > -1e-12 * np.abs(a).max()
+
+
+def test_pairs_in_small_batches_and_under_jit_give_the_same(monkeypatch):
+    apply_fn, params, x = case("two layers")
+    want = data_factor(apply_fn, params, x)
+    monkeypatch.setattr(module, "ENTRIES", 60)
+    np.testing.assert_allclose(data_factor(apply_fn, params, x), want, rtol=1e-13)
+    np.testing.assert_allclose(jax.jit(lambda p, x: data_factor(apply_fn, p, x))(params, x), want, rtol=1e-13)
+
+
+def test_float32_stays_float32():
+    apply_fn, params, x = case("two layers")
+    want = data_factor(apply_fn, params, x)
+    narrow = data_factor(apply_fn, {k: v.astype(jnp.float32) for k, v in params.items()}, x.astype(jnp.float32))
+    assert narrow.dtype == jnp.float32
+    np.testing.assert_allclose(narrow, np.asarray(want), rtol=1e-5, atol=1e-5)
+
+
+def test_bad_input_is_named():
+    apply_fn, params, x = case("two layers")
+    with pytest.raises(ValueError, match="X must hold one or more inputs"):
+        data_factor(apply_fn, params, x[:0])
+    with pytest.raises(ValueError, match="masks must have the tree structure of params, but leaf 'a' is missing"):
+        data_factor(apply_fn, params, x, masks={"b": jnp.ones((4, 3), bool)})
+    with pytest.raises(ValueError, match="X leaf .* holds 1 values that are NaN"):
+        data_factor(apply_fn, params, x.at[0, 0].set(jnp.nan))
+    with pytest.raises(paths.NotPathNetworkError, match="tanh"):
+        data_factor(lambda p, x: jnp.tanh(x @ p["a"]), params, x)
