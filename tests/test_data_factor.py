@@ -132,7 +132,7 @@ def test_float32_stays_float32():
 
 def test_bad_input_is_named():
     apply_fn, params, x = case("two layers")
-    with pytest.raises(ValueError, match="X must hold one or more inputs"):
+    with pytest.raises(ValueError, match="inputs must be a batch of shape"):
         data_factor(apply_fn, params, x[:0])
     with pytest.raises(ValueError, match="masks must have the tree structure of params, but leaf 'a' is missing"):
         data_factor(apply_fn, params, x, masks={"b": jnp.ones((4, 3), bool)})

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from pkjax import structured
 from pkjax.ntk import ntk, ntk_matvec, ntk_trace
+from pkjax.paths import NotPathNetworkError
 
 ENGINES = ["structured", "jacobian"]
 if importlib.util.find_spec("neural_tangents") is not None:
@@ -245,7 +246,7 @@ class TestBadInput:
         apply_fn, params, x = case("mlp")
         with pytest.raises(ValueError, match=r"X2 must hold .* shape \(6,\) .* got X2 of shape \(7, 5\)"):
             ntk(apply_fn, params, x, x[:, :5])
-        with pytest.raises(ValueError, match=r"X must hold one or more inputs"):
+        with pytest.raises(ValueError, match=r"inputs must be a batch of shape"):
             ntk(apply_fn, params, x[:0])
 
     def test_unknown_engine(self):
@@ -261,9 +262,9 @@ class TestBadInput:
 
     def test_outputs_that_are_no_vectors(self):
         _, params, x = case("mlp")
-        with pytest.raises(ValueError, match=r"outputs of shape \(7, K\), got \(7,\)"):
+        with pytest.raises(ValueError, match=r"returned shapes \[\(7,\)\]"):
             ntk(lambda p, x: mlp(p, x)[:, 0], params, x)
-        with pytest.raises(ValueError, match=r"outputs of shape \(7, K\), got PyTreeDef"):
+        with pytest.raises(ValueError, match=r"returned shapes"):
             ntk_trace(lambda p, x: (mlp(p, x), x), params, x)
 
     def test_masks_of_another_structure(self):
@@ -283,3 +284,13 @@ class TestBadInput:
         apply_fn, params, x = case("mlp")
         with pytest.raises(ValueError, match=r"v must have the shape \(7, 3\)"):
             ntk_matvec(apply_fn, params, x)(jnp.ones((7, 2)))
+
+
+def test_auto_takes_the_jacobian_where_a_network_has_no_paths():
+    _, params, x = case("mlp")
+
+    def net(p, x):
+        return jnp.tanh(mlp(p, x))
+    np.testing.assert_allclose(ntk(net, params, x), oracle(net, params, x, x), rtol=1e-10, atol=1e-12)
+    with pytest.raises(NotPathNetworkError, match="tanh"):
+        ntk(net, params, x, engine="structured")
