@@ -11,11 +11,14 @@ Every function takes a network as ``(apply_fn, params)``, where ``apply_fn(param
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from pkjax import paths
+from pkjax import path_kernel, paths
 from pkjax.adapters import from_linen, from_nnx, mean_input, ones_input
+from pkjax.analysis import Report, analyze
 from pkjax.connectivity import Connectivity, connectivity
+from pkjax.data_factor import data_factor
 from pkjax.masks import apply_masks, load_masks, masked, save_masks
-from pkjax.paths.errors import NotPathNetworkError
+from pkjax.ntk import ntk, ntk_matvec, ntk_trace
+from pkjax.paths import NotFullyConnectedError, NotPathNetworkError
 from pkjax.prune_result import EmptiedLayerWarning, LayerReport, PruneResult
 from pkjax.pruning import prune
 from pkjax.saliency import grasp, magnitude, random, snip, synflow, synflow_l2
@@ -29,10 +32,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "Connectivity", "EmptiedLayerWarning", "LayerReport", "NotPathNetworkError", "PruneResult",
-    "apply_masks", "connectivity", "data", "exponential", "from_linen", "from_nnx", "global_scope",
-    "grasp", "kernels", "layer_scope", "linear", "load_masks", "magnitude", "masked", "mean_input", "models",
-    "ones_input", "paths", "plots", "prune", "random",
+    "Connectivity", "EmptiedLayerWarning", "LayerReport", "NotFullyConnectedError", "NotPathNetworkError",
+    "PruneResult", "Report",
+    "analyze", "apply_masks", "connectivity", "data", "data_factor", "exponential", "from_linen", "from_nnx",
+    "global_scope", "grasp", "kernels", "layer_scope", "linear", "load_masks", "magnitude", "masked", "mean_input",
+    "models", "ntk", "ntk_matvec", "ntk_trace", "ones_input", "path_kernel", "paths", "plots", "prune", "random",
     "save_masks", "snip", "synflow", "synflow_l2",
 ]
 

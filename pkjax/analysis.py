@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,23 +13,14 @@ from jaxtyping import Array, Float, PyTree
 
 from pkjax import path_kernel
 from pkjax.checks import Check, exactness
+from pkjax.connectivity import connectivity
 from pkjax.data_factor import data_factor
 from pkjax.ntk import ntk
-from pkjax.paths import log_count, polynomial
+from pkjax.prune_result import LayerReport
 from pkjax.theorem1 import Claim, claims
-from pkjax.trees import ApplyFn, Trainable, check_finite, check_masks, check_network, leaf_names, trainable_masks
+from pkjax.trees import ApplyFn, Trainable, check_finite, check_masks, check_network, trainable_masks
 
-__all__ = ["Layer", "Report", "analyze"]
-
-
-class Layer(NamedTuple):
-    """One parameter leaf and what a mask leaves of it."""
-
-    name: str
-    shape: tuple[int, ...]
-    kept: int
-    total: int
-    emptied: bool
+__all__ = ["Report", "analyze"]
 
 
 @dataclass(frozen=True)
@@ -54,8 +45,11 @@ class Report:
     """Tr(Π)² / ‖Π‖_F², estimated."""
     log_paths: float
     """log10 of the number of live paths."""
-    effective_paths: float
-    """R_2² / R_4: the participation ratio of the squared path values (NaN where the network has no live path)."""
+    log_effective_paths: float | None
+    """log10 of R_2² / R_4, the participation ratio of the squared path values; None where no path is left, or where
+    the parameters' type does not hold the two."""
+    connected: bool
+    """Whether a path leads from any input entry to any output."""
     overlaps: Float[np.ndarray, "NK k"]
     """O_ij: inner products of the eigenvectors of A with those of Π; 0 where ν_i or π_j is 0."""
     captured: float
@@ -64,7 +58,8 @@ class Report:
     """Every bound of theorem 1, and what became of it here."""
     checks: dict[str, Check]
     """The analyzer's own exactness checks."""
-    layers: tuple[Layer, ...]
+    layers: tuple[LayerReport, ...]
+    """What a mask leaves of each kernel."""
     samples: int
     outputs: int
     parameters: int
@@ -80,7 +75,8 @@ class Report:
                 plain[name] = value.tolist()
         plain["claims"] = {name: claim._asdict() for name, claim in self.claims.items()}
         plain["checks"] = {name: check._asdict() for name, check in self.checks.items()}
-        plain["layers"] = [layer._asdict() for layer in self.layers]
+        plain["layers"] = [layer.to_dict() for layer in self.layers]
+        plain["log_paths"] = self.log_paths if np.isfinite(self.log_paths) else None
         return plain
 
 
@@ -163,17 +159,15 @@ def analyze(apply_fn: ApplyFn, params: PyTree, X: ArrayLike, *, masks: PyTree | 
     gated = float(path_kernel.gated_trace(apply_fn, params, X, **options))
     key = jax.random.key(0) if key is None else key
     rank = float(part("effective rank", lambda: path_kernel.effective_rank(apply_fn, params, x, key=key, **options)))
-    live = float(log_count(apply_fn, params, x, masks=masks))
-    squares, fourths = (float(polynomial(apply_fn, jax.tree.map(lambda p, q=q: jnp.abs(p) ** q, params), x, q=q,
-                                         masks=masks).sum()) for q in (2, 4))
+    links = part("paths", lambda: connectivity(apply_fn, params, x, masks=masks))
     checks = part("checks", lambda: exactness(apply_fn, params, X, dense, lam, nu, pi, energy, vectors, trace_pi,
                                               complete=wanted == m, **options))
     return Report(
         lam=lam, nu=nu, pi=pi, pi_bounds=np.asarray(pairs.residuals, np.float64), trace_ntk=trace_ntk,
-        trace_pi=trace_pi, gated_trace=gated, effective_rank=rank, log_paths=live,
-        effective_paths=squares**2 / fourths if fourths else float("nan"), overlaps=overlaps,
+        trace_pi=trace_pi, gated_trace=gated, effective_rank=rank, log_paths=links.log10_paths,
+        log_effective_paths=links.log10_effective_paths, connected=links.connected, overlaps=overlaps,
         captured=float((energy**2).sum() / trace_ntk) if trace_ntk else 0.0, claims=claims(lam, nu, pi),
-        checks=checks, layers=_layers(params, masks), samples=n, outputs=outputs, parameters=m, seconds=seconds)
+        checks=checks, layers=links.layers, samples=n, outputs=outputs, parameters=m, seconds=seconds)
 
 
 def _sorted_blocks(blocks: Float[np.ndarray, "K N N"]) -> tuple[np.ndarray, np.ndarray]:
@@ -203,11 +197,3 @@ def _projected(apply_fn: ApplyFn, params: PyTree, X: Array, vectors: PyTree, tra
     count = jax.tree.leaves(vectors)[0].shape[0]
     return np.stack([np.asarray(project(jax.tree.map(lambda v, j=j: jnp.asarray(v[j]), vectors)), np.float64)
                      for j in range(count)], axis=1)
-
-
-def _layers(params: PyTree, masks: PyTree | None) -> tuple[Layer, ...]:
-    """Count what a mask keeps of every leaf of two axes or more."""
-    leaves = jax.tree.leaves(params)
-    kept = [np.size(p) for p in leaves] if masks is None else [int(np.sum(q)) for q in jax.tree.leaves(masks)]
-    return tuple(Layer(name, tuple(np.shape(p)), int(q), int(np.size(p)), q == 0)
-                 for name, p, q in zip(leaf_names(params), leaves, kept, strict=True) if np.ndim(p) >= 2)

@@ -19,6 +19,9 @@ FEW = 4
 """Examples on which Θ is recomputed by other engines."""
 
 
+TINY = float(np.finfo(np.float32).tiny)
+
+
 class Check(NamedTuple):
     """One identity, tested."""
 
@@ -35,8 +38,8 @@ def _check(error: float, tolerance: float, text: str) -> Check:
 
 
 def _relative(a: ArrayLike, b: ArrayLike) -> float:
-    scale = max(float(np.max(np.abs(np.asarray(b, np.float64)), initial=0.0)), np.finfo(np.float32).tiny)
-    return float(np.max(np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64)), initial=0.0)) / scale
+    left, right = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    return float(np.abs(left - right).max(initial=0.0) / max(np.abs(right).max(initial=0.0), TINY))
 
 
 def exactness(apply_fn: ApplyFn, params: PyTree, X: Array, theta: np.ndarray, lam: np.ndarray, nu: np.ndarray,
@@ -97,7 +100,7 @@ def exactness(apply_fn: ApplyFn, params: PyTree, X: Array, theta: np.ndarray, la
                                                  f"agreement with neural-tangents on {few.shape[0]} examples")
     # Bessel: an incomplete list of eigenvectors of Π cannot carry more of Θ than there is, direction by direction.
     carried, whole = (energy**2).sum(1), np.einsum("ai,ab,bi->i", vectors, theta, vectors)
-    excess = float(np.max(carried - whole)) / max(float(whole.max()), np.finfo(np.float32).tiny)
+    excess = float(np.max(carried - whole)) / max(float(whole.max()), TINY)
     if complete:
         found["overlaps"] = _check(_relative(carried, whole), max(1e-10, 1e4 * eps),
                                    "Σ_j ν_i π_j O_ij² = V_iᵀ Θ V_i, whose sum is Tr Θ")

@@ -30,22 +30,22 @@ class Connectivity:
         connected: whether a path leads from any input entry to any output. Paths that start at a bias do not
             count: a network that is not connected is a constant function.
         log10_paths: decimal logarithm of the number of live paths, those from biases included; −inf where there
-            is none, None where the number is beyond the parameters' type (float64 reaches 10^308).
+            is none, inf (with a warning) beyond 10^308.
         log10_effective_paths: decimal logarithm of R_2²/R_4, the number of paths that carry the path norm
             (participation ratio of v_p²); None where it is beyond the parameters' type or no path is left.
         layers: a report for each prunable leaf, in flattening order.
     """
 
     connected: bool
-    log10_paths: float | None
+    log10_paths: float
     log10_effective_paths: float | None
     layers: tuple[LayerReport, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, ready for JSON (−inf becomes None)."""
+        """Everything, ready for JSON (an infinite logarithm becomes None)."""
         return {
             **asdict(self),
-            "log10_paths": self.log10_paths if self.log10_paths != -math.inf else None,
+            "log10_paths": self.log10_paths if math.isfinite(self.log10_paths) else None,
             "layers": [layer.to_dict() for layer in self.layers],
         }
 
@@ -55,7 +55,7 @@ def connectivity(
     params: PyTree,
     x: Float[Array, "N *input"],
     *,
-    masks: PyTree,
+    masks: PyTree | None,
     prunable: Predicate = kernels,
 ) -> Connectivity:
     """Report layer by layer what masks leave, and whether any path from input to output survives.
@@ -82,9 +82,11 @@ def connectivity(
     False
     """
     check_masks(masks, params)
+    if masks is None:
+        masks = jax.tree.map(lambda t: jnp.ones(jnp.shape(t), bool), params)
     start = (jnp.asarray(x) != 0).astype(jnp.result_type(x))
     sums = jax.device_get(jax.jit(partial(_sums, apply_fn))(params, start, masks))
-    from_inputs, count, second, fourth = map(float, sums)
+    from_inputs, second, fourth = map(float, sums)
     if not math.isfinite(from_inputs):
         raise FloatingPointError(
             f"the test for a connection gives {from_inputs} in {jnp.result_type(x)}: pass float64 parameters and "
@@ -98,7 +100,7 @@ def connectivity(
     )
     return Connectivity(
         connected=from_inputs > 0,
-        log10_paths=-math.inf if count == 0 else math.log10(count) if math.isfinite(count) else None,
+        log10_paths=float(paths.log_count(apply_fn, params, x, masks=masks)),
         log10_effective_paths=(
             2 * math.log10(second) - math.log10(fourth) if 0 < second < math.inf and 0 < fourth < math.inf else None
         ),
@@ -107,9 +109,9 @@ def connectivity(
 
 
 def _sums(apply_fn: ApplyFn, params: PyTree, x: Array, masks: PyTree) -> tuple[Array, ...]:
-    """Scaled sum over the paths from inputs; then R_0, R_2 and R_4 over all paths."""
+    """Scaled sum over the paths from inputs; then R_2 and R_4 over all paths."""
 
-    def total(phi: PyTree, z: Array, q: float) -> Array:
+    def total(phi: PyTree, z: Array, q: int) -> Array:
         return jnp.sum(paths.polynomial(apply_fn, phi, z, q=q, masks=masks))
 
     def power(q: int) -> PyTree:
@@ -127,6 +129,5 @@ def _sums(apply_fn: ApplyFn, params: PyTree, x: Array, masks: PyTree) -> tuple[A
 
     scaled = jax.tree.map(balanced, params, masks)
     # The path sum is linear in the input: its derivative along the input leaves out what starts at a bias.
-    _, from_inputs = jax.jvp(lambda z: total(scaled, z, 0.0), (x,), (x,))
-    ones = jax.tree.map(lambda t: jnp.ones_like(t) if is_floating(t) else t, params)
-    return from_inputs, total(ones, x, 0.0), total(power(2), x, 2.0), total(power(4), x, 4.0)
+    _, from_inputs = jax.jvp(lambda z: total(scaled, z, 0), (x,), (x,))
+    return from_inputs, total(power(2), x, 2), total(power(4), x, 4)

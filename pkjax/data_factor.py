@@ -39,9 +39,9 @@ def data_factor(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array, "N ..."], *,
 
     Source: Gebhart et al. 2021, equation 9 (the factor J_v^f of the path decomposition of the tangent kernel).
 
-    >>> import jax.numpy as jnp, pkjax.data_factor
+    >>> import jax.numpy as jnp
     >>> x = jnp.asarray([[1., 0.], [1., 2.]])
-    >>> pkjax.data_factor.data_factor(lambda w, x: x @ w, jnp.ones((2, 1)), x)
+    >>> data_factor(lambda w, x: x @ w, jnp.ones((2, 1)), x)
     Array([[[1., 1.],
             [1., 5.]]], ...)
     """

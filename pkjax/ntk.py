@@ -55,10 +55,10 @@ def ntk(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array, "N ..."], X2: Shaped
 
     Source: equation 2 of Jacot et al. 2018; Gebhart et al. 2021, section 2 and equation 9 (Θ = J_v^f Π J_v^fᵀ).
 
-    >>> import jax.numpy as jnp, pkjax.ntk
+    >>> import jax.numpy as jnp
     >>> w = jnp.asarray([[1., 2.], [3., 4.]])
     >>> x = jnp.asarray([[1., 0.], [1., 1.]])
-    >>> pkjax.ntk.ntk(lambda w, x: x @ w, w, x, engine="jacobian")[0, 1]     # (x·x') I for a linear layer
+    >>> ntk(lambda w, x: x @ w, w, x, engine="jacobian")[0, 1]     # (x·x') I for a linear layer
     Array([[1., 0.],
            [0., 1.]], ...)
     """
@@ -95,9 +95,9 @@ def ntk_trace(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array, "N ..."], *, m
 
     exact, K backward passes for each example. Arguments and errors are those of ``ntk``.
 
-    >>> import jax.numpy as jnp, pkjax.ntk
+    >>> import jax.numpy as jnp
     >>> x = jnp.asarray([[1., 0.], [1., 1.]])
-    >>> pkjax.ntk.ntk_trace(lambda w, x: x @ w, jnp.ones((2, 3)), x)         # K Σ_x ‖x‖² for a linear layer
+    >>> ntk_trace(lambda w, x: x @ w, jnp.ones((2, 3)), x)         # K Σ_x ‖x‖² for a linear layer
     Array(9., ...)
     """
     X = jnp.asarray(X)
@@ -113,9 +113,9 @@ def ntk_matvec(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array, "N ..."], *, 
 
     Arguments and errors are those of ``ntk``; the map raises ValueError for v of another shape than (N, K).
 
-    >>> import jax.numpy as jnp, pkjax.ntk
+    >>> import jax.numpy as jnp
     >>> x = jnp.asarray([[1., 0.], [1., 1.]])
-    >>> pkjax.ntk.ntk_matvec(lambda w, x: x @ w, jnp.ones((2, 1)), x)(jnp.ones((2, 1)))
+    >>> ntk_matvec(lambda w, x: x @ w, jnp.ones((2, 1)), x)(jnp.ones((2, 1)))
     Array([[2.],
            [3.]], ...)
     """
