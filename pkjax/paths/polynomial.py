@@ -153,7 +153,7 @@ def log_count(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, masks: PyTree 
     """
     def total(dtype: Any) -> Array:
         ones = jax.tree.map(lambda p: jnp.ones(jnp.shape(p), dtype) if is_floating(p) else p, params)
-        start = (x != 0).astype(dtype) if is_floating(x) else x
+        start = jnp.where(x == 0, jnp.zeros((), dtype), jnp.ones((), dtype)) if is_floating(x) else x
         return polynomial(apply_fn, ones, start, q=0, masks=masks).sum()
 
     x = jnp.asarray(x)
