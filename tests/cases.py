@@ -146,9 +146,9 @@ def cases(draw, kinds=("dense", "conv"), masked=None):
 
 def live(case):
     """Whether a draw tests anything: outputs differ between inputs, and every leaf has a gradient."""
-    f = np.asarray(case.apply(case.alive, case.X))
+    f = np.asarray(jax.jit(case.apply)(case.alive, case.X))
     if not np.isfinite(f).all() or np.ptp(f, axis=0).min() < 1e-6:
         return False
-    gradient = jax.jacrev(case.apply)({n: jnp.asarray(v) for n, v in case.alive.items()}, case.X)
+    gradient = jax.jit(jax.jacrev(case.apply))({n: jnp.asarray(v) for n, v in case.alive.items()}, case.X)
     return all(np.abs(np.asarray(g) * (1 if case.masks is None else case.masks[n])).max() > 1e-9
                for n, g in gradient.items())

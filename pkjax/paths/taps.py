@@ -145,6 +145,7 @@ def _added(alone: Callable[[int, Array], Array], i: int, h: None, parameter: Arr
 
 
 def _walk(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, taps: Sequence[Array] | None) -> tuple[Tapped, Array]:
+    params, x = jax.tree.map(jnp.asarray, (params, x))
     leaves = jax.tree.leaves(params)
     algebra = Tapped([jax.ShapeDtypeStruct(jnp.shape(v), jnp.result_type(v)) for v in leaves], taps)
     out = interpret(algebra, apply_fn, params, x, lambda i, leaf: Held(leaf, View(i, lambda v: v, True)),
