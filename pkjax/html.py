@@ -1,1 +1,124 @@
-"""."""
+"""One self-contained HTML page for reports side by side: pictures inside, nothing loaded from elsewhere."""
+
+import base64
+import io
+from collections.abc import Callable, Mapping
+from html import escape
+from typing import Any
+
+from pkjax import plots
+from pkjax.analysis import Report
+from pkjax.summary import finding, lines, status
+
+__all__ = ["page"]
+
+STYLE = """
+:root { color-scheme: light; }
+body { font: 15px/1.45 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 72rem; margin: 2rem auto;
+  padding: 0 1rem; }
+h1 { font-size: 1.5rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
+p.note { color: #444; max-width: 50rem; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; padding: .25rem .6rem; border-bottom: 1px solid #ddd; vertical-align: top; }
+thead th { border-bottom: 2px solid #888; }
+.holds { color: #00563f; } .fails { color: #a34700; font-weight: 600; } .broken { color: #b00020; font-weight: 700; }
+.pictures { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(21rem, 1fr)); }
+figure { margin: 0; } figure img { width: 100%; height: auto; } figcaption { font-weight: 600; }
+"""
+
+PICTURES: tuple[tuple[str, Callable[[Report], Any], str], ...] = (
+    ("Spectra", plots.spectra, "λ of the tangent kernel Θ, ν of the data factor A, π of the path kernel Π, and the "
+     "bound ν_i π_i. π ends where the list of computed eigenvalues ends."),
+    ("Overlaps", plots.overlaps, "How much of Tr Θ each pair of eigenvectors of A and Π carries: "
+     "ν_i π_j O_ij² / Tr Θ, summed over bins of indices."),
+    ("Layers", plots.layers, "What the mask leaves of each kernel."),
+)
+
+
+def page(reports: Mapping[str, Report], *, title: str, settings: Mapping[str, object],
+         environment: Mapping[str, object]) -> str:
+    """Write the reports, by name and side by side, as one HTML page.
+
+    Claims that are false in general are shown as found: their failing is no error. A theorem or an exactness check
+    that fails is one, and is shown in red.
+
+    Raises ValueError where there is no report, ImportError where Matplotlib is missing.
+    """
+    if not reports:
+        raise ValueError("a page needs at least one report")
+    heads = [*reports]
+    each = [lines(report) for report in reports.values()]
+    summary = [[escape(rows[0][0]), *(escape(value) for _, value in rows)] for rows in zip(*each, strict=True)]
+    body = [
+        f"<h1>{escape(title)}</h1>", f"<p class=note>{_sentence(settings)}</p>",
+        "<h2>Summary</h2>", _table(["", *map(escape, heads)], summary),
+        "<h2>Theorem 1, claim by claim</h2>",
+        "<p class=note>All eigenvalues sorted downwards: λ of Θ, ν of A, π of Π. The slack is the least of 1 − left / "
+        "right over all indices. Claims that are false in general are reported as found.</p>",
+        _table(["claim", "status", *map(escape, heads)], _claims(reports)),
+        "<h2>Exactness checks</h2>",
+        "<p class=note>Every number above computed a second way.</p>",
+        _table(["identity", *map(escape, heads)], _checks(reports)),
+    ]
+    for name, draw, note in PICTURES:
+        figures = "".join(f"<figure><figcaption>{escape(head)}</figcaption><img alt=\"{escape(name)}, {escape(head)}\""
+                          f" src=\"data:image/png;base64,{_png(draw(report))}\"></figure>"
+                          for head, report in reports.items())
+        body += [f"<h2>{name}</h2><p class=note>{escape(note)}</p>", f"<div class=pictures>{figures}</div>"]
+    body += ["<h2>Time</h2>", _table(["seconds", *map(escape, heads)], _seconds(reports)),
+             f"<p class=note>{_sentence(environment)}</p>"]
+    return ("<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">"
+            "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">"
+            f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body>\n" + "\n".join(body)
+            + "\n</body></html>\n")
+
+
+def _table(heads: list[str], rows: list[list[str]]) -> str:
+    top = "".join(f"<th>{head}</th>" for head in heads)
+    inner = "\n".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><thead><tr>{top}</tr></thead><tbody>\n{inner}\n</tbody></table>"
+
+
+def _sentence(values: Mapping[str, object]) -> str:
+    return " · ".join(f"{escape(str(name))} <b>{escape(str(value))}</b>" for name, value in values.items())
+
+
+def _claims(reports: Mapping[str, Report]) -> list[list[str]]:
+    first = next(iter(reports.values()))
+    rows = []
+    for name, claim in first.claims.items():
+        cells = []
+        for report in reports.values():
+            found = report.claims[name]
+            kind = "holds" if found.holds else "broken" if found.proven else "fails"
+            cells.append(f"<span class={kind}>{escape(finding(found))}</span>")
+        rows.append([f"<b>{escape(name)}</b><br>{escape(claim.text)}", status(claim), *cells])
+    return rows
+
+
+def _checks(reports: Mapping[str, Report]) -> list[list[str]]:
+    texts = {name: check.text for report in reports.values() for name, check in report.checks.items()}
+    rows = []
+    for name, text in texts.items():
+        cells = []
+        for report in reports.values():
+            check = report.checks.get(name)
+            if check is None:
+                cells.append("not made")
+            else:
+                verdict, kind = ("passed", "holds") if check.passed else ("FAILED", "broken")
+                cells.append(f"<span class={kind}>{verdict}</span>, error {check.error:.1e} of {check.tolerance:.1e}")
+        rows.append([f"<b>{escape(name)}</b><br>{escape(text)}", *cells])
+    return rows
+
+
+def _seconds(reports: Mapping[str, Report]) -> list[list[str]]:
+    names = list(dict.fromkeys(name for report in reports.values() for name in report.seconds))
+    rows = [[escape(name), *(f"{report.seconds.get(name, 0.0):.2f}" for report in reports.values())] for name in names]
+    return [*rows, ["in all", *(f"{sum(report.seconds.values()):.2f}" for report in reports.values())]]
+
+
+def _png(figure: Any) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pkjax.analysis import Report
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -39,7 +41,7 @@ def _finish(ax: Any, title: str, x: str, y: str) -> "Figure":
     return ax.figure
 
 
-def spectra(report: Any, ax: "Axes | None" = None) -> "Figure":
+def spectra(report: Report, ax: "Axes | None" = None) -> "Figure":
     """Draw λ of Θ, ν of A and π of Π, largest first, with the bound ν_i π_i on double logarithmic axes.
 
     Eigenvalues that are zero to rounding (below 1e-12 of their spectrum's largest) are left out. π ends after
@@ -72,7 +74,7 @@ def _edges(n: int, most: int = 40) -> np.ndarray:
     return np.unique(np.round(np.geomspace(1, n + 1, min(most, n) + 1)).astype(int))
 
 
-def overlaps(report: Any, ax: "Axes | None" = None) -> "Figure":
+def overlaps(report: Report, ax: "Axes | None" = None) -> "Figure":
     """Draw which pairs of eigenvectors carry the tangent kernel: ν_i π_j O_ij² / Tr Θ.
 
     The indices of both spectra fall into bins that widen geometrically; a cell shows its sum, so that all
@@ -84,8 +86,8 @@ def overlaps(report: Any, ax: "Axes | None" = None) -> "Figure":
 
     ax = _axes(ax, 4.6, 3.4)
     title = "Share of Tr Θ by pairs of eigenvectors"
-    if report.overlaps is None or not np.size(report.overlaps) or report.trace_ntk <= 0:
-        ax.text(0.5, 0.5, "no overlaps in this report", ha="center", va="center", transform=ax.transAxes,
+    if not np.any(report.overlaps) or report.trace_ntk <= 0:
+        ax.text(0.5, 0.5, "no pair of eigenvectors carries anything", ha="center", va="center", transform=ax.transAxes,
                 fontsize=SMALL)
         ax.set_xticks([])
         ax.set_yticks([])
@@ -95,8 +97,6 @@ def overlaps(report: Any, ax: "Axes | None" = None) -> "Figure":
     rows, columns = _edges(O.shape[0]), _edges(O.shape[1])
     cells = np.add.reduceat(np.add.reduceat(weights, rows[:-1] - 1, axis=0), columns[:-1] - 1, axis=1)
     top = float(cells.max())
-    if top <= 0:
-        cells, top = np.full_like(cells, 1.0), 1.0
     norm = LogNorm(vmin=top * 1e-4, vmax=top, clip=True)
     mesh = ax.pcolormesh(columns, rows, np.maximum(cells, top * 1e-4), norm=norm, cmap="cividis", rasterized=True)
     ax.set_xscale("log")
@@ -107,33 +107,33 @@ def overlaps(report: Any, ax: "Axes | None" = None) -> "Figure":
     return _finish(ax, f"{title} (in all {weights.sum():.3g})", "path eigenvector $j$", "data eigenvector $i$")
 
 
-def layers(report: Any, ax: "Axes | None" = None) -> "Figure":
+def layers(report: Report, ax: "Axes | None" = None) -> "Figure":
     """Draw the share of its weights that every layer keeps; emptied layers are named in vermillion.
 
     Of more than 30 layers, the 30 that keep least are drawn.
     """
     shown = list(report.layers)
     if len(shown) > MAX_BARS:
-        least = sorted(range(len(shown)), key=lambda i: shown[i]["kept"] / max(shown[i]["total"], 1))[:MAX_BARS]
+        least = sorted(range(len(shown)), key=lambda i: shown[i].kept / max(shown[i].total, 1))[:MAX_BARS]
         shown = [shown[i] for i in sorted(least)]
     ax = _axes(ax, 4.6, 0.9 + 0.22 * max(len(shown), 3))
     place = np.arange(len(shown))
-    shares = np.array([layer["kept"] / max(layer["total"], 1) for layer in shown])
+    shares = np.array([layer.kept / max(layer.total, 1) for layer in shown])
     ax.barh(place, shares, color=GREEN, height=0.7)
     for i, (layer, share) in enumerate(zip(shown, shares, strict=True)):
         inside = share > 0.6
-        text = "empty" if layer["emptied"] else f"{layer['kept']:,} of {layer['total']:,}"
+        text = "empty" if layer.emptied else f"{layer.kept:,} of {layer.total:,}"
         ax.text(share - 0.01 if inside else share + 0.01, i, text, va="center", fontsize=SMALL - 2,
                 ha="right" if inside else "left",
-                color="white" if inside else VERMILLION if layer["emptied"] else BLACK)
-    ax.set_yticks(place, [layer["name"] for layer in shown])
+                color="white" if inside else VERMILLION if layer.emptied else BLACK)
+    ax.set_yticks(place, [layer.name for layer in shown])
     ax.invert_yaxis()
     ax.set_xlim(0, 1.02)
     title = "Weights kept" + (f" (the {MAX_BARS} layers that keep least)" if len(report.layers) > MAX_BARS else "")
     return _finish(ax, title, "share of the layer's weights", "")
 
 
-def report(report: Any, title: str = "") -> "Figure":
+def report(report: Report, title: str = "") -> "Figure":
     """Draw the whole report: spectra, overlaps and layers side by side.
 
     Shapes: one figure of 13 × 3.8 inches, higher where there are many layers.

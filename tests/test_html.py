@@ -1,0 +1,66 @@
+"""The page says what the reports say, and stands alone."""
+
+import base64
+import re
+from html import unescape
+from html.parser import HTMLParser
+
+import pytest
+from pkjax import html
+
+from tests.fake_report import report as fake
+
+
+@pytest.fixture(scope="module")
+def page():
+    return html.page({"dense": fake(), "pruned <b>": fake(pruned=True)}, title="FC-100 & digits",
+                     settings={"model": "fc-100"}, environment={"jax": "0.10"})
+
+
+def cells(page):
+    return [[unescape(re.sub(r"<[^>]+>", "", cell)) for cell in re.findall(r"<td>(.*?)</td>", row)]
+            for row in re.findall(r"<tr>(.*?)</tr>", page)]
+
+
+def test_page_is_well_formed_and_names_are_escaped(page):
+    void = {"meta", "img", "br"}
+    stack = []
+
+    class Parser(HTMLParser):
+        def handle_starttag(self, tag, attrs):
+            if tag not in void:
+                stack.append(tag)
+
+        def handle_endtag(self, tag):
+            assert stack.pop() == tag
+
+    Parser().feed(page)
+    assert stack == []
+    assert "pruned &lt;b&gt;" in page
+    assert "FC-100 &amp; digits" in page
+
+
+def test_page_loads_nothing_and_holds_six_pictures(page):
+    sources = re.findall(r"(?:src|href)=\"?([^\"> ]+)", page)
+    assert len(sources) == 6
+    for source in sources:
+        head, data = source.split(",")
+        assert head == "data:image/png;base64"
+        assert base64.b64decode(data)[:4] == b"\x89PNG"
+    assert not re.search(r"https?://|@import|<script|<link", page)
+
+
+def test_page_shows_claims_as_found(page):
+    rows = {row[0]: row[1:] for row in cells(page) if row}
+    false = next(value for key, value in rows.items() if key.startswith("per_index"))
+    assert false == ["false in general", "holds, slack 0.25", "fails at i = 4, exceeded 32.5-fold"]
+    true = next(value for key, value in rows.items() if key.startswith("product"))
+    assert true[0] == "theorem"
+    assert page.count("class=broken") == 1                   # the failed check, not the false claims
+    assert page.count("class=fails") == 2
+    assert rows["weights kept"] == ["57,400 of 57,400", "5,020 of 57,400"]
+
+
+def test_a_page_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="at least one report"):
+        html.page({}, title="", settings={}, environment={})
