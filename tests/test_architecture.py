@@ -14,7 +14,8 @@ PACKAGE = Path(pkjax.__file__).parent
 # Lowest first. A module may import from its own row and from lower ones; what no row names belongs to "core".
 FOUNDATION = {"trees", "paths"}
 THEOREM = {"theorem1", "checks", "analysis", "dynamics"}
-TOP = {"models", "data", "training", "experiments", "plots", "html", "cli", "__main__"}
+TOP = {"models", "data", "training", "experiments", "plots", "html", "summary", "screen", "options", "commands", "cli",
+       "__main__"}
 # Side by side in the picture: analysis knows nothing of pruning.
 SPECTRAL = {"path_kernel", "data_factor", "ntk"}
 PRUNING = {"saliency", "masks", "schedules", "scopes", "selection", "pruning"}

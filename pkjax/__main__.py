@@ -1,0 +1,8 @@
+"""`python -m pkjax` is `pkjax`."""
+
+import sys
+
+from pkjax.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

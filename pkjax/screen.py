@@ -1,0 +1,66 @@
+"""Reports and pruning results as tables for a terminal, readable in 80 columns."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from pkjax.analysis import Report
+from pkjax.prune_result import PruneResult
+from pkjax.summary import finding, lines, status
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+__all__ = ["layers", "show"]
+
+
+def show(console: "Console", reports: Mapping[str, Report], settings: Mapping[str, object]) -> None:
+    """Print reports side by side: the summary, every claim, and the exactness checks that failed."""
+    from rich.text import Text
+
+    console.print(Text(", ".join(f"{name} {value}" for name, value in settings.items()), style="dim"))
+    table = _table("", *reports)
+    for rows in zip(*(lines(report) for report in reports.values()), strict=True):
+        table.add_row(rows[0][0], *(value for _, value in rows))
+    console.print(table)
+    table = _table("Theorem 1", *reports)
+    for name, claim in next(iter(reports.values())).claims.items():
+        cells = []
+        for report in reports.values():
+            found = report.claims[name]
+            style = "green" if found.holds else "bold red" if found.proven else "yellow"
+            cells.append(Text(finding(found), style=style))
+        table.add_row(Text(f"{claim.text}\n") + Text(status(claim), style="dim"), *cells)
+    console.print(table)
+    for name, report in reports.items():
+        failed = [check.text for check in report.checks.values() if not check.passed]
+        for text in failed:
+            console.print(Text(f"{name}: exactness check FAILED: {text}", style="bold red"))
+        passed = len(report.checks) - len(failed)
+        console.print(f"{name}: {passed} of {len(report.checks)} exactness checks passed, "
+                      f"{sum(report.seconds.values()):.1f} s")
+
+
+def layers(result: PruneResult) -> "Table":
+    """Build the table of what every layer keeps."""
+    from rich.text import Text
+
+    table = _table("layer", "shape", "kept", "of", "density")
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for layer in result.layers:
+        table.add_row(Text(layer.name), "×".join(map(str, layer.shape)), f"{layer.kept:,}", f"{layer.total:,}",
+                      Text("empty", style="bold red") if layer.emptied else f"{layer.density:.4f}")
+    table.add_section()
+    table.add_row("all", "", f"{result.kept:,}", f"{result.total:,}", f"{result.density:.4f}")
+    return table
+
+
+def _table(*heads: str) -> "Table":
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    for head in heads:
+        table.add_column(head, overflow="fold")
+    return table
