@@ -17,10 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-DESCRIPTION = """Neural networks as sums over paths.
-
-`pkjax analyze` alone compares the spectra of a network of six hidden layers of width 100 on 32 of
-scikit-learn's digits, dense and pruned to a tenth."""
+DESCRIPTION = "Neural networks as sums over paths: path kernels, tangent kernels, pruning."
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -64,8 +64,8 @@ def analyze(options: Analyze, progress: Progress) -> dict[str, pk.Report]:
             html.page(reports, title=title, settings=said, environment=environment()), encoding="utf-8")
         content = {"settings": said, "environment": environment(),
                    **{name: report.to_dict() for name, report in reports.items()}}
-        (folder / "report.json").write_text(json.dumps(_finite(content), allow_nan=False, indent=1,
-                                                       ensure_ascii=False), encoding="utf-8")
+        (folder / "report.json").write_text(json.dumps(_finite(content), allow_nan=False, ensure_ascii=False),
+                                            encoding="utf-8")
         pk.save_masks(folder / "masks.npz", masks)
     return reports
 
@@ -88,7 +88,8 @@ def environment() -> dict[str, str]:
     """Name the versions and the device that numbers depend on."""
     device = jax.devices()[0]
     return {"pkjax": pk.__version__, "jax": jax.__version__, "python": platform.python_version(),
-            "device": f"{device.platform} ({device.device_kind})", "float64": str(bool(jax.config.jax_enable_x64))}
+            "device": f"{device.platform} ({device.device_kind})",
+            "precision": str(jax.dtypes.canonicalize_dtype(float))}
 
 
 def _finite(value: Any) -> Any:

@@ -36,11 +36,14 @@ class Dataset:
     std: Float[np.ndarray, " c"]
     classes: int
     name: str
+    levels: int
+    """Steps of the pixels' scale from black to white."""
 
     @property
     def raw(self) -> Float32[np.ndarray, "n h w c"]:
         """The pixels in [0, 1], whose mean over examples serves the -Dist scores."""
-        return np.clip(self.images * self.std + self.mean, 0, 1).astype(np.float32)
+        # Rounding to the scale's steps undoes the rounding of the normalisation: black is 0 again.
+        return (np.round((self.images * self.std + self.mean) * self.levels) / self.levels).astype(np.float32)
 
 
 def load(name: str = "digits", *, split: str = "train", samples: int | None = None, seed: int = 0,
@@ -74,13 +77,14 @@ def load(name: str = "digits", *, split: str = "train", samples: int | None = No
                          f"and {total}, got {samples}")
     chosen = np.arange(total) if samples is None else np.random.default_rng(seed).permutation(total)[:samples]
     pixels, labels = source[chosen]
-    raw = pixels.astype(np.float32) / np.float32(16 if name == "digits" else 255)
+    levels = 16 if name == "digits" else 255
+    raw = pixels.astype(np.float32) / np.float32(levels)
     channels = raw.shape[-1]
     mean, std = np.zeros(channels), np.ones(channels)
     if normalize:
         mean, std = (np.array(v) for v in (_STATISTICS[name] if name in _STATISTICS else _digit_statistics()))
     images = ((raw - mean) / std).astype(np.float32)
-    return Dataset(images, labels, mean, std, _CLASSES[name], name)
+    return Dataset(images, labels, mean, std, _CLASSES[name], name, levels)
 
 
 class _Arrays:

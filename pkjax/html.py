@@ -53,11 +53,12 @@ def page(reports: Mapping[str, Report], *, title: str, settings: Mapping[str, ob
         f"<h1>{escape(title)}</h1>", f"<p class=note>{_sentence(settings)}</p>",
         "<h2>Summary</h2>", _table(["", *map(escape, heads)], summary),
         "<h2>Theorem 1, claim by claim</h2>",
-        "<p class=note>All eigenvalues sorted downwards: λ of Θ, ν of A, π of Π. The slack is the least of 1 − left / "
-        "right over all indices. Claims that are false in general are reported as found.</p>",
+        "<p class=note>All eigenvalues sorted downwards: λ of Θ, ν of A, π of Π. The number is the largest left "
+        "side as a multiple of its bound, with the index; for products, per factor. Claims that are false in general are "
+        "reported as found.</p>",
         _table(["claim", "status", *map(escape, heads)], _claims(reports)),
         "<h2>Exactness checks</h2>",
-        "<p class=note>Every number above computed a second way.</p>",
+        "<p class=note>The same quantities, computed a second way.</p>",
         _table(["identity", *map(escape, heads)], _checks(reports)),
     ]
     for name, draw, note in PICTURES:

@@ -26,7 +26,8 @@ class Common:
     """What every command takes."""
 
     model: str = "fc-100"
-    """Network: fc-WIDTH (six hidden layers), vgg11, vgg16, resnet20, wide_resnet20, resnet18, wide_resnet18."""
+    """Network: fc-WIDTH (six hidden layers), fc-WIDTHxDEPTH, vgg11, vgg16, resnet20, wide_resnet20, resnet18,
+    wide_resnet18."""
     data: str = "digits"
     """Data set: digits (ships with scikit-learn), mnist, fashion_mnist, cifar10, cifar100."""
     pruner: str = "synflow-l2"
@@ -43,9 +44,9 @@ class Common:
 
 @dataclass(frozen=True)
 class Analyze(Common):
-    """Compare the spectra of the tangent kernel, the path kernel and the data factor, dense and pruned.
+    """Compare tangent kernel, path kernel and data factor, dense and pruned.
 
-    Writes a folder with report.html, report.json, dense.png, pruned.png and the masks.
+    Writes report.html, report.json, pictures and masks into a folder.
     """
 
     masks: Path | None = None
@@ -58,7 +59,7 @@ class Analyze(Common):
 
 @dataclass(frozen=True)
 class Prune(Common):
-    """Prune a network at initialisation, write its masks and show what every layer keeps."""
+    """Prune a network at initialisation; write its masks, show its layers."""
 
     output: Path = Path("masks.npz")
     """File to write: bit-packed npz, to be read by pkjax.load_masks."""
@@ -82,12 +83,12 @@ def check(options: Common) -> None:
 
 
 def _builder(name: str) -> Callable[[int], Any]:
-    if found := re.fullmatch(r"fc-([1-9]\d{0,5})", name):
-        width = int(found[1])
-        return lambda classes: pk.models.fc(width, classes=classes)
+    if found := re.fullmatch(r"fc-([1-9]\d{0,5})(?:x([1-9]\d?))?", name):
+        width, depth = int(found[1]), int(found[2] or 6)
+        return lambda classes: pk.models.fc(width, depth, classes)
     if name in MODELS:
         return lambda classes: getattr(pk.models, name)(classes)
-    raise ValueError(f"no model {name!r}; there are fc-WIDTH (as in fc-100), {', '.join(MODELS)}")
+    raise ValueError(f"no model {name!r}; there are fc-WIDTH and fc-WIDTHxDEPTH (as in fc-100x6), {', '.join(MODELS)}")
 
 
 @dataclass(frozen=True)

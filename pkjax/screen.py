@@ -32,6 +32,7 @@ def show(console: "Console", reports: Mapping[str, Report], settings: Mapping[st
             cells.append(Text(finding(found), style=style))
         table.add_row(Text(f"{claim.text}\n") + Text(status(claim), style="dim"), *cells)
     console.print(table)
+    console.print(Text("(largest left side as a multiple of its bound, and where)\n", style="dim"))
     for name, report in reports.items():
         failed = [check.text for check in report.checks.values() if not check.passed]
         for text in failed:

@@ -21,7 +21,7 @@ def number(value: float | None, digits: int = 4) -> str:
     size = abs(value)
     if value == 0 or (float(value).is_integer() and size < 1e9):
         return f"{value:,.0f}"
-    return f"{value:,.0f}" if 1e4 <= size < 1e9 else f"{value:.{digits}g}"
+    return f"{value:,.0f}" if 1e3 <= size < 1e9 else f"{value:.{digits}g}"
 
 
 def lines(report: Report) -> list[tuple[str, str]]:
@@ -52,13 +52,10 @@ def status(claim: Claim) -> str:
 
 
 def finding(claim: Claim) -> str:
-    """Say what became of a claim: whether it holds, and its least slack with the index (from 1) that has it.
+    """Say what became of a claim: the largest left side as a multiple of its bound, and its index from 1.
 
-    >>> finding(Claim(False, -2.0, 4, False, "λ_i ≤ ν_i π_i"))
-    'fails at i = 5, exceeded 3-fold'
+    >>> finding(Claim(True, 0.75, 0, True, "λ_1 ≤ ν_1 π_1")), finding(Claim(False, -2.0, 4, False, "λ_i ≤ ν_i π_i"))
+    ('holds: 0.25 at i = 1', 'fails: 3 at i = 5')
     """
-    if claim.holds:
-        return f"holds, slack {number(claim.slack, 3)}"
-    if claim.slack > -0.01:
-        return f"fails at i = {claim.worst + 1}, exceeded by {number(-claim.slack, 2)}"
-    return f"fails at i = {claim.worst + 1}, exceeded {number(1 - claim.slack, 3)}-fold"
+    reached = number(1 - claim.slack, 3 if claim.slack > -0.01 and not claim.holds else 2)
+    return f"{'holds' if claim.holds else 'fails'}: {reached} at i = {claim.worst + 1}"

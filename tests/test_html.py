@@ -53,7 +53,7 @@ def test_page_loads_nothing_and_holds_six_pictures(page):
 def test_page_shows_claims_as_found(page):
     rows = {row[0]: row[1:] for row in cells(page) if row}
     false = next(value for key, value in rows.items() if key.startswith("per_index"))
-    assert false == ["false in general", "holds, slack 0.25", "fails at i = 4, exceeded 32.5-fold"]
+    assert false == ["false in general", "holds: 0.75 at i = 4", "fails: 32 at i = 4"]
     true = next(value for key, value in rows.items() if key.startswith("product"))
     assert true[0] == "theorem"
     assert page.count("class=broken") == 1                   # the failed check, not the false claims

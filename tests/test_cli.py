@@ -1,0 +1,191 @@
+"""The commands write what they say, whole or not at all, and refuse what does not fit in one line."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pkjax as pk
+import pytest
+from pkjax import commands, options
+from pkjax.cli import main
+
+from tests.fake_report import report as fake
+
+SMALL = ["--model", "fc-6x1", "--samples", "2", "--k", "5", "--pruner", "magnitude"]
+NET = SMALL[:4]
+WEIGHTS = 64 * 6 + 60
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+def initial():
+    return options.network(options.Prune(model="fc-6x1", samples=2))
+
+
+def test_analyze_writes_a_folder_that_says_what_analyze_returns(capsys):
+    assert main(["analyze", *SMALL]) == 0
+    folder = Path("pkjax-report")
+    assert sorted(os.listdir()) == ["pkjax-report"]
+    assert sorted(os.listdir(folder)) == ["dense.png", "masks.npz", "pruned.png", "report.html", "report.json"]
+    said = json.loads((folder / "report.json").read_text())
+    net = initial()
+    masks = pk.load_masks(folder / "masks.npz", like=net.params)
+    assert sum(int(m.sum()) for m in jax.tree.leaves(masks) if m.ndim > 1) == round(WEIGHTS / 10)
+    for name, mask in (("dense", None), ("pruned", masks)):
+        X = jax.numpy.asarray(net.dataset.images)
+        theta = np.asarray(pk.ntk(net.apply_fn, net.params, X, masks=mask, engine="jacobian"))
+        lam = np.linalg.eigvalsh(theta.transpose(0, 2, 1, 3).reshape(20, 20))[::-1]
+        np.testing.assert_allclose(said[name]["lam"], lam, rtol=1e-4, atol=1e-5 * lam[0])
+        assert len(said[name]["pi"]) == 5
+    assert said["settings"]["steps"] == 1
+    assert (folder / "report.html").read_text().startswith("<!doctype html>")
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    assert "report: pkjax-report/report.html" in shown.out
+    assert max(map(len, shown.out.splitlines())) <= 80
+    assert "false in general" in shown.out
+
+
+def counted(apply_fn, params, X, *, masks=None, **options):
+    """A made-up report that counts the masks it is given."""
+    kept = [np.asarray(m) for m in jax.tree.leaves(masks) if m.ndim > 1]
+    layers = tuple(pk.LayerReport(str(i), m.shape, int(m.sum()), m.size, False) for i, m in enumerate(kept))
+    return dataclasses.replace(fake(n=20, k=5), layers=layers)
+
+
+def test_prune_keeps_exactly_the_largest_weights_and_analyze_takes_its_masks(capsys, monkeypatch):
+    assert main(["prune", *NET, "--pruner", "magnitude", "--compression", "0.5"]) == 0
+    shown = capsys.readouterr().out
+    assert os.listdir() == ["masks.npz"]
+    net = initial()
+    masks = pk.load_masks("masks.npz", like=net.params)
+    pairs = [(np.abs(p).ravel(), np.asarray(m).ravel()) for p, m in
+             zip(jax.tree.leaves(net.params), jax.tree.leaves(masks), strict=True) if p.ndim > 1]
+    sizes, kept = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
+    assert kept.sum() == round(WEIGHTS * 10**-0.5)
+    assert sizes[kept].min() > sizes[~kept].max()
+    assert f"{kept.sum():,}" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    monkeypatch.setattr(pk, "analyze", counted)
+    assert main(["analyze", *SMALL, "--masks", "masks.npz", "--output", "out"]) == 0
+    said = json.loads(Path("out/report.json").read_text())
+    assert sum(layer["kept"] for layer in said["pruned"]["layers"]) == kept.sum()
+    assert "pruner" not in said["settings"]
+
+
+@pytest.mark.parametrize("pruner", options.PRUNERS)
+def test_every_pruner_keeps_the_exact_count(pruner):
+    assert main(["prune", "--model", "fc-6x1", "--samples", "8", "--pruner", pruner, "--steps", "2"]) == 0
+    masks = pk.load_masks("masks.npz", like=initial().params)
+    assert sum(int(m.sum()) for m in jax.tree.leaves(masks) if m.ndim > 1) == round(WEIGHTS / 10)
+
+
+def test_dist_scores_take_the_mean_of_the_raw_images():
+    chosen = options.Prune(model="fc-6x1", samples=8, pruner="synflow-dist")
+    net = options.network(chosen)
+    got = options.score(chosen, net)(net.params)
+    mean = pk.data.load("digits", samples=8, normalize=False).images.mean(0, keepdims=True)
+    want = pk.synflow(net.apply_fn, net.params, jax.numpy.asarray(mean))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), got, want)
+    dark = np.asarray(got["Dense_0"]["kernel"])[mean.ravel() == 0]
+    assert len(dark) > 0
+    assert not dark.any()                                # pixels that are never lit carry nothing
+
+
+BAD = [
+    (["analyze", "--model", "fc-0"], "no model 'fc-0'; there are fc-WIDTH and fc-WIDTHxDEPTH (as in fc-100x6), vgg11"),
+    (["analyze", "--model", "lenet"], "no model 'lenet'"),
+    (["analyze", "--data", "imagenet"], "no data set 'imagenet'; there are digits, mnist"),
+    (["prune", "--pruner", "oracle"], "no pruner 'oracle'; there are random, magnitude"),
+    (["prune", "--compression", "-1"], "--compression must be a number of at least 0"),
+    (["prune", "--compression", "nan"], "--compression must be a number of at least 0"),
+    (["prune", "--samples", "0"], "--samples must be at least 1, got 0"),
+    (["prune", "--samples", "5000"], "samples must be between 1 and 1437, got 5000"),
+    (["prune", "--steps", "0"], "--steps must be at least 1"),
+    (["prune", "--seed", "-1"], "--seed must not be negative"),
+    (["prune", "--samples", "x"], "invalid literal for int() with base 10: 'x'"),
+    (["analyze", "--sampels", "3"], "Unrecognized options: --sampels"),
+    (["analyse"], "Available subcommands: analyze, prune"),
+    ([], "Expected one of {analyze, prune}"),
+    (["analyze", "--output", "there.txt"], "there.txt is a file; --output names the folder"),
+    (["prune", "--output", "."], "is a folder; --output names the file"),
+    (["prune", "--output", "no/such/masks.npz"], "no folder no/such"),
+    (["analyze", "--output", "no/such/report"], "no folder no/such"),
+    (["analyze", "--model", "vgg11"], "at least 16×16 pixels"),
+    (["analyze", "--masks", "missing.npz"], "missing.npz"),
+    (["analyze", "--masks", "there.txt"], "there.txt"),
+    (["analyze", *SMALL, "--k", "0"], "k must be between 1 and"),
+]
+
+
+@pytest.mark.parametrize(("argv", "says"), BAD, ids=[" ".join(argv[-3:]) or "nothing" for argv, _ in BAD])
+def test_bad_options_and_files_get_one_line_and_leave_nothing(argv, says, capsys):
+    Path("there.txt").write_text("no masks")
+    assert main(argv) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("pkjax: error: ")
+    assert shown.err.count("\n") == 1
+    assert says in shown.err
+    assert os.listdir() == ["there.txt"]
+
+
+def test_masks_of_another_network_are_refused(capsys):
+    assert main(["prune", "--model", "fc-5x1", "--pruner", "magnitude"]) == 0
+    capsys.readouterr()
+    assert main(["analyze", *SMALL, "--masks", "masks.npz"]) == 2
+    assert "Dense_0" in capsys.readouterr().err
+    assert os.listdir() == ["masks.npz"]
+
+
+def test_a_failure_on_the_way_leaves_the_earlier_report_alone(monkeypatch, capsys):
+    Path("pkjax-report").mkdir()
+    Path("pkjax-report/report.html").write_text("earlier")
+    Path("pkjax-report/notes.txt").write_text("mine")
+
+    def fail(*args, **kwargs):
+        raise ValueError("no page\ntoday")
+
+    monkeypatch.setattr(pk, "analyze", lambda *args, **options: fake(n=20, k=5))
+    with monkeypatch.context() as patch:
+        patch.setattr(commands.html, "page", fail)
+        assert main(["analyze", *SMALL]) == 2
+    assert capsys.readouterr().err == "pkjax: error: no page today\n"
+    assert Path("pkjax-report/report.html").read_text() == "earlier"
+    assert os.listdir() == ["pkjax-report"]
+    assert main(["analyze", *SMALL]) == 0
+    assert Path("pkjax-report/report.html").read_text() != "earlier"
+    assert Path("pkjax-report/notes.txt").read_text() == "mine"
+    assert os.listdir() == ["pkjax-report"]
+
+
+def test_a_missing_package_names_the_extra(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tyro", None)
+    assert main(["analyze"]) == 2
+    assert capsys.readouterr().err == "pkjax: error: the command line needs tyro: pip install 'pkjax[cli]'\n"
+
+
+def run(*argv):
+    return subprocess.run([sys.executable, "-m", "pkjax", *argv], capture_output=True, text=True, check=False,
+                          env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "80"})
+
+
+def test_as_a_program():
+    assert run("--version").stdout == f"pkjax {pk.__version__}\n"
+    helped = run("analyze", "--help")
+    assert helped.returncode == 0
+    assert max(map(len, [*helped.stdout.splitlines(), *run("--help").stdout.splitlines()])) <= 80
+    for option in ("--model", "--data", "--pruner", "--compression", "--samples", "--seed", "--output", "--masks"):
+        assert option in helped.stdout
+    bad = run("prune", "--pruner", "oracle")
+    assert (bad.returncode, bad.stdout, bad.stderr.count("\n")) == (2, "", 1)
