@@ -106,7 +106,7 @@ def _checked(params: PyTree, x: ArrayLike) -> Array:
     z = jnp.asarray(x)
     if z.shape[:1] != (1,):
         raise ValueError(f"x must be a batch of one, (1, *input), got shape {z.shape}")
-    if not isinstance(z, jax.core.Tracer) and bool((z < 0).any()):
+    if not isinstance(z, jax.core.Tracer) and bool((np.asarray(z) < 0).any()):
         raise ValueError("x must be non-negative: it holds the start values z of R_2(θ², z); use its magnitude")
     return z
 
