@@ -6,7 +6,6 @@ import time
 
 import jax
 import jax.numpy as jnp
-
 from pkjax.ntk import ntk
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pkjax import paths
 from pkjax.adapters import from_linen, from_nnx, mean_input, ones_input
+from pkjax.connectivity import Connectivity, connectivity
 from pkjax.masks import apply_masks, load_masks, masked, save_masks
 from pkjax.paths.errors import NotPathNetworkError
 from pkjax.prune_result import EmptiedLayerWarning, LayerReport, PruneResult
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "EmptiedLayerWarning", "LayerReport", "NotPathNetworkError", "PruneResult",
-    "apply_masks", "data", "exponential", "from_linen", "from_nnx", "global_scope",
+    "Connectivity", "EmptiedLayerWarning", "LayerReport", "NotPathNetworkError", "PruneResult",
+    "apply_masks", "connectivity", "data", "exponential", "from_linen", "from_nnx", "global_scope",
     "grasp", "kernels", "layer_scope", "linear", "load_masks", "magnitude", "masked", "mean_input", "models",
     "ones_input", "paths", "plots", "prune", "random",
     "save_masks", "snip", "synflow", "synflow_l2",

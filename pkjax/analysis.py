@@ -17,7 +17,7 @@ from pkjax.data_factor import data_factor
 from pkjax.ntk import ntk
 from pkjax.paths import log_count, polynomial
 from pkjax.theorem1 import Claim, claims
-from pkjax.trees import ApplyFn, Trainable, check_finite, check_masks, leaf_names, trainable_masks
+from pkjax.trees import ApplyFn, Trainable, check_finite, check_masks, check_network, leaf_names, trainable_masks
 
 __all__ = ["Layer", "Report", "analyze"]
 
@@ -119,8 +119,9 @@ def analyze(apply_fn: ApplyFn, params: PyTree, X: ArrayLike, *, masks: PyTree | 
     (True, True)
     """
     X = jnp.asarray(X)
-    if X.ndim < 2 or X.shape[0] < 1:
-        raise ValueError(f"X must be a batch of shape (N, *input) with N >= 1, but has shape {X.shape}")
+    if X.ndim < 2:
+        raise ValueError(f"X must be a batch of shape (N, *input), but has shape {X.shape}")
+    check_network(apply_fn, params, X)
     check_masks(masks, params)
     check_finite(params, "params")
     check_finite(X, "X")

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
 from pkjax.ntk import ntk
@@ -33,8 +34,8 @@ def _check(error: float, tolerance: float, text: str) -> Check:
     return Check(bool(error <= tolerance), float(error), float(tolerance), text)
 
 
-def _relative(a: np.ndarray, b: np.ndarray) -> float:
-    scale = max(float(np.max(np.abs(b), initial=0.0)), np.finfo(np.float32).tiny)
+def _relative(a: ArrayLike, b: ArrayLike) -> float:
+    scale = max(float(np.max(np.abs(np.asarray(b, np.float64)), initial=0.0)), np.finfo(np.float32).tiny)
     return float(np.max(np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64)), initial=0.0)) / scale
 
 

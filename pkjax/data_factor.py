@@ -1,7 +1,6 @@
 """The data factor A = J_v^f J_v^fᵀ of the tangent kernel, without listing paths."""
 
 import math
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from pkjax import paths
-from pkjax.trees import ApplyFn, check_finite, check_masks
+from pkjax.trees import ApplyFn, check_finite, check_masks, check_network
 
 __all__ = ["data_factor"]
 
@@ -47,9 +46,8 @@ def data_factor(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array, "N ..."], *,
             [1., 5.]]], ...)
     """
     X = jnp.asarray(X)
-    if X.ndim == 0 or X.shape[0] == 0:
-        raise ValueError(f"X must hold one or more inputs along its first axis, got shape {X.shape}")
     check_masks(masks, params)
+    check_network(apply_fn, params, X)
     check_finite(params, "params")
     check_finite(X, "X")
     return _blocks(apply_fn, params, X, masks)
@@ -71,7 +69,7 @@ def _blocks(apply_fn: ApplyFn, params: PyTree, X: Array, masks: PyTree | None) -
             def pair(ij: tuple[Array, Array]) -> Array:
                 i, j = ij
                 joint = jax.tree.map(lambda g: g[i] * g[j], gates)
-                return paths.polynomial(apply_fn, ones, (X[i] * X[j])[None], q=0.0, gates=joint, masks=masks)[0]
+                return paths.polynomial(apply_fn, ones, (X[i] * X[j])[None], q=0, gates=joint, masks=masks)[0]
 
             each = sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves((gates, X)))
             batch = max(1, min(len(rows), ENTRIES // max(1, each)))

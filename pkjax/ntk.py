@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from pkjax import nt_loader, structured
-from pkjax.trees import ApplyFn, Trainable, check_finite, check_masks, trainable_masks
+from pkjax.paths import NotPathNetworkError, sites
+from pkjax.trees import ApplyFn, Trainable, check_finite, check_masks, check_network, trainable_masks
 
 __all__ = ["ntk", "ntk_matvec", "ntk_trace"]
 
@@ -34,7 +35,8 @@ def ntk(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array, "N ..."], X2: Shaped
         X: inputs, one example for each row.
         X2: other inputs for the columns; None means ``X``.
         engine: "structured" contracts layer by layer (``pkjax.structured``), "jacobian" takes the full Jacobian,
-            "neural-tangents" asks that package (the extra ``pkjax[ntk]``); "auto" is "structured".
+            "neural-tangents" asks that package (the extra ``pkjax[ntk]``); "auto" is "structured", or "jacobian"
+            where the network is no sum over paths (tanh, say).
         masks: booleans shaped like ``params``: False means that the weight is absent (0, and does not train).
         trainable: which parameters Θ differentiates, a predicate or a tree of booleans; None means all floating.
         tile: take this many examples of rows and of columns at a time, which bounds memory (each tile repeats its
@@ -47,6 +49,8 @@ def ntk(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array, "N ..."], X2: Shaped
     Raises:
         ValueError: for inputs whose shapes differ, outputs that are not (N, K), an unknown engine, ``tile`` below
             1, masks or trainable of another structure, NaN or infinity in params or inputs.
+        NotPathNetworkError: engine "structured" reads networks that are sums over paths; "jacobian" and
+            "neural-tangents" take any differentiable network.
         ImportError: where engine "neural-tangents" is asked for and cannot be loaded.
 
     Source: equation 2 of Jacot et al. 2018; Gebhart et al. 2021, section 2 and equation 9 (Θ = J_v^f Π J_v^fᵀ).
@@ -70,8 +74,13 @@ def ntk(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array, "N ..."], X2: Shaped
             raise ValueError(f"X2 must hold one or more inputs like those of X, which have shape {X.shape[1:]} and "
                              f"dtype {X.dtype}, got X2 of shape {X2.shape} and dtype {X2.dtype}")
         check_finite(X2, "X2")
-    block = partial(_block, _hashable(apply_fn), params, entries, whole=whole,
-                    engine="structured" if engine == "auto" else engine)
+    if engine == "auto":
+        try:
+            sites(apply_fn, params, X[:1])
+            engine = "structured"
+        except NotPathNetworkError:
+            engine = "jacobian"
+    block = partial(_block, _hashable(apply_fn), params, entries, whole=whole, engine=engine)
     n, m = X.shape[0], (X if X2 is None else X2).shape[0]
     if tile is None or tile >= max(n, m):
         return block(X, X2)
@@ -126,9 +135,8 @@ def ntk_matvec(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array, "N ..."], *, 
 def _prepare(apply_fn: ApplyFn, params: PyTree, X: Array, masks: PyTree | None, trainable: Trainable,
              ) -> tuple[PyTree, list[Array | None], tuple[bool, ...]]:
     """Check the input; return masked parameters, and which entries of each leaf train (None: none; whole: all)."""
-    if X.ndim == 0 or X.shape[0] == 0:
-        raise ValueError(f"X must hold one or more inputs along its first axis, got shape {X.shape}")
     check_masks(masks, params)
+    check_network(apply_fn, params, X)
     check_finite(params, "params")
     check_finite(X, "X")
     given = [leaf for leaf in jax.tree.leaves((masks, trainable)) if not callable(leaf)]
@@ -141,10 +149,6 @@ def _prepare(apply_fn: ApplyFn, params: PyTree, X: Array, masks: PyTree | None, 
     entries = [c if some and f else None for c, (some, _), f in zip(chosen, flags, floating, strict=True)]
     if masks is not None:
         params = jax.tree.map(lambda p, m: jnp.where(m, p, jnp.zeros_like(p)), params, masks)
-    out = jax.eval_shape(apply_fn, params, X)
-    if not hasattr(out, "shape") or len(out.shape) != 2 or out.shape[0] != X.shape[0]:
-        got = getattr(out, "shape", jax.tree.structure(out))
-        raise ValueError(f"apply_fn must map inputs of shape {X.shape} to outputs of shape ({X.shape[0]}, K), got {got}")
     return params, entries, tuple(all_ for _, all_ in flags)
 
 
@@ -160,12 +164,12 @@ def _hashable(apply_fn: ApplyFn) -> ApplyFn:
 def _restrict(apply_fn: ApplyFn, params: PyTree, entries: list[Array | None]) -> tuple[ApplyFn, list[Array]]:
     """Make the network a function of the leaves that train; entries that do not train are held fixed."""
     leaves, treedef = jax.tree.flatten(params)
-    moving = [i for i, mask in enumerate(entries) if mask is not None]
+    moving = {i: mask for i, mask in enumerate(entries) if mask is not None}
 
     def restricted(theta: list[Array], x: Array) -> Array:
         full = list(leaves)
-        for i, value in zip(moving, theta, strict=True):
-            full[i] = jnp.where(entries[i], value, leaves[i])
+        for (i, mask), value in zip(moving.items(), theta, strict=True):
+            full[i] = jnp.where(mask, value, leaves[i])
         return apply_fn(jax.tree.unflatten(treedef, full), x)
 
     return restricted, [leaves[i] for i in moving]

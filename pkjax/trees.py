@@ -1,6 +1,7 @@
 """Checks and selections on pytrees that share the structure of the parameters."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -8,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-__all__ = ["ApplyFn", "Predicate", "Trainable", "check_finite", "check_like", "check_masks", "is_floating",
-           "kernels", "leaf_names", "select", "trainable_masks"]
+__all__ = ["ApplyFn", "Predicate", "Trainable", "check_finite", "check_like", "check_masks",
+           "check_network", "check_output", "check_structure", "is_floating",
+           "kernels", "leaf_names", "naming_input", "select", "trainable_masks"]
 
 ApplyFn = Callable[[PyTree, Array], Array]
 """A network: maps (parameters, batch of inputs (N, *input)) to outputs (N, K)."""
@@ -102,6 +104,34 @@ def check_finite(tree: PyTree, what: str) -> None:
 def select(predicate: Predicate, tree: PyTree) -> PyTree:
     """Evaluate a predicate at every leaf: a tree of Python booleans."""
     return jax.tree_util.tree_map_with_path(lambda path, leaf: bool(predicate(path, leaf)), tree)
+
+
+@contextlib.contextmanager
+def naming_input(x: PyTree) -> Iterator[None]:
+    """Turn what a network raises while it is traced into a ValueError that names the input's shape."""
+    try:
+        yield
+    except Exception as error:
+        shapes = jax.tree.map(lambda v: f"{jnp.result_type(v)}{list(jnp.shape(v))}", x)
+        raise ValueError(f"apply_fn(params, x) failed on an input of {shapes} (batch first): {error}") from error
+
+
+def check_network(apply_fn: ApplyFn, params: PyTree, x: Array) -> jax.ShapeDtypeStruct:
+    """Return shape (N, K) and type of a network's output; raise ValueError if it has no such output for ``x``."""
+    if jnp.ndim(x) == 0 or jnp.shape(x)[0] == 0:
+        raise ValueError(f"inputs must be a batch of shape (N, *input) with N >= 1, but have shape {jnp.shape(x)}")
+    with naming_input(x):
+        out = jax.eval_shape(apply_fn, params, x)
+    check_output(out, x)
+    return out
+
+
+def check_output(out: PyTree, x: PyTree) -> None:
+    """Raise ValueError unless a network's output is one array of shape (N, K)."""
+    shapes = [jnp.shape(o) for o in jax.tree.leaves(out)]
+    if len(shapes) != 1 or len(shapes[0]) != 2:
+        raise ValueError("apply_fn(params, x) must return one array of shape (N, K), but returned shapes "
+                         f"{shapes} for an input of shape {jax.tree.map(jnp.shape, x)}")
 
 
 def trainable_masks(params: PyTree, trainable: Trainable = None, masks: PyTree | None = None) -> PyTree:

@@ -7,8 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from pkjax.connectivity import connectivity
 from pkjax.pruning import prune
 from pkjax.saliency import magnitude
@@ -43,32 +41,26 @@ def by_counting(params, masks, power):
     return from_inputs.sum(), everything.sum()
 
 
-SEEN = set()
-
-
-@settings(max_examples=80, deadline=None, derandomize=True)
-@given(seed=st.integers(0, 10**6), density=st.floats(0.05, 0.9))
-def test_connected_means_a_chain_of_kept_weights_from_input_to_output(seed, density):
-    params, masks = draw(seed, density)
-    report = connectivity(network, jax.tree.map(jnp.asarray, params), ONES, masks=jax.tree.map(jnp.asarray, masks))
-    from_inputs, count = by_counting(params, masks, 0)
-    assert report.connected == (from_inputs > 0)
-    SEEN.add((report.connected, bool(count > 0)))
-    if count == 0:
-        assert report.log10_paths == -math.inf
-        assert report.log10_effective_paths is None
-    else:
-        assert report.log10_paths == pytest.approx(math.log10(count), abs=1e-10)
-        effective = by_counting(params, masks, 2)[1] ** 2 / by_counting(params, masks, 4)[1]
-        assert report.log10_effective_paths == pytest.approx(math.log10(effective), abs=1e-9)
-        assert report.log10_effective_paths <= report.log10_paths + 1e-9
-    assert [layer.kept for layer in report.layers] == [int(m["kernel"].sum()) for m in masks.values()]
-    json.dumps(report.to_dict(), allow_nan=False)
-
-
-def test_the_draws_held_every_kind_of_network():
-    test_connected_means_a_chain_of_kept_weights_from_input_to_output()
-    assert {(True, True), (False, True)} <= SEEN
+def test_connected_means_a_chain_of_kept_weights_from_input_to_output():
+    seen = []
+    for seed, density in enumerate([0.9, 0.5, 0.4, 0.35, 0.3, 0.3, 0.25, 0.25, 0.2]):
+        params, masks = draw(seed, density)
+        report = connectivity(network, jax.tree.map(jnp.asarray, params), ONES, masks=jax.tree.map(jnp.asarray, masks))
+        from_inputs, count = by_counting(params, masks, 0)
+        assert report.connected == (from_inputs > 0)
+        seen.append((report.connected, bool(count > 0)))
+        if count == 0:
+            assert report.log10_paths == -math.inf
+            assert report.log10_effective_paths is None
+        else:
+            assert report.log10_paths == pytest.approx(math.log10(count), abs=1e-10)
+            effective = by_counting(params, masks, 2)[1] ** 2 / by_counting(params, masks, 4)[1]
+            assert report.log10_effective_paths == pytest.approx(math.log10(effective), abs=1e-9)
+            assert report.log10_effective_paths <= report.log10_paths + 1e-9
+        assert [layer.kept for layer in report.layers] == [int(m["kernel"].sum()) for m in masks.values()]
+        json.dumps(report.to_dict(), allow_nan=False)
+    # Networks that live, that live from biases alone, and that are dead: each must have been among them.
+    assert {(True, True), (False, True), (False, False)} == set(seen)
 
 
 def test_a_zero_weight_that_is_kept_is_a_path():
@@ -99,11 +91,11 @@ def test_more_paths_than_float32_can_count_are_not_taken_for_none(cut):
             x = jax.nn.relu(x @ kernel)
         return x
 
-    params = [jnp.full((64, 64), 0.2, jnp.float32)] * 40
-    masks = [jnp.ones((64, 64), bool)] * 40
+    params = [jnp.full((512, 512), 0.1, jnp.float32)] * 15
+    masks = [jnp.ones((512, 512), bool)] * 15
     if cut:
-        masks[20] = jnp.zeros((64, 64), bool)
-    report = connectivity(deep, params, jnp.ones((1, 64), jnp.float32), masks=masks)
+        masks[7] = jnp.zeros((512, 512), bool)
+    report = connectivity(deep, params, jnp.ones((1, 512), jnp.float32), masks=masks)
     assert report.connected is not cut
     assert report.log10_paths == (-math.inf if cut else None)
 
@@ -117,12 +109,12 @@ def test_a_single_chain_through_a_deep_network_is_found_in_float32():
         return x
 
     chain = jnp.zeros((64, 64), bool).at[0, 0].set(True).at[0, 1:].set(True)
-    params = [jnp.ones((64, 64), jnp.float32)] * 30
+    params = [jnp.ones((64, 64), jnp.float32)] * 12
     x = jnp.ones((1, 64), jnp.float32)
     last = chain.at[0, 1:].set(False)
-    assert connectivity(deep, params, x, masks=[chain] * 29 + [last]).log10_paths == 0.0
-    assert connectivity(deep, params, x, masks=[chain] * 29 + [last]).connected
-    assert not connectivity(deep, params, x, masks=[chain] * 29 + [last.at[0, 0].set(False)]).connected
+    assert connectivity(deep, params, x, masks=[chain] * 11 + [last]).log10_paths == 0.0
+    assert connectivity(deep, params, x, masks=[chain] * 11 + [last]).connected
+    assert not connectivity(deep, params, x, masks=[chain] * 11 + [last.at[0, 0].set(False)]).connected
 
 
 def test_a_pruned_network_reports_the_same_layers_as_its_pruning():

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from pkjax import data_factor as module
 from pkjax import paths
 from pkjax.data_factor import data_factor
@@ -133,11 +132,11 @@ def test_float32_stays_float32():
 
 def test_bad_input_is_named():
     apply_fn, params, x = case("two layers")
-    with pytest.raises(ValueError, match="X must hold one or more inputs"):
+    with pytest.raises(ValueError, match="inputs must be a batch of shape"):
         data_factor(apply_fn, params, x[:0])
     with pytest.raises(ValueError, match="masks must have the tree structure of params, but leaf 'a' is missing"):
         data_factor(apply_fn, params, x, masks={"b": jnp.ones((4, 3), bool)})
-    with pytest.raises(ValueError, match="X leaf .* holds 1 values that are NaN"):
+    with pytest.raises(ValueError, match=r"X leaf .* holds 1 values that are NaN"):
         data_factor(apply_fn, params, x.at[0, 0].set(jnp.nan))
     with pytest.raises(paths.NotPathNetworkError, match="tanh"):
         data_factor(lambda p, x: jnp.tanh(x @ p["a"]), params, x)

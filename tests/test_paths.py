@@ -136,7 +136,7 @@ def test_broken_rules_are_caught(monkeypatch, primitive, rule):
     assert not agrees()
 
 
-# -- what the interpreter accepts
+# What the interpreter accepts.
 
 def gradients_match(apply_fn, params, x):
     """The path sum with gates held has the network's own value and gradient."""
@@ -154,7 +154,8 @@ X = jnp.asarray(np.random.default_rng(3).normal(size=(3, 4)))
 
 @pytest.mark.parametrize("hidden", [
     jax.nn.relu, jax.nn.leaky_relu, jnp.abs, lambda v: jnp.maximum(v, 0.1 * v), lambda v: jnp.clip(v, 0),
-    lambda v: v * (v > 0).astype(v.dtype), lambda v: jnp.where(v > 0, v, 0), lambda v: jnp.minimum(v, 0), lambda v: v * jnp.sign(v),
+    lambda v: v * (v > 0).astype(v.dtype), lambda v: jnp.where(v > 0, v, 0), lambda v: jnp.minimum(v, 0),
+    lambda v: v * jnp.sign(v),
     lambda v: jnp.concatenate([v[:, :2], jax.nn.relu(-v[:, 2:])], axis=1),
     lambda v: jax.lax.clamp(0.0, v, jnp.inf), lambda v: jnp.pad(v, ((0, 0), (1, 0)))[:, :4],
     lambda v: jnp.maximum(v, v[:, ::-1]), lambda v: jnp.repeat(v.reshape(-1, 2, 2).max(-1), 2, axis=1),
@@ -227,13 +228,14 @@ def test_dead_code_may_hold_anything():
     gradients_match(net, W, X)
 
 
-# -- what it refuses
+# What it refuses.
 
 @pytest.mark.parametrize(("name", "hidden"), [
     ("tanh", jnp.tanh), ("gelu", jax.nn.gelu), ("silu", jax.nn.silu), ("softmax", jax.nn.softmax),
     ("elu", jax.nn.elu), ("relu6", jax.nn.relu6), ("hard_tanh", jax.nn.hard_tanh), ("exp", jnp.exp),
     ("square", jnp.square), ("product", lambda v: v * v), ("division", lambda v: v / v.sum(axis=1, keepdims=True)),
-    ("step", lambda v: v + (v > 0).astype(v.dtype)), ("threshold", lambda v: jnp.maximum(v, 0.5)), ("sort", lambda v: jnp.sort(v)),
+    ("step", lambda v: v + (v > 0).astype(v.dtype)), ("threshold", lambda v: jnp.maximum(v, 0.5)),
+    ("sort", lambda v: jnp.sort(v)),
     ("attention", lambda v: v @ v.T @ v), ("stop", jax.lax.stop_gradient), ("gelu_exact", lambda v: jax.nn.gelu(
         v, approximate=False)), ("round", jnp.round), ("integer", lambda v: v.astype(int).astype(float)),
 ])

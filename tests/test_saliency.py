@@ -69,10 +69,7 @@ CONTRIBUTIONS = {
 @pytest.mark.parametrize("name", CONTRIBUTIONS)
 @pytest.mark.parametrize("z", [ONES, jnp.array([[0.5, 0.0, 2.0]])])
 def test_path_scores_are_sums_over_the_listed_paths(name, z, params):
-    if name == "synflow":
-        got = synflow(network, params, z)
-    else:
-        got = synflow_l2(network, params, z, variant=name)
+    got = synflow(network, params, z) if name == "synflow" else synflow_l2(network, params, z, variant=name)
     want = by_listing(params, z, CONTRIBUTIONS[name])
     jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-12), got, want)
     assert len(listed_paths(params, z)) == 3 * 4 * 4 * 2 + 4 * 4 * 2 + 4 * 2 + 2
@@ -209,9 +206,9 @@ def test_wrong_inputs_are_named(score, params):
 def test_wrong_options_are_named(params):
     with pytest.raises(ValueError, match="variant must be one of 'paper', 'conserved', 'released', but got 'best'"):
         synflow_l2(network, params, ONES, variant="best")
-    with pytest.raises(ValueError, match="prunable selects no leaf of params .*layer0/bias"):
+    with pytest.raises(ValueError, match=r"prunable selects no leaf of params .*layer0/bias"):
         grasp(loss, params, prunable=lambda path, leaf: False)
-    with pytest.raises(TypeError, match="'count', which holds no floating-point"):
+    with pytest.raises(TypeError, match=r"'count', which holds no floating-point"):
         grasp(loss, {**params, "count": jnp.array(3)}, prunable=lambda path, leaf: True)
     with pytest.raises(TypeError, match="scalar"):
         snip(lambda p: network(p, ONES), params)

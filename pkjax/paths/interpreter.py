@@ -22,6 +22,7 @@ from jax.extend import core as jex
 from jax.extend import source_info_util
 
 from pkjax.paths.errors import NotPathNetworkError
+from pkjax.trees import check_output, naming_input
 
 __all__ = ["Algebra", "Const", "Gate", "Interpreter", "PathSum", "Value", "interpret"]
 
@@ -257,15 +258,9 @@ def interpret(algebra: Algebra, apply_fn: Callable[[Any, Any], Any], params: Any
     from pkjax.paths.rules import RULES
 
     abstract = jax.tree.map(lambda v: jax.ShapeDtypeStruct(jnp.shape(v), jnp.result_type(v)), (params, x))
-    try:
-        closed, out_shape = jax.make_jaxpr(apply_fn, return_shape=True)(*abstract)
-    except Exception as error:
-        shapes = jax.tree.map(lambda v: f"{v.dtype}{list(v.shape)}", abstract[1])
-        raise ValueError(f"apply_fn(params, x) failed on an input of {shapes} (batch first): {error}") from error
-    outs = jax.tree.leaves(out_shape)
-    if len(outs) != 1 or outs[0].ndim != 2:
-        raise ValueError("apply_fn(params, x) must return one array of shape (N, K), but returned "
-                         f"{jax.tree.map(lambda o: o.shape, out_shape)} for an input of shape {jnp.shape(x)}")
+    with naming_input(abstract[1]):
+        closed, out = jax.make_jaxpr(apply_fn, return_shape=True)(*abstract)
+    check_output(out, x)
     args: list[Value] = []
     for i, leaf in enumerate(jax.tree.leaves(params)):
         if jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
@@ -278,7 +273,7 @@ def interpret(algebra: Algebra, apply_fn: Callable[[Any, Any], Any], params: Any
         else:
             args.append(Const(leaf))
     interpreter = Interpreter(algebra, RULES)
-    (out,) = interpreter.run_closed(closed, args)
-    if isinstance(out, Gate):
+    (result,) = interpreter.run_closed(closed, args)
+    if isinstance(result, Gate):
         raise NotPathNetworkError("the network's output is piecewise constant: it has no paths")
-    return interpreter.lifted(out)
+    return interpreter.lifted(result)
