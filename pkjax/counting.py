@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pkjax.edge_chain import EdgeChain, build, matmul
+from pkjax.edge_chain import EdgeChain, build
 from pkjax.paths.layers import DenseLayer
 
 __all__ = ["Elimination", "count_above", "eliminate", "solve"]
@@ -174,8 +174,8 @@ def _system(chain: EdgeChain, shift: float, width: float) -> _System:
             i, j = np.nonzero(near)
             kept.append((d[near], np.stack([b + i, mu + j], 1),
                          np.stack([inner.to_b[near], inner.to_mu[near]], 1), np.full(len(i), h + 1)))
-    parts = [np.concatenate(part) for part in zip(*kept, strict=True)]
-    return _System(diagonal, tuple(links), *parts, negative=negative)
+    values, columns, couplings, layers = (np.concatenate(part) for part in zip(*kept, strict=True))
+    return _System(diagonal, tuple(links), values, columns, couplings, layers, negative)
 
 
 def _by_blocks(chain: EdgeChain, system: _System, keep: bool) -> tuple[int, list[_Step], float]:
@@ -318,8 +318,3 @@ def solve(chain: EdgeChain, elimination: Elimination, v: np.ndarray) -> np.ndarr
         w[start : start + n], w[start + n : start + 2 * n] = mu, b
         mu_next = mu
     return scaled - (chain.coupling @ w) / d
-
-
-def residual_norms(chain: EdgeChain, u: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """``‖G u − u·value‖`` of every column of u."""
-    return np.linalg.norm(matmul(chain, u) - u * values, axis=0)

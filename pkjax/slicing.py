@@ -80,7 +80,7 @@ def top_spectrum(layers: Sequence[DenseLayer], k: int, *, inputs: np.ndarray | N
 def _one_thread(chain: EdgeChain) -> Any:
     """Keep BLAS to one thread where blocks are small: threads then cost more than they bring."""
     try:
-        from threadpoolctl import threadpool_limits
+        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
     except ImportError:
         return contextlib.nullcontext()
     return threadpool_limits(1) if max(chain.widths, default=0) < 400 else contextlib.nullcontext()

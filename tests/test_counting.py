@@ -1,5 +1,7 @@
 """Counts, eigenvalues and eigenvectors of fully connected networks against enumerated paths."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -19,7 +21,7 @@ def network(seed, widths, *, bias=True, density=1.0, diagonal=(), fixed=(), kind
             return np.ones(shape)
         return rng.integers(-2, 3, shape).astype(float) if kind == "integers" else rng.normal(size=shape)
 
-    for l, (n, k) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+    for l, (n, k) in enumerate(itertools.pairwise(widths)):
         c = (rng.random((n, k)) < density) * (rng.uniform(0.5, 2) if constants else 1.0)
         index = np.where(c != 0, used + np.arange(n * k).reshape(n, k), -1)
         used += n * k

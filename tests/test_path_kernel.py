@@ -141,7 +141,8 @@ def test_effective_rank_is_within_its_standard_error(key):
                                                       standard_error=True))(case.params)
     assert error < 0.1 * truth
     assert abs(rank - truth) < 4 * error
-    single = pk.effective_rank(case.apply, jax.tree.map(np.float32, case.params), ones(case).astype(np.float32), key=key)
+    x = ones(case).astype(np.float32)
+    single = pk.effective_rank(case.apply, jax.tree.map(np.float32, case.params), x, key=key)
     assert single.dtype == np.float32
     assert abs(float(single) - truth) < 0.3 * truth
 
