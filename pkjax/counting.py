@@ -6,6 +6,7 @@ multiplicities included, whatever the numbers of parameters and of paths. The sa
 ``(G − λI) u = v``.
 """
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 from pkjax.edge_chain import EdgeChain, build
 from pkjax.paths.layers import DenseLayer
 
-__all__ = ["Elimination", "count_above", "eliminate", "solve"]
+__all__ = ["Elimination", "count_above", "eliminate", "one_thread", "solve"]
 
 # An unknown whose d lies this close to λ, relatively, is not eliminated by dividing by d − λ: it joins its layer's
 # block, so that λ may lie on d itself.
@@ -81,9 +82,22 @@ def count_above(layers: Sequence[DenseLayer], thresholds: Any, *, inputs: np.nda
         raise ValueError(f"thresholds must be finite and greater than 0, got {thresholds}")
     chain = build(layers, inputs)
     isolated = np.sort(chain.isolated)
-    counts = [len(isolated) - int(np.searchsorted(isolated, v, "right")) + eliminate(chain, float(v)).above
-              for v in values.ravel()]
+    with one_thread(chain):
+        counts = [len(isolated) - int(np.searchsorted(isolated, v, "right")) + eliminate(chain, float(v)).above
+                  for v in values.ravel()]
     return np.asarray(counts, np.int64).reshape(values.shape)
+
+
+def one_thread(chain: EdgeChain) -> Any:
+    """Keep BLAS to one thread where blocks are small: threads then cost up to a hundred times what they bring.
+
+    Needs threadpoolctl, which scikit-learn brings; does nothing without it.
+    """
+    try:
+        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    except ImportError:
+        return contextlib.nullcontext()
+    return threadpool_limits(1) if max(chain.widths, default=0) < 400 else contextlib.nullcontext()
 
 
 def eliminate(chain: EdgeChain, shift: float, *, keep: bool = False) -> Elimination:

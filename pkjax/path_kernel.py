@@ -284,7 +284,7 @@ def _invariant(matrix: Array) -> Array:
     return jnp.where(inside[:, None] & inside, matrix, 0)
 
 
-def gatedtrace_of(apply_fn: ApplyFn, params: PyTree, X: ArrayLike, *, masks: PyTree | None = None,
+def gated_trace(apply_fn: ApplyFn, params: PyTree, X: ArrayLike, *, masks: PyTree | None = None,
                 trainable: Trainable = None, batch_size: int = 16) -> Float[Array, ""]:
     r"""Gated path trace of a batch of examples: the part of Tr Θ on the diagonal of Π.
 
@@ -296,7 +296,7 @@ def gatedtrace_of(apply_fn: ApplyFn, params: PyTree, X: ArrayLike, *, masks: PyT
 
     >>> w = {"a": jnp.array([[1.0, -1.0]]), "b": jnp.array([[2.0], [1.0]])}
     >>> net = lambda w, x: jax.nn.relu(x @ w["a"]) @ w["b"]
-    >>> float(gatedtrace_of(net, w, jnp.array([[1.0], [-1.0]])))  # one open path each: 4 + 1 and 1 + 1
+    >>> float(gated_trace(net, w, jnp.array([[1.0], [-1.0]])))  # one open path each: 4 + 1 and 1 + 1
     7.0
     """
     check_finite(params, "params")

@@ -5,7 +5,6 @@ drives a shift-and-invert block Krylov space, until it holds as many converged p
 is missed and no copy of a multiple one.
 """
 
-import contextlib
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pkjax.counting import eliminate, solve
+from pkjax.counting import eliminate, one_thread, solve
 from pkjax.edge_chain import EdgeChain, build, lift, lift_isolated, matmul
 from pkjax.paths.layers import DenseLayer
 
@@ -72,18 +71,9 @@ def top_spectrum(layers: Sequence[DenseLayer], k: int, *, inputs: np.ndarray | N
     if not 0 < k <= len(trained):
         raise ValueError(f"k must be between 1 and the number of parameters that train, {len(trained)}, got {k}")
     chain = build(layers, inputs)
-    with _one_thread(chain):
+    with one_thread(chain):
         found = _dense(chain) if chain.size < dense_below else _slice(chain, k, vectors)
         return _merge(chain, found, k, size, trained if vectors else None)
-
-
-def _one_thread(chain: EdgeChain) -> Any:
-    """Keep BLAS to one thread where blocks are small: threads then cost more than they bring."""
-    try:
-        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
-    except ImportError:
-        return contextlib.nullcontext()
-    return threadpool_limits(1) if max(chain.widths, default=0) < 400 else contextlib.nullcontext()
 
 
 def _dense(chain: EdgeChain) -> list[_Found]:
