@@ -1,5 +1,6 @@
 """Which solver finds the path kernel's largest eigenpairs: dense, exact counting, or block Lanczos."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
 from pkjax import paths
-from pkjax.block_lanczos import block_lanczos
+from pkjax.block_lanczos import NotConvergedWarning, block_lanczos
 from pkjax.dual_gram import check_start, flat_product, make_problem
 from pkjax.trees import ApplyFn, Trainable, is_floating, trainable_masks
 
@@ -60,7 +61,11 @@ def solve(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, k: int, masks: PyTree
 
             top = top_spectrum(layers, k, inputs=np.asarray(z, np.float64).ravel(), vectors=vectors, size=len(train),
                                trained=trained)
-            return Eigenpairs(top.values, _unflatten(top.vectors, params), top.residuals, top.bounds, True)
+            missing = int((~np.isfinite(top.residuals)).sum())
+            if missing:
+                warnings.warn(f"the eigenvectors of {missing} of {k} eigenvalues did not converge and are zero; the "
+                              "values and their bounds hold", NotConvergedWarning, stacklevel=3)
+            return Eigenpairs(top.values, _unflatten(top.vectors, params), top.residuals, top.bounds, not missing)
     with jax.enable_x64(True):
         double = jax.tree.map(lambda p: np.asarray(p, np.float64) if is_floating(p) else p, params)
         multiply = _restricted(apply_fn, double, np.asarray(z, np.float64), masks, trainable)

@@ -8,7 +8,6 @@ is missed and no copy of a multiple one.
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -131,13 +130,16 @@ def _slice(chain: EdgeChain, k: int, vectors: bool) -> list[_Found]:
         # A multiple eigenvalue needs no vectors for its value; a few copies are cheaply confirmed.
         pairs = None
         if vectors or wanted <= _MOST:
-            pairs = _between(chain, a, b, count, wanted, top, rng)
+            close = [f.vectors for f in found if f.vectors is not None
+                     and np.abs(f.values - (a + b) / 2).min() < (b - a) / 2 + 1e-9 * b]
+            pairs = _between(chain, a, b, count, wanted, top, rng, np.hstack([np.zeros((chain.size, 0)), *close]))
         if pairs is None and not tight:
             todo += [(a, middle), (middle, b)]
             continue
         if pairs is None:
+            # The counts alone vouch for the value; vectors that were asked for are missing, and the residuals say so.
             half = np.full(wanted, (b - a) / 2)
-            pairs = _Found(np.full(wanted, (a + b) / 2), half, half, None)
+            pairs = _Found(np.full(wanted, (a + b) / 2), half, half * (np.inf if vectors else 1), None)
         found.append(pairs if vectors else _Found(pairs.values, pairs.bounds, pairs.residuals, None))
         have += wanted
     return found
@@ -148,10 +150,16 @@ def _middle(low: float, high: float) -> float:
 
 
 def _between(chain: EdgeChain, low: float, high: float, count: int, wanted: int, top: float,
-             rng: np.random.Generator) -> _Found | None:
-    """The eigenpairs between low and high, of which there are ``count``; None where they do not converge."""
+             rng: np.random.Generator, known: np.ndarray) -> _Found | None:
+    """The eigenpairs between low and high, of which there are ``count``; None where they do not converge.
+
+    The vectors are orthogonal to the ``known`` columns: rounding may share a multiple eigenvalue out between two
+    intervals.
+    """
+    tight = high - low <= _TIGHT * high
+    edge = 1e-11 * high
     elimination = eliminate(chain, (low + high) / 2, keep=True)
-    block = max(wanted, _BLOCK) if high - low <= _TIGHT * high else _BLOCK
+    block = max(wanted, _BLOCK) if tight else _BLOCK
     block = min(block, chain.size)
     tolerance = max(1e-12 * high, 1e-14 * top)
     x = rng.standard_normal((chain.size, block))
@@ -164,6 +172,7 @@ def _between(chain: EdgeChain, low: float, high: float, count: int, wanted: int,
         x = solve(chain, elimination, x)
         for _ in range(2):
             x /= np.linalg.norm(x, axis=0)
+            x -= known @ (known.T @ x)
             x -= basis[:, old] @ (basis[:, old].T @ x)
             x = np.linalg.qr(x)[0]
         basis[:, new], image[:, new] = x, matmul(chain, x)
@@ -173,14 +182,18 @@ def _between(chain: EdgeChain, low: float, high: float, count: int, wanted: int,
             continue
         small = projected[: new.stop, : new.stop]
         values, s = np.linalg.eigh((small + small.T) / 2)
-        inside = np.flatnonzero((values > low) & (values <= high))
+        inside = np.flatnonzero((values > low - edge) & (values < high + edge))
         if len(inside) < wanted:
             continue
         u = basis[:, : new.stop] @ s[:, inside]
         remainder = image[:, : new.stop] @ s[:, inside] - u * values[inside]
         residuals = np.linalg.norm(remainder, axis=0)
-        good = np.argsort(residuals)[:wanted]
-        if residuals[good].max() <= tolerance:
+        good = np.flatnonzero(residuals <= tolerance)
+        ends = np.minimum(np.abs(values[inside[good]] - low), np.abs(values[inside[good]] - high))
+        if not tight and (len(good) > wanted or (ends < edge).any()):
+            return None  # an eigenvalue at an end may be counted on either side: only smaller intervals tell
+        good = good[:wanted]
+        if len(good) == wanted:
             # Kahan: as many eigenvalues lie within ‖R‖ of these values, one each, and no other lies in between.
             bound = float(np.linalg.norm(remainder[:, good])) + 16 * np.finfo(float).eps * top
             bound += high - low if wanted < count else 0.0
