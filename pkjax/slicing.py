@@ -163,13 +163,14 @@ def _between(chain: EdgeChain, low: float, high: float, count: int, wanted: int,
     block = min(block, chain.size)
     tolerance = max(1e-12 * high, 1e-14 * top)
     x = rng.standard_normal((chain.size, block))
-    steps = min(3 * count // block + 20, chain.size // block)
-    basis = np.empty((chain.size, steps * block), order="F")
+    steps = min(3 * count // block + 20, -(-chain.size // block))
+    most = min(steps * block, chain.size)
+    basis = np.empty((chain.size, most), order="F")
     image = np.empty_like(basis)
-    projected = np.zeros((steps * block, steps * block))
+    projected = np.zeros((most, most))
     for step in range(steps):
-        old, new = slice(0, step * block), slice(step * block, (step + 1) * block)
-        x = solve(chain, elimination, x)
+        old, new = slice(0, step * block), slice(step * block, min((step + 1) * block, most))
+        x = solve(chain, elimination, x)[:, : new.stop - new.start]
         for _ in range(2):
             x /= np.linalg.norm(x, axis=0)
             x -= known @ (known.T @ x)
