@@ -158,7 +158,7 @@ def analyze(apply_fn: ApplyFn, params: PyTree, X: ArrayLike, *, masks: PyTree | 
     key = jax.random.key(0) if key is None else key
 
     @jax.jit
-    def scalars(theta: PyTree) -> tuple[Array, Array, Array]:
+    def scalars(theta: PyTree) -> tuple[Any, ...]:
         return (path_kernel.trace(apply_fn, theta, x, **options),
                 path_kernel.gated_trace(apply_fn, theta, X, **options),
                 path_kernel.effective_rank(apply_fn, theta, x, key=key, **options))
