@@ -155,10 +155,14 @@ def analyze(apply_fn: ApplyFn, params: PyTree, X: ArrayLike, *, masks: PyTree | 
     scale = np.sqrt(np.outer(nu, pi))
     overlaps = np.where(scale > 1e-6 * scale.max(initial=0.0), energy / np.maximum(scale, 1e-300), 0.0)
     trace_ntk = float(np.trace(dense))
-    trace_pi = float(part("traces", lambda: path_kernel.trace(apply_fn, params, x, **options)))
-    gated = float(path_kernel.gated_trace(apply_fn, params, X, **options))
     key = jax.random.key(0) if key is None else key
-    rank = float(part("effective rank", lambda: path_kernel.effective_rank(apply_fn, params, x, key=key, **options)))
+
+    @jax.jit
+    def scalars(theta: PyTree) -> tuple[Any, ...]:
+        return (path_kernel.trace(apply_fn, theta, x, **options),
+                path_kernel.gated_trace(apply_fn, theta, X, **options),
+                path_kernel.effective_rank(apply_fn, theta, x, key=key, **options))
+    trace_pi, gated, rank = map(float, part("traces", lambda: scalars(params)))
     links = part("paths", lambda: connectivity(apply_fn, params, x, masks=masks))
     checks = part("checks", lambda: exactness(apply_fn, params, X, dense, lam, nu, pi, energy, vectors, trace_pi,
                                               complete=wanted == m, **options))

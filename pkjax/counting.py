@@ -6,16 +6,17 @@ multiplicities included, whatever the numbers of parameters and of paths. The sa
 ``(G − λI) u = v``.
 """
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from pkjax.edge_chain import EdgeChain, build, matmul
+from pkjax.edge_chain import EdgeChain, build
 from pkjax.paths.layers import DenseLayer
 
-__all__ = ["Elimination", "count_above", "eliminate", "solve"]
+__all__ = ["Elimination", "count_above", "eliminate", "one_thread", "solve"]
 
 # An unknown whose d lies this close to λ, relatively, is not eliminated by dividing by d − λ: it joins its layer's
 # block, so that λ may lie on d itself.
@@ -81,9 +82,17 @@ def count_above(layers: Sequence[DenseLayer], thresholds: Any, *, inputs: np.nda
         raise ValueError(f"thresholds must be finite and greater than 0, got {thresholds}")
     chain = build(layers, inputs)
     isolated = np.sort(chain.isolated)
-    counts = [len(isolated) - int(np.searchsorted(isolated, v, "right")) + eliminate(chain, float(v)).above
-              for v in values.ravel()]
+    with one_thread(chain):
+        counts = [len(isolated) - int(np.searchsorted(isolated, v, "right")) + eliminate(chain, float(v)).above
+                  for v in values.ravel()]
     return np.asarray(counts, np.int64).reshape(values.shape)
+
+
+def one_thread(chain: EdgeChain) -> Any:
+    """Keep BLAS to one thread where blocks are small: threads then cost up to a hundred times what they bring."""
+    from threadpoolctl import threadpool_limits
+
+    return threadpool_limits(1) if max(chain.widths, default=0) < 400 else contextlib.nullcontext()
 
 
 def eliminate(chain: EdgeChain, shift: float, *, keep: bool = False) -> Elimination:
@@ -174,8 +183,8 @@ def _system(chain: EdgeChain, shift: float, width: float) -> _System:
             i, j = np.nonzero(near)
             kept.append((d[near], np.stack([b + i, mu + j], 1),
                          np.stack([inner.to_b[near], inner.to_mu[near]], 1), np.full(len(i), h + 1)))
-    parts = [np.concatenate(part) for part in zip(*kept, strict=True)]
-    return _System(diagonal, tuple(links), *parts, negative=negative)
+    values, columns, couplings, layers = (np.concatenate(part) for part in zip(*kept, strict=True))
+    return _System(diagonal, tuple(links), values, columns, couplings, layers, negative)
 
 
 def _by_blocks(chain: EdgeChain, system: _System, keep: bool) -> tuple[int, list[_Step], float]:
@@ -318,8 +327,3 @@ def solve(chain: EdgeChain, elimination: Elimination, v: np.ndarray) -> np.ndarr
         w[start : start + n], w[start + n : start + 2 * n] = mu, b
         mu_next = mu
     return scaled - (chain.coupling @ w) / d
-
-
-def residual_norms(chain: EdgeChain, u: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """``‖G u − u·value‖`` of every column of u."""
-    return np.linalg.norm(matmul(chain, u) - u * values, axis=0)

@@ -200,12 +200,12 @@ def matmul(chain: EdgeChain, u: np.ndarray) -> np.ndarray:
     flow = chain.coupling.T @ u
     w = np.empty_like(flow)
     b: Any = None
-    for h, n in enumerate(chain.widths):
+    for h in range(len(chain.widths)):
         mu_rows, b_rows = _rows(chain, h)
         b = flow[mu_rows] + (chain.inner[h - 1].energy.T @ b if h else 0)
         w[b_rows] = b
     mu: Any = None
-    for h, n in reversed(list(enumerate(chain.widths))):
+    for h in reversed(range(len(chain.widths))):
         mu_rows, b_rows = _rows(chain, h)
         mu = flow[b_rows] + (chain.inner[h].energy @ mu if h + 1 < len(chain.widths) else 0)
         w[mu_rows] = mu

@@ -5,15 +5,13 @@ drives a shift-and-invert block Krylov space, until it holds as many converged p
 is missed and no copy of a multiple one.
 """
 
-import contextlib
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from pkjax.counting import eliminate, solve
+from pkjax.counting import eliminate, one_thread, solve
 from pkjax.edge_chain import EdgeChain, build, lift, lift_isolated, matmul
 from pkjax.paths.layers import DenseLayer
 
@@ -72,18 +70,9 @@ def top_spectrum(layers: Sequence[DenseLayer], k: int, *, inputs: np.ndarray | N
     if not 0 < k <= len(trained):
         raise ValueError(f"k must be between 1 and the number of parameters that train, {len(trained)}, got {k}")
     chain = build(layers, inputs)
-    with _one_thread(chain):
+    with one_thread(chain):
         found = _dense(chain) if chain.size < dense_below else _slice(chain, k, vectors)
         return _merge(chain, found, k, size, trained if vectors else None)
-
-
-def _one_thread(chain: EdgeChain) -> Any:
-    """Keep BLAS to one thread where blocks are small: threads then cost more than they bring."""
-    try:
-        from threadpoolctl import threadpool_limits
-    except ImportError:
-        return contextlib.nullcontext()
-    return threadpool_limits(1) if max(chain.widths, default=0) < 400 else contextlib.nullcontext()
 
 
 def _dense(chain: EdgeChain) -> list[_Found]:
@@ -141,13 +130,16 @@ def _slice(chain: EdgeChain, k: int, vectors: bool) -> list[_Found]:
         # A multiple eigenvalue needs no vectors for its value; a few copies are cheaply confirmed.
         pairs = None
         if vectors or wanted <= _MOST:
-            pairs = _between(chain, a, b, count, wanted, top, rng)
+            close = [f.vectors for f in found if f.vectors is not None
+                     and np.abs(f.values - (a + b) / 2).min() < (b - a) / 2 + 1e-9 * b]
+            pairs = _between(chain, a, b, count, wanted, top, rng, np.hstack([np.zeros((chain.size, 0)), *close]))
         if pairs is None and not tight:
             todo += [(a, middle), (middle, b)]
             continue
         if pairs is None:
+            # The counts alone vouch for the value; vectors that were asked for are missing, and the residuals say so.
             half = np.full(wanted, (b - a) / 2)
-            pairs = _Found(np.full(wanted, (a + b) / 2), half, half, None)
+            pairs = _Found(np.full(wanted, (a + b) / 2), half, half * (np.inf if vectors else 1), None)
         found.append(pairs if vectors else _Found(pairs.values, pairs.bounds, pairs.residuals, None))
         have += wanted
     return found
@@ -158,22 +150,30 @@ def _middle(low: float, high: float) -> float:
 
 
 def _between(chain: EdgeChain, low: float, high: float, count: int, wanted: int, top: float,
-             rng: np.random.Generator) -> _Found | None:
-    """The eigenpairs between low and high, of which there are ``count``; None where they do not converge."""
+             rng: np.random.Generator, known: np.ndarray) -> _Found | None:
+    """The eigenpairs between low and high, of which there are ``count``; None where they do not converge.
+
+    The vectors are orthogonal to the ``known`` columns: rounding may share a multiple eigenvalue out between two
+    intervals.
+    """
+    tight = high - low <= _TIGHT * high
+    edge = 1e-11 * high
     elimination = eliminate(chain, (low + high) / 2, keep=True)
-    block = max(wanted, _BLOCK) if high - low <= _TIGHT * high else _BLOCK
+    block = max(wanted, _BLOCK) if tight else _BLOCK
     block = min(block, chain.size)
     tolerance = max(1e-12 * high, 1e-14 * top)
     x = rng.standard_normal((chain.size, block))
-    steps = min(3 * count // block + 20, chain.size // block)
-    basis = np.empty((chain.size, steps * block), order="F")
+    steps = min(3 * count // block + 20, -(-chain.size // block))
+    most = min(steps * block, chain.size)
+    basis = np.empty((chain.size, most), order="F")
     image = np.empty_like(basis)
-    projected = np.zeros((steps * block, steps * block))
+    projected = np.zeros((most, most))
     for step in range(steps):
-        old, new = slice(0, step * block), slice(step * block, (step + 1) * block)
-        x = solve(chain, elimination, x)
+        old, new = slice(0, step * block), slice(step * block, min((step + 1) * block, most))
+        x = solve(chain, elimination, x)[:, : new.stop - new.start]
         for _ in range(2):
             x /= np.linalg.norm(x, axis=0)
+            x -= known @ (known.T @ x)
             x -= basis[:, old] @ (basis[:, old].T @ x)
             x = np.linalg.qr(x)[0]
         basis[:, new], image[:, new] = x, matmul(chain, x)
@@ -183,14 +183,18 @@ def _between(chain: EdgeChain, low: float, high: float, count: int, wanted: int,
             continue
         small = projected[: new.stop, : new.stop]
         values, s = np.linalg.eigh((small + small.T) / 2)
-        inside = np.flatnonzero((values > low) & (values <= high))
+        inside = np.flatnonzero((values > low - edge) & (values < high + edge))
         if len(inside) < wanted:
             continue
         u = basis[:, : new.stop] @ s[:, inside]
         remainder = image[:, : new.stop] @ s[:, inside] - u * values[inside]
         residuals = np.linalg.norm(remainder, axis=0)
-        good = np.argsort(residuals)[:wanted]
-        if residuals[good].max() <= tolerance:
+        good = np.flatnonzero(residuals <= tolerance)
+        ends = np.minimum(np.abs(values[inside[good]] - low), np.abs(values[inside[good]] - high))
+        if not tight and (len(good) > wanted or (ends < edge).any()):
+            return None  # an eigenvalue at an end may be counted on either side: only smaller intervals tell
+        good = good[:wanted]
+        if len(good) == wanted:
             # Kahan: as many eigenvalues lie within ‖R‖ of these values, one each, and no other lies in between.
             bound = float(np.linalg.norm(remainder[:, good])) + 16 * np.finfo(float).eps * top
             bound += high - low if wanted < count else 0.0

@@ -1,10 +1,11 @@
 """A is the Gram matrix of the gated inputs of all paths, found without listing them."""
 
+import importlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from pkjax import data_factor as module
 from pkjax import paths
 from pkjax.data_factor import data_factor
 
@@ -117,7 +118,7 @@ def test_blocks_are_symmetric_to_the_last_bit_and_positive_semi_definite():
 def test_pairs_in_small_batches_and_under_jit_give_the_same(monkeypatch):
     apply_fn, params, x = case("two layers")
     want = data_factor(apply_fn, params, x)
-    monkeypatch.setattr(module, "ENTRIES", 60)
+    monkeypatch.setattr(importlib.import_module("pkjax.data_factor"), "ENTRIES", 60)
     np.testing.assert_allclose(data_factor(apply_fn, params, x), want, rtol=1e-13)
     np.testing.assert_allclose(jax.jit(lambda p, x: data_factor(apply_fn, p, x))(params, x), want, rtol=1e-13)
 

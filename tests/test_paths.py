@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, Phase, assume, given, settings
 from pkjax import paths
 from pkjax.paths import rules
 from pkjax.paths.polynomial import path_sum, record
@@ -15,8 +15,10 @@ from pkjax.paths.polynomial import path_sum, record
 from tests.cases import cases, live
 from tests.oracles import enumerate_paths
 
+pytestmark = pytest.mark.xdist_group("paths")    # one process counts the draws of all these tests
 DRAWS = Counter()
-NETWORKS = settings(max_examples=12, deadline=None, derandomize=True,
+# Shrinking a failing network would compile hundreds more.
+NETWORKS = settings(max_examples=12, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate],
                     suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 from pkjax import paths
 from pkjax.analysis import analyze
@@ -78,7 +78,8 @@ def test_singular_values_in_place_of_eigenvalues_fail_for_large_inputs():
 
 
 @given(cases(kinds=("dense", "conv")))
-@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=6, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate],
+          suppress_health_check=list(HealthCheck))
 def test_the_analyzer_agrees_with_enumeration(case):
     assume(live(case))
     oracle = enumerate_paths(case.layers, case.params, case.X, case.masks)

@@ -165,7 +165,7 @@ def _layer(x: Signal, w: Entries, edges: tuple[np.ndarray, np.ndarray, np.ndarra
     if np.unique(start * n_out + to).size != start.size:
         raise NotFullyConnectedError("two edges join the same pair of nodes")
 
-    def matrix(entries: np.ndarray, absent: float) -> np.ndarray:
+    def matrix(entries: np.ndarray, absent: int | float) -> np.ndarray:
         out = np.full((x.nodes, n_out), absent, entries.dtype)
         out[start, to] = entries[present]
         return out

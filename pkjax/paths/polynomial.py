@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -151,16 +152,16 @@ def log_count(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, masks: PyTree 
     >>> float(log_count(net, w, jnp.ones((1, 5))))   # 5·4·5 paths
     2.0
     """
-    def total(dtype: Any) -> Array:
+    def total(dtype: Any, params: PyTree, x: Array, masks: PyTree | None) -> Array:
         ones = jax.tree.map(lambda p: jnp.ones(jnp.shape(p), dtype) if is_floating(p) else p, params)
         start = jnp.where(x == 0, jnp.zeros((), dtype), jnp.ones((), dtype)) if is_floating(x) else x
         return polynomial(apply_fn, ones, start, q=0, masks=masks).sum()
 
     x = jnp.asarray(x)
     if any(isinstance(v, jax.core.Tracer) for v in jax.tree.leaves((params, x, masks))):
-        return jnp.log10(total(jnp.result_type(x)))
+        return jnp.log10(total(jnp.result_type(x), params, x, masks))
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
-        count = float(total(jnp.float64))
+        count = float(jax.jit(partial(total, jnp.float64))(params, x, masks))
     if np.isinf(count):
         warnings.warn("log_count: more paths than float64 holds (1e308)", RuntimeWarning, stacklevel=2)
     return jnp.asarray(np.log10(count) if count else -np.inf)

@@ -1,0 +1,125 @@
+"""Which solver finds the path kernel's largest eigenpairs: dense, exact counting, or block Lanczos."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, PyTree
+
+from pkjax import paths
+from pkjax.block_lanczos import NotConvergedWarning, block_lanczos
+from pkjax.dual_gram import check_start, flat_product, make_problem
+from pkjax.trees import ApplyFn, Trainable, is_floating, trainable_masks
+
+__all__ = ["Eigenpairs", "solve"]
+
+_DENSE_BELOW = 3000
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Eigenpairs:
+    """The largest eigenpairs of the dual Gram matrix."""
+
+    values: np.ndarray
+    """(k,) float64, descending."""
+    vectors: PyTree
+    """Like the parameters with a leading axis k; orthonormal."""
+    residuals: np.ndarray
+    """(k,) ``‖G z − π z‖``."""
+    bounds: np.ndarray
+    """(k,) how far each value may be from the eigenvalue of its rank."""
+    converged: bool
+    """Whether the bounds hold for all; a :class:`NotConvergedWarning` was given if not."""
+
+
+def solve(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, k: int, masks: PyTree | None, trainable: Trainable,
+          method: str, tolerance: float, *, vectors: bool) -> Eigenpairs:
+    """Find the k largest eigenpairs by the method named, or by the first that fits."""
+    if method not in ("auto", "dense", "counting", "lanczos"):
+        raise ValueError(f'method must be "auto", "dense", "counting" or "lanczos", but is {method!r}')
+    z = check_start(params, x)
+    train = np.concatenate([np.asarray(t).ravel() for t in jax.tree.leaves(trainable_masks(params, trainable, masks))])
+    trained = np.flatnonzero(train)
+    if not 1 <= k <= len(trained):
+        raise ValueError(f"k must be between 1 and the number of parameters that train, {len(trained)}, got {k}")
+    if method == "auto" and len(trained) <= _DENSE_BELOW:
+        method = "dense"
+    if method in ("auto", "counting"):
+        try:
+            layers = paths.dense_layers(apply_fn, params, z, masks=masks, trainable=trainable)
+        except paths.NotFullyConnectedError:
+            if method == "counting":
+                raise
+            method = "lanczos"
+        else:
+            from pkjax.slicing import top_spectrum
+
+            top = top_spectrum(layers, k, inputs=np.asarray(z, np.float64).ravel(), vectors=vectors, size=len(train),
+                               trained=trained)
+            missing = int((~np.isfinite(top.residuals)).sum())
+            if missing:
+                warnings.warn(f"the eigenvectors of {missing} of {k} eigenvalues did not converge and are zero; the "
+                              "values and their bounds hold", NotConvergedWarning, stacklevel=3)
+            return Eigenpairs(top.values, _unflatten(top.vectors, params), top.residuals, top.bounds, not missing)
+    with jax.enable_x64(True):
+        double = jax.tree.map(lambda p: np.asarray(p, np.float64) if is_floating(p) else p, params)
+        multiply = _restricted(apply_fn, double, np.asarray(z, np.float64), masks, trainable)
+        values, rows, residuals, bounds, converged = (
+            _dense_pairs(multiply, len(trained), k) if method == "dense"
+            else _lanczos_pairs(multiply, len(trained), k, tolerance))
+    if not vectors:
+        return Eigenpairs(values, None, residuals, bounds, converged)
+    full = np.zeros((k, len(train)))
+    full[:, trained] = rows
+    return Eigenpairs(values, _unflatten(full, params), residuals, bounds, converged)
+
+
+def _restricted(apply_fn: ApplyFn, params: PyTree, x: np.ndarray, masks: PyTree | None, trainable: Trainable
+                ) -> Callable[[np.ndarray], np.ndarray]:
+    """Products of G with rows over the parameters that train, in float64 on the host."""
+    multiply, flat, train = flat_product(make_problem(apply_fn, params, jnp.asarray(x), masks, trainable))
+    where = np.flatnonzero(np.asarray(train))
+
+    @jax.jit
+    def rows(u: Array) -> Array:
+        def one(v: Array) -> Array:
+            return multiply(jnp.zeros_like(flat).at[where].set(v))[where]
+        with jax.default_matmul_precision("highest"):
+            return jax.lax.map(one, u, batch_size=16)
+
+    return lambda u: np.array(rows(jnp.asarray(u)), np.float64)
+
+
+Pairs = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, bool]
+
+
+def _dense_pairs(multiply: Callable[[np.ndarray], np.ndarray], size: int, k: int) -> Pairs:
+    gram = multiply(np.eye(size))
+    values, s = np.linalg.eigh((gram + gram.T) / 2)
+    values, s = values[::-1][:k], s[:, ::-1][:, :k]
+    residuals = np.linalg.norm(gram @ s - s * values, axis=0)
+    # Weyl: rounding of the matrix moves no eigenvalue by more than its own size.
+    bounds = np.full(k, 8 * np.finfo(float).eps * np.sqrt(size) * values[0] + np.abs(gram - gram.T).max() * size)
+    return np.maximum(values, 0), s.T, residuals, np.maximum(bounds, residuals), True
+
+
+def _lanczos_pairs(multiply: Callable[[np.ndarray], np.ndarray], size: int, k: int, tolerance: float) -> Pairs:
+    found = block_lanczos(multiply, size, k, tolerance=tolerance)
+    # Kahan: k eigenvalues lie within the residual block's norm of these values, one each.
+    bounds = np.full(k, np.linalg.norm(found.residuals) if found.converged else np.inf)
+    return np.maximum(found.values, 0), found.vectors, found.residuals, bounds, found.converged
+
+
+def _unflatten(rows: np.ndarray | None, params: PyTree) -> PyTree:
+    if rows is None:
+        return None
+    leaves, structure = jax.tree.flatten(params)
+    ends = np.cumsum([np.size(leaf) for leaf in leaves])
+    parts = np.split(rows, ends[:-1], axis=1)
+    return jax.tree.unflatten(structure, [p.reshape(len(rows), *np.shape(leaf))
+                                          for p, leaf in zip(parts, leaves, strict=True)])
