@@ -54,8 +54,8 @@ def page(reports: Mapping[str, Report], *, title: str, settings: Mapping[str, ob
         "<h2>Summary</h2>", _table(["", *map(escape, heads)], summary),
         "<h2>Theorem 1, claim by claim</h2>",
         "<p class=note>All eigenvalues sorted downwards: λ of Θ, ν of A, π of Π. The number is the largest left "
-        "side as a multiple of its bound, with the index; for products, per factor. Claims that are false in general "
-        "are reported as found.</p>",
+        "side as a multiple of its bound, with the index; for products, per factor. Claims that are false in "
+        "general are reported as found.</p>",
         _table(["claim", "status", *map(escape, heads)], _claims(reports)),
         "<h2>Exactness checks</h2>",
         "<p class=note>The same quantities, computed a second way.</p>",
