@@ -53,7 +53,7 @@ class Connectivity:
 def connectivity(
     apply_fn: ApplyFn,
     params: PyTree,
-    x: Float[Array, "N *input"],
+    x: Float[Array | np.ndarray, "N *input"],
     *,
     masks: PyTree | None,
     prunable: Predicate = kernels,

@@ -16,7 +16,7 @@ ENTRIES = 2**25
 """How many numbers the gates and inputs of the pairs taken at once may hold."""
 
 
-def data_factor(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array, "N ..."], *,
+def data_factor(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array | np.ndarray, "N ..."], *,
                 masks: PyTree | None = None) -> Float[Array, "K N N"]:
     """Return the blocks of A = J_v^f J_v^fᵀ, one for each output; between different outputs A is zero.
 

@@ -20,9 +20,9 @@ __all__ = ["ntk", "ntk_matvec", "ntk_trace"]
 Engine = Literal["auto", "structured", "neural-tangents", "jacobian"]
 
 
-def ntk(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array, "N ..."], X2: Shaped[Array, "M ..."] | None = None, *,
-        engine: str = "auto", masks: PyTree | None = None, trainable: Trainable = None,
-        tile: int | None = None, progress: bool = False) -> Float[Array, "N M K K"]:
+def ntk(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array | np.ndarray, "N ..."],
+        X2: Shaped[Array | np.ndarray, "M ..."] | None = None, *, engine: str = "auto", masks: PyTree | None = None,
+        trainable: Trainable = None, tile: int | None = None, progress: bool = False) -> Float[Array, "N M K K"]:
     """Return the neural tangent kernel of a network, never averaged over outputs.
 
         Θ[x, x', k, l] = Σ_j ∂f_k(x)/∂θ_j · ∂f_l(x')/∂θ_j        over the parameters θ_j that train
@@ -87,7 +87,7 @@ def ntk(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array, "N ..."], X2: Shaped
     return _tiled(block, X, X2, int(tile), progress)
 
 
-def ntk_trace(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array, "N ..."], *, masks: PyTree | None = None,
+def ntk_trace(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array | np.ndarray, "N ..."], *, masks: PyTree | None = None,
               trainable: Trainable = None) -> Float[Array, ""]:
     """Return the trace of the tangent kernel without forming it.
 
@@ -105,8 +105,9 @@ def ntk_trace(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array, "N ..."], *, m
     return _trace(_hashable(apply_fn), params, entries, X)
 
 
-def ntk_matvec(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array, "N ..."], *, masks: PyTree | None = None,
-               trainable: Trainable = None) -> Callable[[Float[Array, "N K"]], Float[Array, "N K"]]:
+def ntk_matvec(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array | np.ndarray, "N ..."], *,
+               masks: PyTree | None = None, trainable: Trainable = None
+               ) -> Callable[[Float[Array, "N K"]], Float[Array, "N K"]]:
     """Return the map v → Θ v of arrays (N, K), one backward and one forward derivative for each product.
 
         (Θ v)[x, k] = Σ_{x', l} Θ[x, x', k, l] v[x', l] = J_θ^f (J_θ^fᵀ v)

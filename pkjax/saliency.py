@@ -103,7 +103,8 @@ def grasp(loss_fn: Loss, params: PyTree, *, prunable: Predicate = kernels) -> Py
     return _finite(rebuild([t * h for t, h in zip(leaves, product, strict=True)]), "grasp")
 
 
-def synflow(apply_fn: ApplyFn, params: PyTree, x: Float[Array, "N *input"], *, pool: str = "sum") -> PyTree:
+def synflow(apply_fn: ApplyFn, params: PyTree, x: Float[Array | np.ndarray, "N *input"], *,
+            pool: str = "sum") -> PyTree:
     """Score weights by the ℓ1 path norm that flows through them: SynFlow.
 
         S = |θ| ∘ ∂R_1/∂|θ|,   R_1 = Σ_k R_1(|θ|, x)_k
@@ -120,7 +121,7 @@ def synflow(apply_fn: ApplyFn, params: PyTree, x: Float[Array, "N *input"], *, p
     >>> synflow(lambda p, x: x @ p["kernel"], params, jnp.ones((1, 2)))["kernel"].tolist()
     [[2.0], [1.0]]
     """
-    _check_input(x)
+    x = _checked_input(x)
     sizes, slopes, rebuild = _path_gradient(apply_fn, params, x, 1.0, pool)
     return _finite(rebuild([t * g for t, g in zip(sizes, slopes, strict=True)]), "synflow")
 
@@ -128,7 +129,7 @@ def synflow(apply_fn: ApplyFn, params: PyTree, x: Float[Array, "N *input"], *, p
 def synflow_l2(
     apply_fn: ApplyFn,
     params: PyTree,
-    x: Float[Array, "N *input"],
+    x: Float[Array | np.ndarray, "N *input"],
     *,
     variant: str = "paper",
     pool: str = "sum",
@@ -155,7 +156,7 @@ def synflow_l2(
     if variant not in weights:
         raise ValueError(f"variant must be one of {', '.join(map(repr, weights))}, but got {variant!r}")
     power, q = weights[variant]
-    _check_input(x)
+    x = _checked_input(x)
     sizes, slopes, rebuild = _path_gradient(apply_fn, params, x, q, pool)
     scores = [(t * t if power == 2 else t) * g for t, g in zip(sizes, slopes, strict=True)]
     return _finite(rebuild(scores), f"synflow_l2(variant={variant!r})")
@@ -204,9 +205,9 @@ def _zeros(leaf: Any) -> Array:
     return jnp.zeros(jnp.shape(leaf), jnp.result_type(leaf) if is_floating(leaf) else jnp.float32)
 
 
-def _check_input(x: Array) -> None:
+def _checked_input(x: Array | np.ndarray) -> Array:
     if isinstance(x, jax.core.Tracer):
-        return
+        return x
     values = np.asarray(x)
     if not np.isfinite(values).all():
         raise ValueError("x holds NaN or infinity: the input of a path norm is finite and not negative")
@@ -216,6 +217,7 @@ def _check_input(x: Array) -> None:
             "each path by its input. Pass ones, the mean of the raw inputs, or absolute values "
             "(pk.mean_input)"
         )
+    return jnp.asarray(x)
 
 
 def _finite(scores: PyTree, name: str) -> PyTree:

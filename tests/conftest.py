@@ -14,3 +14,10 @@ hook.__enter__()
 @pytest.fixture
 def key():
     return jax.random.key(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget_compiled_functions():
+    """Hundreds of networks are compiled; what one file compiled is of no use to the next."""
+    yield
+    jax.clear_caches()
