@@ -182,7 +182,7 @@ def mean_input(X: Float[Array, "n ..."] | Float[np.ndarray, "n ..."], *,
 
     >>> import jax.numpy as jnp
     >>> mean_input(jnp.array([[1.0, 2.0], [3.0, 4.0]]))
-    Array([[2., 3.]], dtype=float64)
+    Array([[2., 3.]], ...)
     """
     if jnp.ndim(X) < 1 or X.shape[0] == 0:
         raise ValueError("mean_input takes a batch (N, *input) of at least one example, "

@@ -63,6 +63,7 @@ def test_resnet_has_the_published_number_of_parameters(name, widths, blocks, pub
     assert count(model(plain=True), (32, 32, 3)) == resnet_by_hand(widths, blocks, 10, plain=True)
 
 
+@pytest.mark.slow
 def test_weights_are_kaiming_normal_and_biases_zero(key):
     params = models.fc(400).init(key, jnp.ones((1, 28, 28, 1), jnp.float32))["params"]
     for layer, fan_in in (("Dense_0", 784), ("Dense_1", 400)):
@@ -76,7 +77,8 @@ def test_weights_are_kaiming_normal_and_biases_zero(key):
 
 
 @pytest.mark.parametrize("plain", [False, True])
-@pytest.mark.parametrize(("name", "size"), [("vgg11", 32), ("resnet20", 32), ("resnet20", 8)])
+@pytest.mark.parametrize(("name", "size"), [pytest.param("vgg11", 32, marks=pytest.mark.slow),
+                                            pytest.param("resnet20", 32, marks=pytest.mark.slow), ("resnet20", 8)])
 def test_models_evaluate_in_float64_and_see_each_example_alone(key, name, size, plain):
     module = getattr(models, name)(7, plain=plain, param_dtype=jnp.float64)
     x = jax.random.normal(key, (2, size, size, 3), jnp.float64)

@@ -177,7 +177,7 @@ def test_without_x2_only_one_triangle_of_tiles_is_computed(capsys):
     assert capsys.readouterr().err.endswith("tile 16 of 16\n")
 
 
-@pytest.mark.parametrize("name", ["mlp", "convnet", "shared"])
+@pytest.mark.parametrize("name", ["mlp", pytest.param("convnet", marks=pytest.mark.slow), "shared"])
 def test_small_blocks_do_not_change_the_kernel(name, monkeypatch):
     apply_fn, params, x = case(name)
     masks = half_masks(params)

@@ -50,7 +50,7 @@ def polynomial(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, q: float | in
     >>> net = lambda w, x: jnp.maximum(x @ w["a"], 0.) @ w["b"]
     >>> w = {"a": jnp.array([[1., -2.]]), "b": jnp.array([[3.], [5.]])}
     >>> polynomial(net, {k: abs(v) for k, v in w.items()}, jnp.ones((1, 1)), q=1)  # |1·3| + |2·5|
-    Array([[13.]], dtype=float32...)
+    Array([[13.]], ...)
     """
     if pool not in ("sum", "max"):
         raise ValueError(f'pool must be "sum" or "max", but is {pool!r}')
@@ -64,7 +64,7 @@ def path_sum(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, gates: Sequence
     >>> import jax.numpy as jnp
     >>> net = lambda w, x: jnp.maximum(x @ w, 0.)
     >>> path_sum(net, -jnp.eye(2), jnp.ones((1, 2)), gates=(jnp.array([[1., 0.]]),))
-    Array([[-1., -0.]], dtype=float32...)
+    Array([[-1., -0.]], ...)
     """
     return _evaluate(Polynomial(None, gates, natural_max=False), apply_fn, params, x, masks)
 
@@ -98,7 +98,7 @@ def gates(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, masks: PyTree | No
 
     >>> import jax.numpy as jnp
     >>> gates(lambda w, x: jnp.maximum(x @ w, 0.), jnp.array([[1., -2.]]), jnp.ones((1, 1)))
-    (Array([[1., 0.]], dtype=float32...),)
+    (Array([[1., 0.]], ...),)
     """
     return record(apply_fn, params, x, masks=masks)[1]
 

@@ -197,7 +197,7 @@ def tapped(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, taps: Sequence[Array
     >>> w = {"a": jnp.ones((3, 2)), "b": jnp.ones(2)}
     >>> f, (h, _) = tapped(lambda w, x: x @ w["a"] + w["b"], w, jnp.ones((1, 3)), [jnp.zeros((1, 2))] * 2)
     >>> f, h
-    (Array([[4., 4.]], dtype=float32...), Array([[1., 1., 1.]], dtype=float32...))
+    (Array([[4., 4.]], ...), Array([[1., 1., 1.]], ...))
     """
     algebra, out = _walk(apply_fn, params, x, taps)
     return out, tuple(algebra.operands)
