@@ -15,12 +15,17 @@ from pkjax import path_kernel
 from pkjax.checks import Check, exactness
 from pkjax.connectivity import connectivity
 from pkjax.data_factor import data_factor
+from pkjax.eigensolvers import exact
 from pkjax.ntk import ntk
 from pkjax.prune_result import LayerReport
 from pkjax.theorem1 import Claim, claims
 from pkjax.trees import ApplyFn, Trainable, check_finite, check_masks, check_network, trainable_masks
 
 __all__ = ["Report", "analyze"]
+
+
+FEW = 16
+"""Eigenpairs that are asked of an iterative solver by default."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,7 @@ class Report:
     pi: Float[np.ndarray, "k"]
     """π: the largest eigenvalues of Π, descending, with multiplicities."""
     pi_bounds: Float[np.ndarray, "k"]
-    """Bound on the error of each π."""
+    """Bound on the error of each π; infinite where the solver cannot vouch for it."""
     trace_ntk: float
     """Tr Θ."""
     trace_pi: float
@@ -93,7 +98,8 @@ def analyze(apply_fn: ApplyFn, params: PyTree, X: ArrayLike, *, masks: PyTree | 
       X: (N, *input), the batch.
       masks: booleans like ``params``; masked weights are absent.
       trainable: which parameters Θ and Π differentiate; all that float by default.
-      k: how many eigenpairs of Π to find; NK (or all, if there are fewer) by default.
+      k: how many eigenpairs of Π to find. By default NK (or all, if there are fewer) where the spectrum is exact; 16
+        where it comes from an iteration (large networks that are not fully connected).
       x: (1, *input), the input of the path kernel; all ones by default.
       key: randomness of the effective rank's estimate.
       progress: called with the name of each part as it begins.
@@ -140,7 +146,8 @@ def analyze(apply_fn: ApplyFn, params: PyTree, X: ArrayLike, *, masks: PyTree | 
     theta = part("tangent kernel", lambda: ntk(apply_fn, params, X, **options))
     n, _, outputs, _ = theta.shape
     size = n * outputs
-    wanted = min(size, m) if k is None else k
+    most = size if k is not None or exact(apply_fn, params, x, **options) else FEW
+    wanted = min(size, m, most) if k is None else k
     if not 1 <= wanted <= m:
         raise ValueError(f"k must be between 1 and the {m} parameters that train, but is {k}")
     dense = np.asarray(theta, np.float64).transpose(0, 2, 1, 3).reshape(size, size)
@@ -166,8 +173,11 @@ def analyze(apply_fn: ApplyFn, params: PyTree, X: ArrayLike, *, masks: PyTree | 
     links = part("paths", lambda: connectivity(apply_fn, params, x, masks=masks))
     checks = part("checks", lambda: exactness(apply_fn, params, X, dense, lam, nu, pi, energy, vectors, trace_pi,
                                               complete=wanted == m, **options))
+    checks["eigenvalues of Π"] = Check(
+        bool(pairs.converged), float(np.max(pairs.bounds) / max(pi[0], np.finfo(np.float64).tiny)), 1e-6,
+        "each π lies within its error bound of the eigenvalue of its rank")
     return Report(
-        lam=lam, nu=nu, pi=pi, pi_bounds=np.asarray(pairs.residuals, np.float64), trace_ntk=trace_ntk,
+        lam=lam, nu=nu, pi=pi, pi_bounds=np.asarray(pairs.bounds, np.float64), trace_ntk=trace_ntk,
         trace_pi=trace_pi, gated_trace=gated, effective_rank=rank, log_paths=links.log10_paths,
         log_effective_paths=links.log10_effective_paths, connected=links.connected, overlaps=overlaps,
         captured=float((energy**2).sum() / trace_ntk) if trace_ntk else 0.0, claims=claims(lam, nu, pi),

@@ -15,7 +15,7 @@ from pkjax.block_lanczos import NotConvergedWarning, block_lanczos
 from pkjax.dual_gram import check_start, flat_product, make_problem
 from pkjax.trees import ApplyFn, Trainable, is_floating, trainable_masks
 
-__all__ = ["Eigenpairs", "solve"]
+__all__ = ["Eigenpairs", "exact", "solve"]
 
 _DENSE_BELOW = 3000
 
@@ -35,6 +35,23 @@ class Eigenpairs:
     """(k,) how far each value may be from the eigenvalue of its rank."""
     converged: bool
     """Whether the bounds hold for all; a :class:`NotConvergedWarning` was given if not."""
+
+
+def exact(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, masks: PyTree | None = None,
+          trainable: Trainable = None) -> bool:
+    """Whether "auto" is a direct method, dense or counting, for which a long list costs little more than a short one.
+
+    >>> exact(lambda w, x: x @ w, jnp.ones((2, 1)), jnp.ones((1, 2)))
+    True
+    """
+    train = trainable_masks(params, trainable, masks)
+    if sum(int(np.sum(t)) for t in jax.tree.leaves(train)) <= _DENSE_BELOW:
+        return True
+    try:
+        paths.dense_layers(apply_fn, params, x, masks=masks, trainable=trainable)
+    except paths.NotFullyConnectedError:
+        return False
+    return True
 
 
 def solve(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, k: int, masks: PyTree | None, trainable: Trainable,

@@ -4,6 +4,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from pkjax.models.dense import kaiming_normal
@@ -28,16 +29,16 @@ class ResNet(nn.Module):
     param_dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "n h w c"], train: bool = False) -> Float[Array, "n k"]:
+    def __call__(self, x: Float[Array | np.ndarray, "n h w c"], train: bool = False) -> Float[Array, "n k"]:
         """Map a batch of images to its logits; BatchNorm uses running averages unless ``train``."""
-        x = nn.relu(self._conv(x, self.widths[0], 3, 1, train, "stem"))
+        y = nn.relu(self._conv(jnp.asarray(x), self.widths[0], 3, 1, train, "stem"))
         for stage, (width, count) in enumerate(zip(self.widths, self.blocks, strict=True)):
             for block in range(count):
                 stride = 2 if stage > 0 and block == 0 else 1
-                x = self._block(x, width, stride, train, f"stage{stage}_block{block}")
-        x = jnp.mean(x, axis=(1, 2))
+                y = self._block(y, width, stride, train, f"stage{stage}_block{block}")
+        y = jnp.mean(y, axis=(1, 2))
         return nn.Dense(self.classes, kernel_init=kaiming_normal, param_dtype=self.param_dtype,
-                        name="head")(x)
+                        name="head")(y)
 
     def _block(self, x: Array, width: int, stride: int, train: bool, name: str) -> Array:
         out = nn.relu(self._conv(x, width, 3, stride, train, f"{name}_conv0"))
