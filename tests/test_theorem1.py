@@ -113,7 +113,7 @@ def test_a_check_fails_where_a_custom_rule_gives_another_slope():
     report = analyze(lambda w, x: straight_through(x @ w["a"]) @ w["b"], w, X)
     assert not report.checks["f is its gated path sum"].passed
     assert not report.checks["homogeneity"].passed
-    assert report.checks["trace of Π"].passed
+    assert report.checks["trace of Θ"].passed
 
 
 def test_a_report_becomes_json():
