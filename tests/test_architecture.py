@@ -116,7 +116,7 @@ def test_import_pkjax_loads_nothing_heavy():
 def test_import_pkjax_costs_at_most_300_ms_on_top_of_jax():
     code = "import time, jax; start = time.perf_counter(); import pkjax; print(time.perf_counter() - start)"
     best = float("inf")
-    for _ in range(5):                                   # the least of a few: other processes only add
+    for _ in range(15):                                  # the least of several: other processes only add
         best = min(best, float(fresh(code)))
         if best <= 0.3:
             break
