@@ -7,13 +7,10 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import pkjax
 from pkjax.options import Analyze, Prune
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["main"]
 

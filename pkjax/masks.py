@@ -4,6 +4,7 @@ import io
 import json
 import os
 import secrets
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,7 +136,9 @@ def load_masks(path: str | os.PathLike[str], like: PyTree) -> PyTree:
             if bits[name].dtype != np.uint8 or bits[name].shape != (-(-int(np.prod(shape)) // 8),):
                 raise ValueError(f"the bits of leaf {name!r} do not fill its shape {shape}")
     except Exception as error:  # a damaged file makes the readers of zip, npy and JSON raise nearly anything
-        raise ValueError(f"{os.fspath(path)!r} is no readable file of masks: {error}") from error
+        # What is no archive NumPy takes for a pickle, and then advises to load unsafely: that advice stops here.
+        reason = "it is no npz archive" if not zipfile.is_zipfile(path) else str(error)
+        raise ValueError(f"{os.fspath(path)!r} is no readable file of masks: {reason}") from error
 
     want = {name: jnp.shape(leaf) for name, leaf in zip(leaf_names(like), jax.tree.leaves(like), strict=True)}
     foreign = f"masks in {os.fspath(path)!r} are of another network: they have"

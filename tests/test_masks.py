@@ -228,6 +228,9 @@ def test_files_that_are_something_else_are_refused(tmp_path, params, masks):
     np.save(tmp_path / "plain.npy", np.ones(3))
     with pytest.raises(ValueError, match="no readable file of masks"):
         load_masks(tmp_path / "plain.npy", like=params)
+    (tmp_path / "notes.txt").write_text("no masks here")
+    with pytest.raises(ValueError, match=r"notes\.txt' is no readable file of masks: it is no npz archive"):
+        load_masks(tmp_path / "notes.txt", like=params)
     np.savez(tmp_path / "pickled.npz", header=np.array([{"format": 1}], dtype=object))
     with pytest.raises(ValueError, match="no readable file of masks"):
         load_masks(tmp_path / "pickled.npz", like=params)
