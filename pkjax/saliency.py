@@ -104,7 +104,7 @@ def grasp(loss_fn: Loss, params: PyTree, *, prunable: Predicate = kernels) -> Py
 
 
 def synflow(apply_fn: ApplyFn, params: PyTree, x: Float[Array | np.ndarray, "N *input"], *,
-            pool: str = "sum") -> PyTree:
+            pool: str = "sum", return_exponent: bool = False) -> PyTree:
     """Score weights by the ℓ1 path norm that flows through them: SynFlow.
 
         S = |θ| ∘ ∂R_1/∂|θ|,   R_1 = Σ_k R_1(|θ|, x)_k
@@ -114,6 +114,10 @@ def synflow(apply_fn: ApplyFn, params: PyTree, x: Float[Array | np.ndarray, "N *
     (``pkjax.mean_input``) it is SynFlow-Dist. ``pool="max"`` leaves max-pooling in place as the published
     code does, where "sum" counts every path. Source: Tanaka et al. 2020; Gebhart et al. 2021, equation 16.
 
+    Scores are computed as multiples of a power of two, so that no depth makes them overflow or vanish. They come out
+    as they are where R_1 lies between 2^−32 and 2^64 (float32; between 2^−256 and 2^512 in float64), and divided by the
+    power of two 2^exponent that brings it there elsewhere; ``return_exponent=True`` returns (scores, exponent).
+
     Raises ValueError where x is negative or not finite, and FloatingPointError where a score is not finite.
 
     >>> import jax.numpy as jnp
@@ -121,9 +125,7 @@ def synflow(apply_fn: ApplyFn, params: PyTree, x: Float[Array | np.ndarray, "N *
     >>> synflow(lambda p, x: x @ p["kernel"], params, jnp.ones((1, 2)))["kernel"].tolist()
     [[2.0], [1.0]]
     """
-    x = _checked_input(x)
-    sizes, slopes, rebuild = _path_gradient(apply_fn, params, x, 1.0, pool)
-    return _finite(rebuild([t * g for t, g in zip(sizes, slopes, strict=True)]), "synflow")
+    return _path_scores(apply_fn, params, x, 1, 1, pool, return_exponent, "synflow")
 
 
 def synflow_l2(
@@ -133,6 +135,7 @@ def synflow_l2(
     *,
     variant: str = "paper",
     pool: str = "sum",
+    return_exponent: bool = False,
 ) -> PyTree:
     """Score weights by the squared ℓ2 path norm that flows through them: SynFlow-L2.
 
@@ -140,8 +143,8 @@ def synflow_l2(
         S = θ² ∘ ∂R_2/∂θ²      variant "conserved": the saliency of R_2, conserved from layer to layer
         S = θ² ∘ ∂R_1/∂|θ|     variant "released": the authors' code
 
-    with R_2 = Σ_k R_2(θ², x)_k, the squared ℓ2 path norm. x and ``pool`` as in ``synflow``; with x the mean
-    of the inputs it is SynFlow-L2-Dist. Source: Gebhart et al. 2021, section 4.2 and equation 15.
+    with R_2 = Σ_k R_2(θ², x)_k, the squared ℓ2 path norm. x, ``pool`` and ``return_exponent`` as in ``synflow``;
+    with x the mean of the inputs it is SynFlow-L2-Dist. Source: Gebhart et al. 2021, section 4.2 and equation 15.
 
     Raises ValueError where the variant is unknown or x is negative or not finite, and FloatingPointError
     where a score is not finite.
@@ -152,27 +155,31 @@ def synflow_l2(
     >>> scores["kernel"].tolist()
     [[4.0], [1.0]]
     """
-    weights = {"paper": (1, 2.0), "conserved": (2, 2.0), "released": (2, 1.0)}
+    weights = {"paper": (1, 2), "conserved": (2, 2), "released": (2, 1)}
     if variant not in weights:
         raise ValueError(f"variant must be one of {', '.join(map(repr, weights))}, but got {variant!r}")
     power, q = weights[variant]
+    return _path_scores(apply_fn, params, x, power, q, pool, return_exponent, f"synflow_l2(variant={variant!r})")
+
+
+def _path_scores(apply_fn: ApplyFn, params: PyTree, x: Array | np.ndarray, power: int, q: int, pool: str,
+                 return_exponent: bool, name: str) -> PyTree:
+    """|θ|^power ∘ ∂R_q/∂φ at φ = |θ|^q, and the power of two that it is over."""
     x = _checked_input(x)
-    sizes, slopes, rebuild = _path_gradient(apply_fn, params, x, q, pool)
-    scores = [(t * t if power == 2 else t) * g for t, g in zip(sizes, slopes, strict=True)]
-    return _finite(rebuild(scores), f"synflow_l2(variant={variant!r})")
-
-
-def _path_gradient(
-    apply_fn: ApplyFn, params: PyTree, x: Array, q: float, pool: str
-) -> tuple[list[Array], list[Array], Callable[..., PyTree]]:
-    """|θ| and ∂R_q/∂φ at φ = |θ|^q, leaf by leaf, with the function that puts leaves back into a tree."""
     leaves, rebuild = _split(params, None)
     sizes = [jnp.abs(leaf) for leaf in leaves]
 
-    def objective(phi: list[Array]) -> Array:
-        return jnp.sum(paths.polynomial(apply_fn, rebuild(phi, params), x, q=q, pool=pool))
+    def objective(phi: list[Array]) -> tuple[Array, Array]:
+        mantissa, exponent = paths.scaled_polynomial(apply_fn, rebuild(phi, params), x, q=q, pool=pool)
+        return jnp.sum(mantissa), exponent
 
-    return sizes, jax.grad(objective)([t * t if q == 2 else t for t in sizes]), rebuild
+    total, pull, exponent = jax.vjp(objective, [t * t if q == 2 else t for t in sizes], has_aux=True)
+    largest = jnp.finfo(total.dtype).maxexp // 2
+    kept = jnp.clip(exponent, -largest // 2, largest)
+    (slopes,) = pull(paths.power_of_two(kept, total.dtype))
+    scores = [(t * t if power == 2 else t) * g for t, g in zip(sizes, slopes, strict=True)]
+    tree = _finite(rebuild(scores), name)
+    return (tree, exponent - kept) if return_exponent else tree
 
 
 def _split(params: PyTree, predicate: Predicate | None) -> tuple[list[Array], Callable[..., PyTree]]:

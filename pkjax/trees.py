@@ -96,8 +96,9 @@ def check_finite(tree: PyTree, what: str) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if isinstance(leaf, jax.core.Tracer) or not is_floating(leaf):
             continue
-        bad = int(np.size(leaf) - np.isfinite(np.asarray(leaf, dtype=np.float64)).sum())
-        if bad:
+        finite = jnp.isfinite(leaf) if isinstance(leaf, jax.Array) else np.isfinite(np.asarray(leaf, dtype=np.float64))
+        if not finite.all():
+            bad = np.size(leaf) - int(finite.sum())
             raise ValueError(f"{what} leaf {_name(path)!r} holds {bad} values that are NaN or infinite")
 
 

@@ -73,7 +73,7 @@ def everything(path, leaf):
 
 @jax.jit
 def selected(scores, alive, k):
-    return keep_largest(order_keys(scores, alive), k)
+    return keep_largest(order_keys(scores, alive), k)[0]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -22,7 +22,7 @@ from pkjax.paths.interpreter import Const, Gate, Interpreter, PathSum, Value
 if TYPE_CHECKING:
     from pkjax.paths.interpreter import Rule
 
-__all__ = ["ACTIVATIONS", "broadcast_to"]
+__all__ = ["ACTIVATIONS", "broadcast_to", "window_entries"]
 
 
 def broadcast_to(interp: Interpreter, x: Value, shape: tuple[int, ...]) -> PathSum:
@@ -152,10 +152,10 @@ def reduced_last(v: Array, axes: tuple[int, ...]) -> Array:
     return lax.reshape(lax.transpose(v, (*kept, *axes)), (*(v.shape[d] for d in kept), prod(v.shape[a] for a in axes)))
 
 
-def windows(v: Array, fill: float, *, window_dimensions: Sequence[int], window_strides: Sequence[int],
-            padding: Sequence[tuple[int, int]], base_dilation: Sequence[int],
-            window_dilation: Sequence[int]) -> Array:
-    """Stack the entries of every window of a reduce_window along a trailing axis."""
+def window_entries(v: Array, fill: float, *, window_dimensions: Sequence[int], window_strides: Sequence[int],
+                   padding: Sequence[tuple[int, int]], base_dilation: Sequence[int],
+                   window_dilation: Sequence[int]) -> list[Array]:
+    """Return the first entries of all windows, the second ones, and so on: each an array over the windows."""
     padded = lax.pad(v, jnp.asarray(fill, v.dtype),
                      [(lo, hi, d - 1) for (lo, hi), d in zip(padding, base_dilation, strict=True)])
     spans = [(n - (w - 1) * d - 1) // s + 1 for n, w, d, s in
@@ -165,7 +165,7 @@ def windows(v: Array, fill: float, *, window_dimensions: Sequence[int], window_s
         start = [o * d for o, d in zip(offset, window_dilation, strict=True)]
         limit = [b + (n - 1) * s + 1 for b, n, s in zip(start, spans, window_strides, strict=True)]
         pieces.append(lax.slice(padded, start, limit, window_strides))
-    return jnp.stack(pieces, -1)
+    return pieces
 
 
 def maximum_over(largest: bool, pooled: bool) -> "Rule":
@@ -179,7 +179,9 @@ def maximum_over(largest: bool, pooled: bool) -> "Rule":
             return [interp.linear("max", partial(eqn.primitive.bind, **eqn.params), ins)]
 
         def candidates(v: Array, fill: float = 0.0) -> Array:
-            return windows(v, fill, **eqn.params) if pooled else reduced_last(v, eqn.params["axes"])
+            if pooled:
+                return jnp.stack(window_entries(v, fill, **eqn.params), -1)
+            return reduced_last(v, eqn.params["axes"])
 
         def one_hot() -> Array:
             v = candidates(interp.true(x), -np.inf if largest else np.inf)

@@ -92,7 +92,7 @@ class Polynomial:
         self.signed = q is None
         self.gates = None if gates is None else list(gates)
         self.used = 0
-        self.natural_max = natural_max
+        self.natural_max = natural_max and gates is None
 
     def lift(self, constant: Any) -> Any:
         """Return |c|^q, where 0^0 = 0: a zero constant carries no path."""
@@ -114,18 +114,22 @@ class Polynomial:
         return fn(a.value, b.value)
 
     def gated(self, operand: PathSum, gate: Callable[[], Any]) -> Any:
-        """Multiply by the next of the given gates; without gates, all are open."""
+        """Multiply by the next of the given gates."""
+        return self.opened(operand.value, operand.shape)
+
+    def opened(self, held: Array, shape: tuple[int, ...]) -> Array:
+        """Multiply an array of this shape by the next of the given gates; without gates, all are open."""
         if self.gates is None:
-            return operand.value
+            return held
         if self.used == len(self.gates):
             raise ValueError(f"gates holds {len(self.gates)} arrays, but this network has more gates; record them with "
                              "pkjax.paths.gates on the same apply_fn")
         value = self.gates[self.used]
         self.used += 1
-        if jnp.shape(value) != operand.shape:
+        if jnp.shape(value) != shape:
             raise ValueError(f"gate {self.used - 1} has shape {jnp.shape(value)}, but acts on a signal of shape "
-                             f"{operand.shape}; record gates with pkjax.paths.gates on a batch of the same size")
-        return operand.value * jnp.asarray(value).astype(operand.value.dtype)
+                             f"{shape}; record gates with pkjax.paths.gates on a batch of the same size")
+        return held * jnp.asarray(value).astype(held.dtype)
 
     def true_value(self, operand: PathSum) -> Any:
         """Return nothing: the polynomial does not know the network's own values."""

@@ -1,21 +1,18 @@
 """The path polynomial of a network, its gates, and what follows from them at once."""
 
-import warnings
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
 from pkjax.paths.algebras import Network, Polynomial
 from pkjax.paths.interpreter import PathSum, interpret
-from pkjax.trees import ApplyFn, check_masks, is_floating
+from pkjax.trees import ApplyFn, check_masks
 
-__all__ = ["gates", "log_count", "path_sum", "polynomial", "record", "tied"]
+__all__ = ["evaluate_paths", "gates", "path_sum", "polynomial", "record", "tied"]
 
 
 def polynomial(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, q: float | int,
@@ -52,9 +49,7 @@ def polynomial(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, q: float | in
     >>> polynomial(net, {k: abs(v) for k, v in w.items()}, jnp.ones((1, 1)), q=1)  # |1·3| + |2·5|
     Array([[13.]], ...)
     """
-    if pool not in ("sum", "max"):
-        raise ValueError(f'pool must be "sum" or "max", but is {pool!r}')
-    return _evaluate(Polynomial(q, gates, natural_max=pool == "max" and gates is None), apply_fn, params, x, masks)
+    return evaluate_paths(lambda natural: Polynomial(q, gates, natural), apply_fn, params, x, masks, pool)
 
 
 def path_sum(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, gates: Sequence[ArrayLike],
@@ -66,12 +61,17 @@ def path_sum(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, gates: Sequence
     >>> path_sum(net, -jnp.eye(2), jnp.ones((1, 2)), gates=(jnp.array([[1., 0.]]),))
     Array([[-1., -0.]], ...)
     """
-    return _evaluate(Polynomial(None, gates, natural_max=False), apply_fn, params, x, masks)
+    return evaluate_paths(lambda natural: Polynomial(None, gates, natural), apply_fn, params, x, masks)
 
 
-def _evaluate(algebra: Polynomial, apply_fn: ApplyFn, params: PyTree, x: ArrayLike, masks: PyTree | None) -> Array:
+def evaluate_paths(make: Callable[[bool], Polynomial], apply_fn: ApplyFn, params: PyTree, x: ArrayLike,
+                   masks: PyTree | None, pool: str = "sum", hold: Callable[[Any], Any] = lambda value: value) -> Any:
+    """Walk the network under ``make(whether maxima stay)``, in which parameters and input are what ``hold`` says."""
+    if pool not in ("sum", "max"):
+        raise ValueError(f'pool must be "sum" or "max", but is {pool!r}')
+    algebra = make(pool == "max")
     params, x = _arrays(params, x, masks)
-    out = interpret(algebra, apply_fn, params, x, lambda _, leaf: leaf, lambda z: z)
+    out = interpret(algebra, apply_fn, params, x, lambda _, leaf: hold(leaf), hold)
     if algebra.gates is not None and algebra.used != len(algebra.gates):
         raise ValueError(f"gates holds {len(algebra.gates)} arrays, but this network uses {algebra.used}; record them "
                          "with pkjax.paths.gates on the same apply_fn")
@@ -130,41 +130,6 @@ def tied(apply_fn: ApplyFn, params: PyTree, x: ArrayLike) -> tuple[bool, ...]:
     jax.eval_shape(walk, params, x)
     twice = {label[0] for label, n in out[-1].degree.items() if n > 1}
     return tuple(i in twice for i in range(len(jax.tree.leaves(params))))
-
-
-def log_count(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, masks: PyTree | None = None) -> Float[Array, ""]:
-    """Count the live paths: log10 of R_0 with every weight 1, or 0 where masked (-inf when no path is left).
-
-    A zero weight is a path, a masked one is not. Counted in float64, up to 1e308 (under jit, in the type of x).
-
-    Args:
-      apply_fn: the network.
-      params: its parameters, for their shapes.
-      x: (1, *input); zero entries start no path.
-      masks: booleans like ``params``.
-
-    Returns:
-      A scalar, in decades; inf (never silently: a warning comes with it) where float64 does not hold the count.
-
-    >>> import jax.numpy as jnp
-    >>> net = lambda w, x: jnp.maximum(x @ w["a"], 0.) @ w["b"]
-    >>> w = {"a": jnp.ones((5, 4)), "b": jnp.ones((4, 5))}
-    >>> float(log_count(net, w, jnp.ones((1, 5))))   # 5·4·5 paths
-    2.0
-    """
-    def total(dtype: Any, params: PyTree, x: Array, masks: PyTree | None) -> Array:
-        ones = jax.tree.map(lambda p: jnp.ones(jnp.shape(p), dtype) if is_floating(p) else p, params)
-        start = jnp.where(x == 0, jnp.zeros((), dtype), jnp.ones((), dtype)) if is_floating(x) else x
-        return polynomial(apply_fn, ones, start, q=0, masks=masks).sum()
-
-    x = jnp.asarray(x)
-    if any(isinstance(v, jax.core.Tracer) for v in jax.tree.leaves((params, x, masks))):
-        return jnp.log10(total(jnp.result_type(x), params, x, masks))
-    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
-        count = float(jax.jit(partial(total, jnp.float64))(params, x, masks))
-    if np.isinf(count):
-        warnings.warn("log_count: more paths than float64 holds (1e308)", RuntimeWarning, stacklevel=2)
-    return jnp.asarray(np.log10(count) if count else -np.inf)
 
 
 def _arrays(params: PyTree, x: ArrayLike, masks: PyTree | None) -> tuple[PyTree, Array]:

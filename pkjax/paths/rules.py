@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from pkjax.paths.activations import ACTIVATIONS, broadcast_to
+from pkjax.paths.algebras import Polynomial
+from pkjax.paths.convolution import prefers_products, products
 from pkjax.paths.interpreter import Const, Gate, Interpreter, PathSum, Rule, Value
 
 __all__ = ["RULES"]
@@ -70,6 +72,14 @@ def product(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
     if any(isinstance(v, Gate) for v in ins):
         raise interp.error(f"'{eqn.primitive.name}' contracts a signal with a piecewise constant value")
     return [interp.bilinear(eqn.primitive.name, bind(eqn), *ins)]
+
+
+def convolution(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
+    """Convolutions: a contraction, which path polynomials of one image write as a matrix product."""
+    images = eqn.invars[0].aval.shape[eqn.params["dimension_numbers"].lhs_spec[0]]
+    if isinstance(interp.algebra, Polynomial) and prefers_products(eqn.params, images):
+        return [interp.bilinear(eqn.primitive.name, products(eqn.params), *ins)]
+    return product(interp, eqn, ins)
 
 
 def power(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
@@ -173,7 +183,7 @@ IDENTITIES = ("convert_element_type", "copy", "copy_p", "reduce_precision", "sha
 RULES: dict[str, Rule] = {
     **dict.fromkeys(LINEAR, join),
     **dict.fromkeys(IDENTITIES, recast),
-    **dict.fromkeys(("dot_general", "conv_general_dilated"), product),
+    "dot_general": product, "conv_general_dilated": convolution,
     **dict.fromkeys(("integer_pow", "square"), power),
     **dict.fromkeys(("gather", "dynamic_slice"), indexed([0])),
     **dict.fromkeys(("scatter", "scatter-add"), indexed([0, 2])),

@@ -1,0 +1,176 @@
+"""The path polynomial as a mantissa and a power of two, which leaves the range of its type at no depth.
+
+Every value on the way is held as m · 2^e, with an array m whose largest entry lies between 1 and 2 and one exponent e.
+Sums bring their terms to the largest of their exponents; everything else multiplies mantissas and adds exponents.
+Multiplying by a power of two rounds nothing. Exponents are constants to differentiation, so that derivatives of the
+mantissa are those of the polynomial, over 2^e.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int, PyTree
+
+from pkjax.paths.algebras import Polynomial
+from pkjax.paths.interpreter import PathSum
+from pkjax.paths.polynomial import evaluate_paths
+from pkjax.trees import ApplyFn, is_floating
+
+__all__ = ["Scaled", "log_count", "power_of_two", "scaled_polynomial"]
+
+class Scaled(NamedTuple):
+    """m · 2^e. ``growth`` bounds log2 of m's largest entry, which is 1 or more; None where neither is known."""
+
+    mantissa: Array
+    exponent: Array
+    growth: float | None = None
+
+
+NOTHING = -(1 << 24)  # the exponent of zero: below any other, so that sums pass over it
+ENOUGH = 40.0  # the growth at which a mantissa is brought back
+REARRANGED = frozenset(("reshape", "transpose", "broadcast_in_dim", "squeeze", "expand_dims", "rev", "copy", "neg"))
+SUMMED = frozenset(("add", "add_any", "sub", "concatenate"))
+
+
+class ScaledPolynomial(Polynomial):
+    """The path polynomial in scaled values. Parameters and input come in as they are, with exponent 0."""
+
+    def lift(self, constant: Any) -> Scaled:
+        """Return |c|^q."""
+        assert self.q is not None
+        base = normalized(Scaled(constant, jnp.zeros((), jnp.int32)))
+        return normalized(Scaled(super().lift(base.mantissa), base.exponent * int(self.q)))
+
+    def linear(self, op: str, fn: Callable[..., Any], operands: Sequence[PathSum]) -> Scaled:
+        """Apply the operation to operands of one exponent."""
+        if len(operands) == 1:
+            held: Scaled = operands[0].value
+            out = held._replace(mantissa=fn(held.mantissa))
+            return out if op in REARRANGED else normalized(out)
+        terms = [s.value if s.value.growth is not None else normalized(s.value) for s in operands]
+        mantissas, top = _aligned([t.mantissa for t in terms], [t.exponent for t in terms])
+        joined = fn(*mantissas)
+        growth = max(t.growth for t in terms) + math.log2(len(terms))
+        out = Scaled(joined, top, growth)
+        return out if op in SUMMED and growth <= ENOUGH else normalized(out)
+
+    def bilinear(self, op: str, fn: Callable[..., Any], a: PathSum, b: PathSum) -> Scaled:
+        """Apply the operation to the mantissas and add the exponents."""
+        x, y = a.value, b.value
+        return normalized(Scaled(fn(x.mantissa, y.mantissa), x.exponent + y.exponent))
+
+    def gated(self, operand: PathSum, gate: Callable[[], Any]) -> Scaled:
+        """Multiply by the next of the given gates."""
+        held: Scaled = operand.value
+        opened = held._replace(mantissa=self.opened(held.mantissa, operand.shape))
+        return held if self.gates is None else normalized(opened)
+
+
+def scaled_polynomial(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, q: int,
+                      gates: Sequence[ArrayLike] | None = None, pool: str = "sum",
+                      masks: PyTree | None = None) -> tuple[Float[Array, "N K"], Int[Array, ""]]:
+    """Evaluate ``polynomial`` for networks of any depth: as a mantissa and the power of two that it is over.
+
+        R_q(φ, z) = mantissa · 2^exponent
+
+    Args, errors: as in ``polynomial``, for whole q ≥ 0.
+
+    Returns: (N, K), whose largest entry lies between 1 and 2 unless all are 0, and a whole number. The exponent is a
+    constant to ``jax.grad`` and ``jax.jvp``: derivatives of the mantissa are those of the polynomial over 2^exponent.
+
+    Source: Gebhart, Saxena and Schrater (2021), equations 15 and 16.
+
+    >>> import jax.numpy as jnp
+    >>> layers = [jnp.full((10, 10), 10.0)] * 60   # 10^60 paths of 10^60 each, from every input to every output
+    >>> def net(w, x):
+    ...     for kernel in w:
+    ...         x = jnp.maximum(x @ kernel, 0.)
+    ...     return x
+    >>> mantissa, exponent = scaled_polynomial(net, layers, jnp.ones((1, 10)), q=1)
+    >>> round(float(jnp.log10(mantissa[0, 0]) + exponent * jnp.log10(2.)), 2)
+    120.0
+    """
+    if q != int(q) or q < 0:
+        raise ValueError(f"q must be a whole number of at least 0, but is {q}: see polynomial for others")
+    zero = jnp.zeros((), jnp.int32)
+    out = evaluate_paths(lambda natural: ScaledPolynomial(int(q), gates, natural), apply_fn, params, x, masks, pool,
+                         lambda value: Scaled(value, zero))
+    return normalized(out)[:2]
+
+
+def log_count(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, masks: PyTree | None = None) -> Float[Array, ""]:
+    """Count the live paths: log10 of R_0 with every weight 1, or 0 where masked (-inf when no path is left).
+
+    A zero weight is a path, a masked one is not. Counted in float64 (under jit, in the type of x), however many.
+
+    Args:
+      apply_fn: the network.
+      params: its parameters, for their shapes.
+      x: (1, *input); zero entries start no path.
+      masks: booleans like ``params``.
+
+    Returns:
+      A scalar, in decades.
+
+    >>> import jax.numpy as jnp
+    >>> net = lambda w, x: jnp.maximum(x @ w["a"], 0.) @ w["b"]
+    >>> w = {"a": jnp.ones((5, 4)), "b": jnp.ones((4, 5))}
+    >>> float(log_count(net, w, jnp.ones((1, 5))))   # 5·4·5 paths
+    2.0
+    """
+    def total(dtype: Any, params: PyTree, x: Array, masks: PyTree | None) -> tuple[Array, Array]:
+        ones = jax.tree.map(lambda p: jnp.ones(jnp.shape(p), dtype) if is_floating(p) else p, params)
+        start = jnp.where(x == 0, jnp.zeros((), dtype), jnp.ones((), dtype)) if is_floating(x) else x
+        mantissa, exponent = scaled_polynomial(apply_fn, ones, start, q=0, masks=masks)
+        return mantissa.sum(), exponent
+
+    x = jnp.asarray(x)
+    if any(isinstance(v, jax.core.Tracer) for v in jax.tree.leaves((params, x, masks))):
+        count, exponent = total(jnp.result_type(x), params, x, masks)
+        return jnp.log10(count) + exponent * jnp.log10(jnp.asarray(2, count.dtype))
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        count, exponent = map(float, jax.jit(partial(total, jnp.float64))(params, x, masks))
+    return jnp.asarray(np.log10(count) + exponent * np.log10(2) if count else -np.inf)
+
+
+def normalized(held: Scaled) -> Scaled:
+    """Bring the largest entry between 1 and 2, by a power of two (whole numbers stay as they are)."""
+    value = jnp.asarray(held.mantissa)
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        return Scaled(value, held.exponent, 0.0)
+    return Scaled(*_normalized(value, held.exponent), 1.0)
+
+
+@jax.jit  # traced once a shape
+def _normalized(value: Array, exponent: Array) -> tuple[Array, Array]:
+    peak = jax.lax.stop_gradient(jnp.max(jnp.abs(value), initial=0))
+    whole, digits, bias = layout(value.dtype)
+    # Both this power of two and its inverse are normal numbers.
+    shift = jnp.clip((jax.lax.bitcast_convert_type(peak, whole) >> digits).astype(jnp.int32) - bias, 1 - bias, bias - 1)
+    return value * power_of_two(-shift, value.dtype), jnp.where(peak > 0, exponent + shift, NOTHING)
+
+
+@jax.jit
+def _aligned(mantissas: list[Array], exponents: list[Array]) -> tuple[list[Array], Array]:
+    top = jnp.stack(exponents).max()
+    return [m * power_of_two(e - top, m.dtype) for m, e in zip(mantissas, exponents, strict=True)], top
+
+
+def power_of_two(exponent: Any, dtype: Any) -> Array:
+    """2^exponent in a floating type, 0 below its normal numbers, infinity above: its bits, written down."""
+    whole, digits, bias = layout(dtype)
+    field = jnp.clip(jnp.asarray(exponent) + bias, 0, 2 * bias + 1).astype(whole)
+    return jax.lax.bitcast_convert_type(field << digits, dtype)
+
+
+def layout(dtype: Any) -> tuple[Any, Any, int]:
+    """Integer type, length of the fraction and bias of the exponent of a floating type."""
+    info = jnp.finfo(dtype)
+    whole = jnp.dtype(f"int{info.bits}")
+    return whole, whole.type(info.nmant), int(info.maxexp) - 1

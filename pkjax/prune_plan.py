@@ -1,0 +1,162 @@
+"""What pruning is asked for, checked before anything is computed: which leaves, in which groups, how many each step."""
+
+import math
+import operator
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, SupportsFloat, SupportsInt
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from pkjax.schedules import Schedule
+from pkjax.scopes import Scope, apportion
+from pkjax.selection import count_dtype
+from pkjax.trees import Predicate, check_finite, is_floating, leaf_names, select
+
+__all__ = ["Layout", "Plan", "make_plan"]
+
+
+class Layout(NamedTuple):
+    """What the compiled loop depends on; leaves are counted among the prunable ones, in flattening order."""
+
+    chosen: tuple[bool, ...]             # of all leaves, which are prunable
+    groups: tuple[tuple[int, ...], ...]  # leaves that compete with each other
+    floor: int                           # weights that every leaf keeps at least
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one pruning is to do."""
+
+    layout: Layout
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    density: float
+    counts: tuple[tuple[int, ...], ...]  # (steps, groups) weights to keep
+
+    @property
+    def sizes(self) -> list[int]:
+        """Weights of every leaf."""
+        return [math.prod(shape) for shape in self.shapes]
+
+
+def make_plan(params: PyTree, compression: SupportsFloat | None, density: SupportsFloat | None, steps: SupportsInt,
+              schedule: Schedule, scope: Scope, prunable: Predicate, min_per_layer: SupportsInt) -> Plan:
+    """Check the arguments of ``prune`` and work out what they ask for."""
+    target, number = _density(compression, density), _whole("steps", steps, 1)
+    floor = _whole("min_per_layer", min_per_layer, 0)
+    chosen = _prunable_leaves(params, prunable)
+    pairs = [pair for pair, c in zip(jax.tree_util.tree_leaves_with_path(params), chosen, strict=True) if c]
+    shapes = tuple(tuple(np.shape(leaf)) for _, leaf in pairs)
+    groups: dict[Hashable, list[int]] = {}
+    for i, (path, leaf) in enumerate(pairs):
+        groups.setdefault(scope(path, leaf), []).append(i)
+    members = tuple(map(tuple, groups.values()))
+    names = tuple(name for name, c in zip(leaf_names(params), chosen, strict=True) if c)
+    counts = _counts(_densities(schedule, number, target), shapes, members, scope)
+    _check_floor(floor, counts[-1], shapes, members)
+    return Plan(Layout(tuple(chosen), members, floor), names, shapes, target, counts)
+
+
+def _density(compression: SupportsFloat | None, density: SupportsFloat | None) -> float:
+    """Find the fraction to keep from whichever of the two is given."""
+    if (compression is None) == (density is None):
+        raise ValueError(
+            "give exactly one of compression (keeps 10^-compression) and density (the fraction kept), "
+            f"but got compression={compression!r} and density={density!r}"
+        )
+    name, value = ("density", density) if compression is None else ("compression", compression)
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be a number, but got {value!r}") from error
+    if name == "density":
+        if not 0.0 < number <= 1.0:
+            raise ValueError(f"density must lie in (0, 1], but got {number}")
+        return number
+    if not 0.0 <= number <= 300.0:
+        raise ValueError(
+            f"compression must be at least 0 (and at most 300), but got {number}: it is the exponent "
+            "ρ of the density 10^-ρ that is kept"
+        )
+    return 10.0**-number
+
+
+def _whole(name: str, value: SupportsInt, least: int) -> int:
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise TypeError(f"{name} must be an integer, but got {value!r}") from error
+    if number < least:
+        raise ValueError(f"{name} must be at least {least}, but got {number}")
+    return number
+
+
+def _prunable_leaves(params: PyTree, prunable: Predicate) -> list[bool]:
+    """Which leaves to prune, once the parameters have been found fit for it."""
+    chosen = jax.tree.leaves(select(prunable, params))
+    names, leaves = leaf_names(params), jax.tree.leaves(params)
+    for name, leaf, c in zip(names, leaves, chosen, strict=True):
+        if isinstance(leaf, jax.core.Tracer):
+            raise TypeError(f"params leaf {name!r} is traced: prune compiles its own loop, call it outside")
+        if c and not is_floating(leaf):
+            raise TypeError(
+                f"prunable selects the leaf {name!r}, which holds no floating-point numbers but {jnp.result_type(leaf)}"
+            )
+    total = sum(int(np.size(leaf)) for leaf, c in zip(leaves, chosen, strict=True) if c)
+    if total == 0:
+        raise ValueError(
+            f"prunable selects no weight of params (leaves: {', '.join(names) or 'none'}): pass a "
+            "function of (key path, leaf) that is True for the leaves to prune"
+        )
+    if total > np.iinfo(count_dtype()).max:
+        raise ValueError(f"{total} prunable weights are more than {count_dtype()} counts: enable jax_enable_x64")
+    check_finite(params, "params")
+    return chosen
+
+
+def _densities(schedule: Schedule, steps: int, density: float) -> list[float]:
+    """Density after each step."""
+    densities = [float(schedule(step, steps, density)) for step in range(1, steps + 1)]
+    if not math.isclose(densities[-1], density, rel_tol=1e-9):
+        raise ValueError(f"the schedule must end at the density {density}, but ends at {densities[-1]}")
+    densities[-1] = density
+    for step, (before, after) in enumerate(zip([1.0, *densities], densities, strict=False), start=1):
+        if not 0.0 < after <= before:
+            raise ValueError(
+                f"the schedule must not rise and stay in (0, 1], but goes from {before} to {after} at "
+                f"step {step} of {steps}"
+            )
+    return densities
+
+
+def _counts(densities: Sequence[float], shapes: Sequence[tuple[int, ...]], groups: Sequence[Sequence[int]],
+            scope: Scope) -> tuple[tuple[int, ...], ...]:
+    """Weights to keep after each step in each group."""
+    sizes = [math.prod(shape) for shape in shapes]
+    together = [sum(sizes[i] for i in group) for group in groups]
+    allot = getattr(scope, "densities", None)
+    if allot is None:
+        return tuple(tuple(round(d * size) for size in together) for d in densities)
+    counts: list[list[int]] = []
+    for density in reversed(densities):
+        # Backwards, lest rounding take a weight away from a group and give it back at the next step.
+        later = counts[-1] if counts else None
+        counts.append(apportion(allot(shapes, density), together, round(density * sum(sizes)), at_least=later))
+    return tuple(map(tuple, reversed(counts)))
+
+
+def _check_floor(floor: int, counts: Sequence[int], shapes: Sequence[tuple[int, ...]],
+                 groups: Sequence[Sequence[int]]) -> None:
+    """Raise ValueError where min_per_layer asks for more weights than are kept."""
+    for group, count in zip(groups, counts, strict=True):
+        least = sum(min(floor, math.prod(shapes[i])) for i in group)
+        if least > count:
+            raise ValueError(
+                f"min_per_layer={floor} keeps at least {least} weights in a group of {len(group)} layers of which "
+                f"the density leaves {count}: prune less, or ask for fewer per layer"
+            )
+
