@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pkjax import path_kernel, paths
 from pkjax.adapters import from_linen, from_nnx, mean_input, ones_input
 from pkjax.analysis import Report, analyze
+from pkjax.baselines import inverted, reinitialize, shuffle_masks
 from pkjax.connectivity import Connectivity, connectivity
 from pkjax.data_factor import data_factor
 from pkjax.masks import apply_masks, load_masks, masked, save_masks
@@ -23,7 +24,7 @@ from pkjax.prune_result import EmptiedLayerWarning, LayerReport, PruneResult
 from pkjax.pruning import prune
 from pkjax.saliency import grasp, magnitude, random, snip, synflow, synflow_l2
 from pkjax.schedules import exponential, linear
-from pkjax.scopes import global_scope, layer_scope
+from pkjax.scopes import erk_scope, global_scope, layer_scope
 from pkjax.trees import kernels
 
 if TYPE_CHECKING:
@@ -34,10 +35,10 @@ __version__ = "0.1.0"
 __all__ = [
     "Connectivity", "EmptiedLayerWarning", "LayerReport", "NotFullyConnectedError", "NotPathNetworkError",
     "PruneResult", "Report",
-    "analyze", "apply_masks", "connectivity", "data", "data_factor", "exponential", "from_linen", "from_nnx",
-    "global_scope", "grasp", "kernels", "layer_scope", "linear", "load_masks", "magnitude", "masked", "mean_input",
-    "models", "ntk", "ntk_matvec", "ntk_trace", "ones_input", "path_kernel", "paths", "plots", "prune", "random",
-    "save_masks", "snip", "synflow", "synflow_l2",
+    "analyze", "apply_masks", "connectivity", "data", "data_factor", "erk_scope", "exponential", "from_linen",
+    "from_nnx", "global_scope", "grasp", "inverted", "kernels", "layer_scope", "linear", "load_masks", "magnitude",
+    "masked", "mean_input", "models", "ntk", "ntk_matvec", "ntk_trace", "ones_input", "path_kernel", "paths", "plots",
+    "prune", "random", "reinitialize", "save_masks", "shuffle_masks", "snip", "synflow", "synflow_l2",
 ]
 
 _LAZY = ("data", "models", "plots")

@@ -49,20 +49,32 @@ def _select(leaf: Any, mask: Any) -> jax.Array:
 def masked(
     optimizer: "optax.GradientTransformation", masks: PyTree
 ) -> "optax.GradientTransformationExtraArgs":
-    """Wrap an optax optimizer so that pruned weights stay exactly 0 and never touch its state.
+    """Wrap an optax optimizer so that pruned weights are exactly 0 from the first step on and never touch its state.
 
-        u = mask ∘ optimizer(mask ∘ g)
+        u = optimizer(mask ∘ g, mask ∘ θ) where mask,   −θ elsewhere
 
-    Gradients are masked on the way in, so that norms, momenta and second moments see the pruned network
-    alone; updates are masked on the way out, so that weight decay, momentum or noise move no pruned weight.
-    The pruned weights must be 0 to begin with: call ``apply_masks(params, masks)`` first. (``optax.masked``
-    is something else: it chooses which leaves an optimizer touches.)
+    Gradients and parameters are masked on the way in, so that norms, momenta and second moments see the pruned
+    network alone; on the way out the update takes a pruned weight to +0, whatever finite number it held (NaN and
+    infinity stay NaN: ``apply_masks`` clears those). Without ``params`` the update of a pruned weight is 0, and the
+    weight must be 0 to begin with. Mask the parameters before the first step too, ``apply_masks(params, masks)``, for
+    its gradients to be those of the pruned network. Wrap the whole optimizer, since what follows would scale −θ;
+    only what makes numbers of its own goes before, where they are masked like gradients:
+    ``optax.chain(optax.add_noise(…), masked(optimizer, masks))``. (``optax.masked`` is something else: it chooses
+    which leaves an optimizer touches.)
 
-    Raises ValueError or TypeError from ``init`` where the masks do not match the parameters, and ImportError
-    where optax is missing.
+    The state is that of the optimizer alone, and masks fit parameters of the same leaf names and shapes in any
+    containers. So what pruned the parameters of an NNX model trains it:
+
+        apply_fn, params = pk.from_nnx(model)
+        masks = pk.prune(score_fn, params, compression=1).masks
+        nnx.update(model, pk.apply_masks(params, masks))
+        optimizer = nnx.Optimizer(model, pk.masked(optax.adam(1e-3), masks), wrt=nnx.Param)
+
+    Raises ValueError or TypeError from ``init`` and ``update`` where the masks do not match the parameters, and
+    ImportError where optax is missing.
 
     >>> import jax.numpy as jnp, optax
-    >>> params = {"kernel": jnp.array([1.0, 0.0])}
+    >>> params = {"kernel": jnp.array([1.0, 3.0])}
     >>> optimizer = masked(optax.sgd(0.5), {"kernel": jnp.array([True, False])})
     >>> updates, _ = optimizer.update({"kernel": jnp.array([1.0, 1.0])}, optimizer.init(params), params)
     >>> optax.apply_updates(params, updates)["kernel"].tolist()
@@ -75,14 +87,41 @@ def masked(
     inner = optax.with_extra_args_support(optimizer)
 
     def init(params: PyTree) -> Any:
-        check_masks(masks, params)
-        return inner.init(params)
+        if not jax.tree.leaves(params):  # optax.tree_map_params asks with a stand-in where the state holds parameters
+            return inner.init(params)
+        return inner.init(apply_masks(params, _fit(masks, params)))
 
     def update(updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any) -> tuple[PyTree, Any]:
-        updates, state = inner.update(apply_masks(updates, masks), state, params, **extra)
-        return apply_masks(updates, masks), state
+        fitted = _fit(masks, updates)
+        inside = None if params is None else apply_masks(params, fitted)
+        updates, state = inner.update(apply_masks(updates, fitted), state, inside, **extra)
+        if params is None:
+            return apply_masks(updates, fitted), state
+        return jax.tree.map(_cancel, updates, fitted, params), state
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _fit(masks: PyTree, params: PyTree) -> PyTree:
+    """Put masks into the containers of ``params`` by the names of their leaves."""
+    have, want = _by_name(masks), _by_name(params)
+    check_masks(have, want)
+    return jax.tree.unflatten(jax.tree.structure(params), [have[name] for name in want])
+
+
+def _by_name(tree: PyTree) -> dict[str, Any]:
+    """Leaves by name, without the boxes around single leaves (nnx.Param and others keep theirs as ``value``)."""
+    box = jax.tree_util.GetAttrKey("value")
+    pairs = jax.tree_util.tree_leaves_with_path(tree)
+    trimmed = [(path[:-1] if path and path[-1] == box else path, leaf) for path, leaf in pairs]
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in trimmed}
+
+
+def _cancel(update: Any, mask: Any, param: Any) -> jax.Array:
+    """Keep an update where the mask is True, and take the parameter to +0 elsewhere: p + (−p) = +0 exactly."""
+    update, param = jnp.asarray(update), jnp.asarray(param)
+    dtype = jnp.promote_types(update.dtype, param.dtype)  # in a narrower type −p would be rounded
+    return jnp.where(mask, update.astype(dtype), -param.astype(dtype))
 
 
 def save_masks(path: str | os.PathLike[str], masks: PyTree) -> None:

@@ -1,13 +1,12 @@
-"""Masks: exact zeros, optimizers that keep them, and files that come back or complain."""
+"""Masks: exact zeros, and files that come back or complain."""
 
 import stat
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
-from pkjax.masks import apply_masks, load_masks, masked, save_masks
+from pkjax.masks import apply_masks, load_masks, save_masks
 
 
 @pytest.fixture
@@ -47,8 +46,6 @@ def test_masks_that_do_not_fit_are_refused(params, masks):
         apply_masks(params, {**masks, "last": {"kernel": jnp.ones((2, 3), bool)}})
     with pytest.raises(TypeError, match="masks leaf 'last/kernel' has dtype float32"):
         apply_masks(params, {**masks, "last": {"kernel": jnp.ones((7, 3), jnp.float32)}})
-    with pytest.raises(ValueError, match="leaf 'last/kernel' is missing"):
-        masked(optax.sgd(0.1), {"first": masks["first"]}).init(params)
 
 
 def test_gradients_pass_through_apply_masks_only_where_weights_are_kept(params, masks):
@@ -57,91 +54,6 @@ def test_gradients_pass_through_apply_masks_only_where_weights_are_kept(params, 
     )
     for got, mask in zip(*map(jax.tree.leaves, (gradient(params), masks)), strict=True):
         assert (np.asarray(got) == np.asarray(mask)).all()
-
-
-@pytest.fixture
-def optax_promotion():
-    """Let optax mix types, as its own arithmetic does."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
-
-
-OPTIMIZERS = {
-    "sgd": lambda: optax.sgd(0.1),
-    "momentum": lambda: optax.sgd(0.1, momentum=0.9, nesterov=True),
-    "adam": lambda: optax.adam(0.01),
-    "adamw": lambda: optax.adamw(0.01, weight_decay=0.1),
-    "lion": lambda: optax.lion(0.01, weight_decay=0.1),
-    "clipped": lambda: optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.01)),
-    "injected": lambda: optax.inject_hyperparams(optax.adamw)(learning_rate=0.01, weight_decay=0.1),
-    "noisy": lambda: optax.noisy_sgd(0.1, key=jax.random.key(3)),
-}
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_pruned_weights_stay_exactly_zero_and_the_others_train_as_if_alone(
-    name, params, masks, optax_promotion
-):
-    """The oracle steps the same optimizer by hand on masked gradients, and asks nothing of the pruned entries."""
-    params = {"first": params["first"]}  # one dtype: the hyperparameters of inject_hyperparams have one too
-    masks = {"first": masks["first"]}
-    start = apply_masks(params, masks)
-    optimizer, plain = masked(OPTIMIZERS[name](), masks), OPTIMIZERS[name]()
-
-    def gradients(p):
-        def loss(p):
-            return jnp.sum(jnp.tanh(jnp.ones((2, 5)) @ p["first"]["kernel"] + p["first"]["bias"] + 0.3) ** 2)
-
-        return jax.tree.map(lambda g: g + 0.1, jax.grad(loss)(p))  # never zero under the mask by itself
-
-    @jax.jit
-    def train(p):
-        def step(carry, _):
-            p, state = carry
-            updates, state = optimizer.update(gradients(p), state, p)
-            return (optax.apply_updates(p, updates), state), None
-
-        return jax.lax.scan(step, (p, optimizer.init(p)), None, length=20)[0][0]
-
-    trained, by_hand, state = train(start), start, plain.init(start)
-    for _ in range(20):
-        grads = jax.tree.map(lambda g, m: g * m.astype(g.dtype), gradients(by_hand), masks)
-        updates, state = plain.update(grads, state, by_hand)
-        by_hand = jax.tree.map(
-            lambda p, u, m: np.where(np.asarray(m), np.asarray(p) + np.asarray(u), 0.0),
-            by_hand,
-            updates,
-            masks,
-        )
-    for before, mask, after, expected in zip(
-        *map(jax.tree.leaves, (start, masks, trained, by_hand)), strict=True
-    ):
-        mask = np.asarray(mask)
-        assert (bits(after)[~mask] == 0).all()
-        assert (np.asarray(after)[mask] != np.asarray(before)[mask]).all()
-        np.testing.assert_allclose(np.asarray(after), expected, rtol=1e-9, atol=1e-12)
-
-
-def test_a_nan_gradient_under_the_mask_reaches_nothing(masks, params, optax_promotion):
-    optimizer = masked(optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.1)), masks)
-    poison = jax.tree.map(lambda p, m: jnp.where(m, jnp.ones_like(p), jnp.nan), params, masks)
-    start = apply_masks(params, masks)
-    updates, _ = optimizer.update(poison, optimizer.init(start), start)
-    for leaf in jax.tree.leaves(updates):
-        assert np.isfinite(np.asarray(leaf)).all()
-
-
-def test_masked_hands_extra_arguments_on():
-    seen = []
-
-    def update(updates, state, params=None, *, value):
-        seen.append(value)
-        return updates, state
-
-    inner = optax.GradientTransformationExtraArgs(lambda p: (), update)
-    optimizer = masked(inner, {"kernel": jnp.array([True])})
-    optimizer.update({"kernel": jnp.array([1.0])}, optimizer.init({"kernel": jnp.array([1.0])}), value=7)
-    assert seen == [7]
 
 
 def test_masks_come_back_from_a_file_bit_for_bit(tmp_path, params, masks):

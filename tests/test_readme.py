@@ -8,10 +8,11 @@ from pathlib import Path
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
 
 
-def test_the_example_runs_as_it_stands_and_has_fifteen_lines():
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len([line for line in example.splitlines() if line.strip()]) <= 15
-    done = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True, check=False,
+def test_the_examples_run_as_they_stand_and_have_fifteen_lines_each():
+    examples = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(examples) == 2
+    assert all(len([line for line in example.splitlines() if line.strip()]) <= 15 for example in examples)
+    done = subprocess.run([sys.executable, "-c", "\n".join(examples)], capture_output=True, text=True, check=False,
                           cwd=Path(__file__).resolve().parents[1])
     assert done.returncode == 0, done.stderr
     # 64 · 20 + 2 · 20 · 20 + 20 · 10 = 2280 weights, a tenth of which are kept
@@ -19,6 +20,9 @@ def test_the_example_runs_as_it_stands_and_has_fifteen_lines():
     for line in re.findall(r"λ₁ = (\S+) is at most ν₁π₁ = (\S+)", done.stdout):
         assert 0 < float(line[0]) <= float(line[1])
     assert done.stdout.count("is at most") == 2
+    before, after = map(float, re.findall(r"^loss (\S+)", done.stdout, re.MULTILINE))
+    assert after < 0.1 < before
+    assert done.stdout.endswith(" with 228 weights\n")
 
 
 def test_the_commands_are_there():
