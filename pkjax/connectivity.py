@@ -1,6 +1,7 @@
 """Whether a pruned network still connects its inputs to its outputs, and by how many paths."""
 
 import math
+import warnings
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -11,7 +12,8 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from pkjax import paths
-from pkjax.prune_result import LayerReport, layer_report
+from pkjax.masks import apply_masks
+from pkjax.prune_result import DisconnectedWarning, LayerReport, layer_report
 from pkjax.trees import ApplyFn, Predicate, check_masks, is_floating, kernels, leaf_names, select
 
 __all__ = ["Connectivity", "connectivity"]
@@ -30,10 +32,10 @@ class Connectivity:
         connected: whether a path leads from any input entry to any output. Paths that start at a bias do not
             count: a network that is not connected is a constant function.
         log10_paths: decimal logarithm of the number of live paths, those from biases included; −inf where there
-            is none, inf (with a warning) beyond 10^308.
+            is none.
         log10_effective_paths: decimal logarithm of R_2²/R_4, the number of paths that carry the path norm
-            (participation ratio of v_p²); None where it is beyond the parameters' type or no path is left.
-        layers: a report for each prunable leaf, in flattening order.
+            (participation ratio of v_p²); None where no path of weights other than 0 is left.
+        layers: a report for each prunable leaf, in flattening order, with the share of R_1 that flows through it.
     """
 
     connected: bool
@@ -65,60 +67,68 @@ def connectivity(
     ``x`` tells the shape of the input, ``(1, *input)``; where it is 0 no path starts. The masks decide what is
     a path, not the weights: a weight that is kept and happens to be 0 is one. Runs outside of ``jit``.
 
-    Raises ValueError or TypeError where the masks do not fit, NotPathNetworkError where the network has no
-    paths, and FloatingPointError in the rare case that the test for a connection overflows.
+    Raises ValueError or TypeError where the masks do not fit, and NotPathNetworkError where the network has no
+    paths. Warns with ``DisconnectedWarning``, naming the layers that nothing flows through, where no path is left.
 
     Source: the number of paths is R_0 and the effective number R_2²/R_4 of the path polynomial
-    (``pkjax.paths.polynomial``); Gebhart et al. 2021, equation 15 for R_2.
+    (``pkjax.paths.polynomial``); Gebhart et al. 2021, equation 15 for R_2; a layer's flow is the sum of its SynFlow
+    scores, Tanaka et al. 2020, theorem 1, over R_1.
 
-    >>> import jax.numpy as jnp
+    >>> import warnings, jax.numpy as jnp
     >>> net = lambda p, x: jnp.maximum(x @ p["a"], 0.0) @ p["b"]
     >>> params = {"a": jnp.ones((3, 2)), "b": jnp.ones((2, 1))}
     >>> one_unit = {"a": jnp.array([[True, False]] * 3), "b": jnp.array([[True], [False]])}
     >>> broken = {"a": jnp.array([[True, False]] * 3), "b": jnp.array([[False], [True]])}
     >>> round(10 ** connectivity(net, params, jnp.ones((1, 3)), masks=one_unit).log10_paths)
     3
-    >>> connectivity(net, params, jnp.ones((1, 3)), masks=broken).connected
+    >>> with warnings.catch_warnings(action="ignore"):
+    ...     connectivity(net, params, jnp.ones((1, 3)), masks=broken).connected
     False
     """
     check_masks(masks, params)
     if masks is None:
         masks = jax.tree.map(lambda t: jnp.ones(jnp.shape(t), bool), params)
     start = (jnp.asarray(x) != 0).astype(jnp.result_type(x))
-    sums = jax.device_get(jax.jit(partial(_sums, apply_fn))(params, start, masks))
-    from_inputs, second, fourth = map(float, sums)
-    if not math.isfinite(from_inputs):
-        raise FloatingPointError(
-            f"the test for a connection gives {from_inputs} in {jnp.result_type(x)}: pass float64 parameters and "
-            "input (jax_enable_x64)"
-        )
     chosen = jax.tree.leaves(select(prunable, params))
+    sums = jax.device_get(jax.jit(partial(_sums, apply_fn))(params, start, masks))
+    from_inputs, second, fourth, flows = sums
     layers = tuple(
-        layer_report(name, jnp.shape(mask), int(np.asarray(mask).sum()))
-        for name, mask, c in zip(leaf_names(masks), jax.tree.leaves(masks), chosen, strict=True)
+        layer_report(name, jnp.shape(mask), int(np.asarray(mask).sum()), float(flow))
+        for name, mask, flow, c in zip(leaf_names(masks), jax.tree.leaves(masks), flows, chosen, strict=True)
         if c
     )
+    if from_inputs <= 0:
+        dead = [layer.name for layer in layers if not layer.flow]
+        warnings.warn(
+            "no path leads from the input to the output: the masked network is constant. "
+            + (f"Nothing flows through {', '.join(dead)}. " if dead else "")
+            + "Prune less, in more steps, or with min_per_layer=1",
+            DisconnectedWarning,
+            stacklevel=2,
+        )
     return Connectivity(
-        connected=from_inputs > 0,
+        connected=bool(from_inputs > 0),
         log10_paths=float(paths.log_count(apply_fn, params, x, masks=masks)),
-        log10_effective_paths=(
-            2 * math.log10(second) - math.log10(fourth) if 0 < second < math.inf and 0 < fourth < math.inf else None
-        ),
+        log10_effective_paths=float(2 * second - fourth) if second > -math.inf and fourth > -math.inf else None,
         layers=layers,
     )
 
 
-def _sums(apply_fn: ApplyFn, params: PyTree, x: Array, masks: PyTree) -> tuple[Array, ...]:
-    """Scaled sum over the paths from inputs; then R_2 and R_4 over all paths."""
+def _sums(apply_fn: ApplyFn, params: PyTree, x: Array, masks: PyTree
+          ) -> tuple[Array, Array, Array, list[Array]]:
+    """Scaled sum over the paths from inputs; decimal logarithms of R_2 and R_4; the share of R_1 in every leaf."""
 
-    def total(phi: PyTree, z: Array, q: int) -> Array:
-        return jnp.sum(paths.polynomial(apply_fn, phi, z, q=q, masks=masks))
+    def total(phi: PyTree, z: Array, q: int) -> tuple[Array, Array]:
+        mantissa, exponent = paths.scaled_polynomial(apply_fn, phi, z, q=q, masks=masks, skip_zeros=True)
+        return jnp.sum(mantissa), exponent
 
-    def power(q: int) -> PyTree:
-        return jax.tree.map(lambda t: t**q if is_floating(t) else t, params)
+    def log_norm(q: int) -> Array:
+        power = jax.tree.map(lambda t: jnp.abs(t) ** q if is_floating(t) else t, params)
+        mantissa, exponent = total(power, x, q)
+        return jnp.log10(mantissa) + exponent.astype(mantissa.dtype) * jnp.log10(jnp.asarray(2, mantissa.dtype))
 
     # Positive weights of any size leave the same paths: with 1 / (weights kept per output) every layer passes on
-    # about what it gets, and neither a deep network nor a nearly empty one leaves the range of the type.
+    # about what it gets, so that paths from biases do not drown those from inputs.
     def balanced(leaf: Array, mask: Array) -> Array:
         if not is_floating(leaf):
             return leaf
@@ -127,7 +137,19 @@ def _sums(apply_fn: ApplyFn, params: PyTree, x: Array, masks: PyTree) -> tuple[A
         per_output = jnp.maximum(jnp.sum(mask, dtype=leaf.dtype) / leaf.shape[-1], 1)
         return jnp.ones_like(leaf) / per_output
 
-    scaled = jax.tree.map(balanced, params, masks)
+    even = jax.tree.map(balanced, params, masks)
     # The path sum is linear in the input: its derivative along the input leaves out what starts at a bias.
-    _, from_inputs = jax.jvp(lambda z: total(scaled, z, 0), (x,), (x,))
-    return from_inputs, total(power(2), x, 2), total(power(4), x, 4)
+    _, from_inputs = jax.jvp(lambda z: total(even, z, 0)[0], (x,), (x,))
+
+    leaves, structure = jax.tree.flatten(apply_masks(params, masks))
+    floating = [i for i, leaf in enumerate(leaves) if is_floating(leaf)]
+
+    def first(sizes: list[Array]) -> tuple[Array, Array]:
+        filled = dict(zip(floating, sizes, strict=True))
+        phi = jax.tree.unflatten(structure, [filled.get(i, leaf) for i, leaf in enumerate(leaves)])
+        return total(phi, x, 1)
+
+    sizes = [jnp.abs(leaves[i]) for i in floating]
+    (norm, _), slopes = jax.value_and_grad(first, has_aux=True)(sizes)
+    flows = {i: jnp.sum(t * g) / jnp.where(norm > 0, norm, 1) for i, t, g in zip(floating, sizes, slopes, strict=True)}
+    return from_inputs, log_norm(2), log_norm(4), [flows.get(i, jnp.zeros(())) for i in range(len(leaves))]

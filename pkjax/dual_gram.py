@@ -14,7 +14,7 @@ from jaxtyping import Array, PyTree
 from pkjax import paths
 from pkjax.trees import ApplyFn, Trainable, check_finite, check_masks, is_floating, trainable_masks
 
-__all__ = ["Problem", "check_start", "flat_product", "make_problem", "product", "trace_of"]
+__all__ = ["Problem", "check_start", "flat_product", "log_trace_of", "make_problem", "product", "trace_of"]
 
 Objective = Callable[[list[Array]], Array]
 
@@ -24,6 +24,7 @@ class Problem:
     """R at φ as a function of the floating leaves, with what Π differentiates."""
 
     objective: Objective
+    scaled: Callable[[list[Array]], tuple[Array, Array]]   # R as a mantissa and its power of two
     leaves: list[Array]    # θ, floating leaves only
     train: list[Array]     # booleans
     rebuild: Callable[[list[Any]], PyTree]  # fills the other leaves with zeros of their shape
@@ -47,9 +48,14 @@ def make_problem(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, masks: PyTree 
     def total(phi: PyTree) -> Array:
         return paths.polynomial(apply_fn, phi, x, q=2, masks=masks).sum()
 
+    def scaled(phi: PyTree) -> tuple[Array, Array]:
+        mantissa, exponent = paths.scaled_polynomial(apply_fn, phi, x, q=2, masks=masks)
+        return mantissa.sum(), exponent
+
     inner = total if objective is None else objective
     twice = paths.tied(apply_fn, params, x)
     return Problem(lambda values: inner(fill(values, flat)),
+                    lambda values: scaled(fill(values, flat)),
                     [jnp.asarray(flat[i]) for i in floating],
                     [jax.tree.leaves(train)[i] for i in floating],
                     lambda values: fill(values, [jnp.zeros_like(leaf) for leaf in flat]),
@@ -70,8 +76,19 @@ def check_start(params: PyTree, x: ArrayLike) -> Array:
 
 def trace_of(problem: Problem) -> Array:
     """Trace of G: ``Σ_j ∂R/∂φ_j``, and ``Σ_j φ_j ∂²R/∂φ_j²`` over the leaves that may lie twice on a path."""
+    return _trace(problem, jax.grad(problem.objective))
+
+
+def log_trace_of(problem: Problem) -> Array:
+    """Natural logarithm of the trace of G, however large or small."""
+    slope = jax.grad(problem.scaled, has_aux=True)
+    exponent = problem.scaled([leaf**2 for leaf in problem.leaves])[1]
+    mantissa = _trace(problem, lambda phi: slope(phi)[0])
+    return jnp.log(mantissa) + exponent.astype(mantissa.dtype) * jnp.log(jnp.asarray(2, mantissa.dtype))
+
+
+def _trace(problem: Problem, slope: Callable[[list[Array]], list[Array]]) -> Array:
     phi = [leaf**2 for leaf in problem.leaves]
-    slope = jax.grad(problem.objective)
     parts = [jnp.where(t, g, 0).sum() for t, g in zip(problem.train, slope(phi), strict=True)]
     for n, twice in enumerate(problem.tied):
         if twice:

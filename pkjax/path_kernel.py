@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Integer, PyTree
 
 from pkjax import paths
 from pkjax.block_lanczos import NotConvergedWarning
-from pkjax.dual_gram import check_start, flat_product, make_problem, product, trace_of
+from pkjax.dual_gram import check_start, flat_product, log_trace_of, make_problem, product, trace_of
 from pkjax.eigensolvers import Eigenpairs, solve
 from pkjax.trees import ApplyFn, Trainable, check_finite, check_masks, is_floating
 
@@ -60,7 +60,7 @@ def trace(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, masks: PyTree | No
         x: (1, *input) start values.
         masks: booleans like ``params``; a masked weight carries no path and does not train.
         trainable: which parameters Π differentiates.
-        log: return the natural logarithm of the trace.
+        log: return the natural logarithm of the trace, which no depth brings out of range.
 
     Returns: a scalar of the parameters' dtype. Works under jit.
 
@@ -74,8 +74,8 @@ def trace(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, masks: PyTree | No
     10.0
     """
     x = check_start(params, x)
-    out = trace_of(make_problem(apply_fn, params, x, masks, trainable))
-    return jnp.log(out) if log else out
+    problem = make_problem(apply_fn, params, x, masks, trainable)
+    return log_trace_of(problem) if log else trace_of(problem)
 
 
 def matvec(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, masks: PyTree | None = None,

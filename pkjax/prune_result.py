@@ -9,11 +9,15 @@ from typing import Any
 import jax
 from jaxtyping import PyTree
 
-__all__ = ["EmptiedLayerWarning", "LayerReport", "PruneResult", "layer_report"]
+__all__ = ["DisconnectedWarning", "EmptiedLayerWarning", "LayerReport", "PruneResult", "layer_report"]
 
 
 class EmptiedLayerWarning(UserWarning):
     """Pruning left a layer without a single weight: nothing flows through it any more."""
+
+
+class DisconnectedWarning(UserWarning):
+    """No path leads from the input to the output any more: the network is constant."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,8 @@ class LayerReport:
         kept: weights kept.
         total: weights before pruning.
         emptied: whether none is left.
+        flow: share of R_1(|θ|), the ℓ1 path norm, that flows through the leaf (1 for every layer of a chain); None
+            where it has not been worked out, as ``connectivity`` does.
     """
 
     name: str
@@ -33,6 +39,7 @@ class LayerReport:
     kept: int
     total: int
     emptied: bool
+    flow: float | None = None
 
     @property
     def density(self) -> float:
@@ -44,14 +51,14 @@ class LayerReport:
         return {**asdict(self), "shape": list(self.shape), "density": self.density}
 
 
-def layer_report(name: str, shape: tuple[int, ...], kept: int) -> LayerReport:
+def layer_report(name: str, shape: tuple[int, ...], kept: int, flow: float | None = None) -> LayerReport:
     """Report on a leaf of which so many weights are kept.
 
     >>> layer_report("kernel", (2, 5), 0).emptied
     True
     """
     total = math.prod(shape)
-    return LayerReport(name=name, shape=shape, kept=kept, total=total, emptied=total > 0 and kept == 0)
+    return LayerReport(name=name, shape=shape, kept=kept, total=total, emptied=total > 0 and kept == 0, flow=flow)
 
 
 @partial(

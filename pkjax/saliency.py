@@ -170,7 +170,8 @@ def _path_scores(apply_fn: ApplyFn, params: PyTree, x: Array | np.ndarray, power
     sizes = [jnp.abs(leaf) for leaf in leaves]
 
     def objective(phi: list[Array]) -> tuple[Array, Array]:
-        mantissa, exponent = paths.scaled_polynomial(apply_fn, rebuild(phi, params), x, q=q, pool=pool)
+        mantissa, exponent = paths.scaled_polynomial(apply_fn, rebuild(phi, params), x, q=q, pool=pool,
+                                                       skip_zeros=True)
         return jnp.sum(mantissa), exponent
 
     total, pull, exponent = jax.vjp(objective, [t * t if q == 2 else t for t in sizes], has_aux=True)

@@ -1,5 +1,6 @@
 """Connectivity of masked networks against reachability in a graph and integer path counts."""
 
+import dataclasses
 import json
 import math
 
@@ -8,8 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from pkjax.connectivity import connectivity
+from pkjax.prune_result import DisconnectedWarning
 from pkjax.pruning import prune
 from pkjax.saliency import magnitude
+
+pytestmark = pytest.mark.filterwarnings("ignore::pkjax.prune_result.DisconnectedWarning")
 
 WIDTHS = (3, 4, 4, 2)
 ONES = jnp.ones((1, 3))
@@ -41,6 +45,16 @@ def by_counting(params, masks, power):
     return from_inputs.sum(), everything.sum()
 
 
+def flows(params, masks):
+    """Share of Σ_p |v_p| that each kernel carries: what is lost without it."""
+    total = by_counting(params, masks, 1)[1]
+    without = []
+    for name in masks:
+        dead = {n: {**m, "kernel": m["kernel"] & (n != name)} for n, m in masks.items()}
+        without.append(by_counting(params, dead, 1)[1])
+    return [(total - w) / total if total else 0.0 for w in without]
+
+
 def test_connected_means_a_chain_of_kept_weights_from_input_to_output():
     seen = []
     for seed, density in enumerate([0.9, 0.5, 0.4, 0.35, 0.3, 0.3, 0.25, 0.25, 0.2]):
@@ -58,6 +72,7 @@ def test_connected_means_a_chain_of_kept_weights_from_input_to_output():
             assert report.log10_effective_paths == pytest.approx(math.log10(effective), abs=1e-9)
             assert report.log10_effective_paths <= report.log10_paths + 1e-9
         assert [layer.kept for layer in report.layers] == [int(m["kernel"].sum()) for m in masks.values()]
+        assert [layer.flow for layer in report.layers] == pytest.approx(flows(params, masks), rel=1e-10)
         json.dumps(report.to_dict(), allow_nan=False)
     # Networks that live, that live from biases alone, and that are dead: each must have been among them.
     assert {(True, True), (False, True), (False, False)} == set(seen)
@@ -120,7 +135,18 @@ def test_a_single_chain_through_a_deep_network_is_found_in_float32():
 def test_a_pruned_network_reports_the_same_layers_as_its_pruning():
     params = jax.tree.map(jnp.asarray, draw(3, 1.0)[0])
     result = prune(magnitude, params, density=0.5)
-    assert connectivity(network, params, ONES, masks=result.masks).layers == result.layers
+    layers = connectivity(network, params, ONES, masks=result.masks).layers
+    assert [dataclasses.replace(layer, flow=None) for layer in layers] == list(result.layers)
+
+
+def test_layers_that_nothing_flows_through_are_named_when_a_network_is_cut():
+    params = {"a": jnp.ones((3, 2)), "b": jnp.ones((2, 2)), "c": jnp.ones((2, 1))}
+    masks = jax.tree.map(lambda p: jnp.ones(p.shape, bool), params) | {"b": jnp.zeros((2, 2), bool)}
+    with pytest.warns(DisconnectedWarning, match="Nothing flows through a, b, c"):
+        connectivity(lambda p, x: x @ p["a"] @ p["b"] @ p["c"], params, ONES, masks=masks)
+    with pytest.warns(DisconnectedWarning, match="Nothing flows through a, b[.]"):
+        connectivity(lambda p, x: (x @ p["a"] @ p["b"] + p["bias"]) @ p["c"], params | {"bias": jnp.ones(2)}, ONES,
+                     masks=masks | {"bias": jnp.ones(2, bool)})
 
 
 def test_masks_that_do_not_fit_are_refused():

@@ -25,11 +25,11 @@ from pkjax.trees import ApplyFn, is_floating
 __all__ = ["Scaled", "log_count", "power_of_two", "scaled_polynomial"]
 
 class Scaled(NamedTuple):
-    """m · 2^e. ``growth`` bounds log2 of m's largest entry, which is 1 or more; None where neither is known."""
+    """m · 2^e. ``growth`` bounds log2 of m's largest entry, which is 1 or more; NaN where neither is known."""
 
     mantissa: Array
     exponent: Array
-    growth: float | None = None
+    growth: float = math.nan
 
 
 NOTHING = -(1 << 24)  # the exponent of zero: below any other, so that sums pass over it
@@ -41,67 +41,74 @@ SUMMED = frozenset(("add", "add_any", "sub", "concatenate"))
 class ScaledPolynomial(Polynomial):
     """The path polynomial in scaled values. Parameters and input come in as they are, with exponent 0."""
 
+    def __init__(self, q: int, gates: Sequence[Any] | None, natural_max: bool, skip_zeros: bool):
+        super().__init__(q, gates, natural_max)
+        self.normalized = partial(normalized, skip_zeros=skip_zeros)
+
     def lift(self, constant: Any) -> Scaled:
         """Return |c|^q."""
         assert self.q is not None
-        base = normalized(Scaled(constant, jnp.zeros((), jnp.int32)))
-        return normalized(Scaled(super().lift(base.mantissa), base.exponent * int(self.q)))
+        base = self.normalized(Scaled(jnp.asarray(constant), jnp.zeros((), jnp.int32)))
+        return self.normalized(Scaled(super().lift(base.mantissa), base.exponent * int(self.q)))
 
     def linear(self, op: str, fn: Callable[..., Any], operands: Sequence[PathSum]) -> Scaled:
         """Apply the operation to operands of one exponent."""
         if len(operands) == 1:
             held: Scaled = operands[0].value
             out = held._replace(mantissa=fn(held.mantissa))
-            return out if op in REARRANGED else normalized(out)
-        terms = [s.value if s.value.growth is not None else normalized(s.value) for s in operands]
+            return out if op in REARRANGED else self.normalized(out)
+        terms = [self.normalized(s.value) if math.isnan(s.value.growth) else s.value for s in operands]
         mantissas, top = _aligned([t.mantissa for t in terms], [t.exponent for t in terms])
         joined = fn(*mantissas)
         growth = max(t.growth for t in terms) + math.log2(len(terms))
         out = Scaled(joined, top, growth)
-        return out if op in SUMMED and growth <= ENOUGH else normalized(out)
+        return out if op in SUMMED and growth <= ENOUGH else self.normalized(out)
 
     def bilinear(self, op: str, fn: Callable[..., Any], a: PathSum, b: PathSum) -> Scaled:
         """Apply the operation to the mantissas and add the exponents."""
         x, y = a.value, b.value
-        return normalized(Scaled(fn(x.mantissa, y.mantissa), x.exponent + y.exponent))
+        return self.normalized(Scaled(fn(x.mantissa, y.mantissa), x.exponent + y.exponent))
 
     def gated(self, operand: PathSum, gate: Callable[[], Any]) -> Scaled:
         """Multiply by the next of the given gates."""
         held: Scaled = operand.value
         opened = held._replace(mantissa=self.opened(held.mantissa, operand.shape))
-        return held if self.gates is None else normalized(opened)
+        return held if self.gates is None else self.normalized(opened)
 
 
 def scaled_polynomial(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, q: int,
                       gates: Sequence[ArrayLike] | None = None, pool: str = "sum",
-                      masks: PyTree | None = None) -> tuple[Float[Array, "N K"], Int[Array, ""]]:
+                      masks: PyTree | None = None, skip_zeros: bool = False
+                      ) -> tuple[Float[Array, "N K"], Int[Array, ""]]:
     """Evaluate ``polynomial`` for networks of any depth: as a mantissa and the power of two that it is over.
 
         R_q(φ, z) = mantissa · 2^exponent
 
-    Args, errors: as in ``polynomial``, for whole q ≥ 0.
+    Args, errors: as in ``polynomial``, for whole q ≥ 0, and
+      skip_zeros: let arrays of nothing but zeros (biases, emptied layers) have no say in the exponent of a sum. For
+        values, and for scores φ ∘ ∂R/∂φ, which are 0 there: the derivatives along such arrays are lost.
 
     Returns: (N, K), whose largest entry lies between 1 and 2 unless all are 0, and a whole number. The exponent is a
     constant to ``jax.grad`` and ``jax.jvp``: derivatives of the mantissa are those of the polynomial over 2^exponent.
 
     Source: Gebhart, Saxena and Schrater (2021), equations 15 and 16.
 
-    >>> import jax.numpy as jnp
+    >>> import math, jax.numpy as jnp
     >>> layers = [jnp.full((10, 10), 10.0)] * 60   # 10^60 paths of 10^60 each, from every input to every output
     >>> def net(w, x):
     ...     for kernel in w:
     ...         x = jnp.maximum(x @ kernel, 0.)
     ...     return x
     >>> mantissa, exponent = scaled_polynomial(net, layers, jnp.ones((1, 10)), q=1)
-    >>> round(float(jnp.log10(mantissa[0, 0]) + exponent * jnp.log10(2.)), 2)
+    >>> round(float(jnp.log10(mantissa[0, 0])) + int(exponent) * math.log10(2), 2)
     120.0
     """
     if q != int(q) or q < 0:
         raise ValueError(f"q must be a whole number of at least 0, but is {q}: see polynomial for others")
     zero = jnp.zeros((), jnp.int32)
-    out = evaluate_paths(lambda natural: ScaledPolynomial(int(q), gates, natural), apply_fn, params, x, masks, pool,
-                         lambda value: Scaled(value, zero))
-    return normalized(out)[:2]
+    out = evaluate_paths(lambda natural: ScaledPolynomial(int(q), gates, natural, skip_zeros), apply_fn, params, x,
+                         masks, pool, lambda value: Scaled(value, zero))
+    return normalized(out, skip_zeros)[:2]
 
 
 def log_count(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, masks: PyTree | None = None) -> Float[Array, ""]:
@@ -127,7 +134,7 @@ def log_count(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, masks: PyTree 
     def total(dtype: Any, params: PyTree, x: Array, masks: PyTree | None) -> tuple[Array, Array]:
         ones = jax.tree.map(lambda p: jnp.ones(jnp.shape(p), dtype) if is_floating(p) else p, params)
         start = jnp.where(x == 0, jnp.zeros((), dtype), jnp.ones((), dtype)) if is_floating(x) else x
-        mantissa, exponent = scaled_polynomial(apply_fn, ones, start, q=0, masks=masks)
+        mantissa, exponent = scaled_polynomial(apply_fn, ones, start, q=0, masks=masks, skip_zeros=True)
         return mantissa.sum(), exponent
 
     x = jnp.asarray(x)
@@ -135,25 +142,27 @@ def log_count(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, masks: PyTree 
         count, exponent = total(jnp.result_type(x), params, x, masks)
         return jnp.log10(count) + exponent * jnp.log10(jnp.asarray(2, count.dtype))
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
-        count, exponent = map(float, jax.jit(partial(total, jnp.float64))(params, x, masks))
-    return jnp.asarray(np.log10(count) + exponent * np.log10(2) if count else -np.inf)
+        number, power = map(float, jax.jit(partial(total, jnp.float64))(params, x, masks))
+    return jnp.asarray(np.log10(number) + power * np.log10(2) if number else -np.inf)
 
 
-def normalized(held: Scaled) -> Scaled:
+def normalized(held: Scaled, skip_zeros: bool) -> Scaled:
     """Bring the largest entry between 1 and 2, by a power of two (whole numbers stay as they are)."""
-    value = jnp.asarray(held.mantissa)
-    if not jnp.issubdtype(value.dtype, jnp.floating):
-        return Scaled(value, held.exponent, 0.0)
-    return Scaled(*_normalized(value, held.exponent), 1.0)
+    if not jnp.issubdtype(held.mantissa.dtype, jnp.floating):
+        return held._replace(growth=0.0)
+    mantissa, exponent = _normalized(held.mantissa, held.exponent, skip_zeros)
+    return Scaled(mantissa, exponent, 1.0)
 
 
-@jax.jit  # traced once a shape
-def _normalized(value: Array, exponent: Array) -> tuple[Array, Array]:
+@partial(jax.jit, static_argnames="skip_zeros")  # traced once a shape
+def _normalized(value: Array, exponent: Array, skip_zeros: bool) -> tuple[Array, Array]:
     peak = jax.lax.stop_gradient(jnp.max(jnp.abs(value), initial=0))
     whole, digits, bias = layout(value.dtype)
+    shift = (jax.lax.bitcast_convert_type(peak, whole) >> digits).astype(jnp.int32) - bias
     # Both this power of two and its inverse are normal numbers.
-    shift = jnp.clip((jax.lax.bitcast_convert_type(peak, whole) >> digits).astype(jnp.int32) - bias, 1 - bias, bias - 1)
-    return value * power_of_two(-shift, value.dtype), jnp.where(peak > 0, exponent + shift, NOTHING)
+    shift = jnp.where(peak > 0, jnp.clip(shift, 1 - bias, bias - 1), 0)
+    nothing = NOTHING if skip_zeros else exponent
+    return value * power_of_two(-shift, value.dtype), jnp.where(peak > 0, exponent + shift, nothing)
 
 
 @jax.jit
