@@ -15,7 +15,7 @@ from pkjax.paths.algebras import Network, Polynomial
 from pkjax.paths.interpreter import PathSum, interpret
 from pkjax.trees import ApplyFn, check_masks, is_floating
 
-__all__ = ["gates", "log_count", "path_sum", "polynomial", "record", "tied"]
+__all__ = ["gates", "log_count", "path_sum", "polynomial", "record", "tied", "unit_weights"]
 
 
 def polynomial(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, q: float | int,
@@ -132,6 +132,19 @@ def tied(apply_fn: ApplyFn, params: PyTree, x: ArrayLike) -> tuple[bool, ...]:
     return tuple(i in twice for i in range(len(jax.tree.leaves(params))))
 
 
+def unit_weights(params: PyTree) -> PyTree:
+    """Replace every floating leaf by ones: the parameters of a path network that counts paths.
+
+    Computed from the leaves: XLA's CPU compiler (jaxlib 0.10) multiplies a sum by a matrix wrongly where it knows that
+    all columns are alike, as in ``jit(lambda x: x.sum((1, 2)) @ jnp.ones((512, 10)))``.
+
+    >>> import jax.numpy as jnp
+    >>> unit_weights({"kernel": jnp.array([-2., 0.]), "count": jnp.array(3)})
+    {'count': Array(3, ...), 'kernel': Array([1., 1.], ...)}
+    """
+    return jax.tree.map(lambda p: jnp.nan_to_num(jnp.asarray(p)) * 0 + 1 if is_floating(p) else p, params)
+
+
 def log_count(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, masks: PyTree | None = None) -> Float[Array, ""]:
     """Count the live paths: log10 of R_0 with every weight 1, or 0 where masked (-inf when no path is left).
 
@@ -153,7 +166,7 @@ def log_count(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, masks: PyTree 
     2.0
     """
     def total(dtype: Any, params: PyTree, x: Array, masks: PyTree | None) -> Array:
-        ones = jax.tree.map(lambda p: jnp.ones(jnp.shape(p), dtype) if is_floating(p) else p, params)
+        ones = unit_weights(jax.tree.map(lambda p: jnp.asarray(p, dtype) if is_floating(p) else p, params))
         start = jnp.where(x == 0, jnp.zeros((), dtype), jnp.ones((), dtype)) if is_floating(x) else x
         return polynomial(apply_fn, ones, start, q=0, masks=masks).sum()
 
