@@ -3,10 +3,10 @@
 from pkjax.paths.enumeration import Factorization, Path, factorize
 from pkjax.paths.errors import NotFullyConnectedError, NotPathNetworkError
 from pkjax.paths.layers import DenseLayer, dense_layers
-from pkjax.paths.polynomial import gates, log_count, polynomial, tied, unit_weights
+from pkjax.paths.polynomial import gates, log_count, polynomial, scaled_polynomial, tied, unit_weights
 from pkjax.paths.taps import Site, sites, tapped
 
 __all__ = [
     "DenseLayer", "Factorization", "NotFullyConnectedError", "NotPathNetworkError", "Path", "Site", "dense_layers",
-    "factorize", "gates", "log_count", "polynomial", "sites", "tapped", "tied", "unit_weights",
+    "factorize", "gates", "log_count", "polynomial", "scaled_polynomial", "sites", "tapped", "tied", "unit_weights",
 ]

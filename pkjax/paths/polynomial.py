@@ -1,7 +1,7 @@
 """The path polynomial of a network, its gates, and what follows from them at once."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,9 +13,11 @@ from jaxtyping import Array, Float, PyTree
 
 from pkjax.paths.algebras import Network, Polynomial
 from pkjax.paths.interpreter import PathSum, interpret
+from pkjax.paths.scaling import Scaled, ScaledPolynomial, normalised
 from pkjax.trees import ApplyFn, check_masks, is_floating
 
-__all__ = ["gates", "log_count", "path_sum", "polynomial", "record", "tied", "unit_weights"]
+__all__ = ["gates", "log_count", "path_sum", "polynomial", "record", "scaled_polynomial", "tied",
+           "unit_weights"]
 
 
 def polynomial(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, q: float | int,
@@ -69,9 +71,27 @@ def path_sum(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, gates: Sequence
     return _evaluate(Polynomial(None, gates, natural_max=False), apply_fn, params, x, masks)
 
 
-def _evaluate(algebra: Polynomial, apply_fn: ApplyFn, params: PyTree, x: ArrayLike, masks: PyTree | None) -> Array:
+def scaled_polynomial(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, q: float | int,
+                      gates: Sequence[ArrayLike] | None = None, masks: PyTree | None = None) -> Scaled:
+    """Evaluate the path polynomial where it may leave the range of its type, as where it counts a deep network's paths.
+
+    R_q = array · 2^exponent, (N, K) and a whole number. Arguments and errors as in ``polynomial``; works under jit and
+    vmap, and has no gradient.
+
+    >>> import jax.numpy as jnp
+    >>> large = jnp.full((2, 1), 1e30, jnp.float32)
+    >>> scaled_polynomial(lambda w, x: x @ w @ w.T @ w, large, jnp.ones((1, 2), jnp.float32), q=1)  # 4e90
+    Scaled(array=Array([[0.98...]], ...), exponent=Array(301, dtype=int32))
+    """
+    def hold(value: Array) -> Scaled:
+        return normalised(value, jnp.zeros((), jnp.int32))
+    return _evaluate(ScaledPolynomial(q, gates, natural_max=False), apply_fn, params, x, masks, hold)
+
+
+def _evaluate(algebra: Polynomial, apply_fn: ApplyFn, params: PyTree, x: ArrayLike, masks: PyTree | None,
+              hold: Callable[[Array], Any] = lambda value: value) -> Any:
     params, x = _arrays(params, x, masks)
-    out = interpret(algebra, apply_fn, params, x, lambda _, leaf: leaf, lambda z: z)
+    out = interpret(algebra, apply_fn, params, x, lambda _, leaf: hold(leaf), hold)
     if algebra.gates is not None and algebra.used != len(algebra.gates):
         raise ValueError(f"gates holds {len(algebra.gates)} arrays, but this network uses {algebra.used}; record them "
                          "with pkjax.paths.gates on the same apply_fn")
