@@ -5,7 +5,6 @@ kept. Data come as one array, or as a stream of batches of which one at a time i
 ``jit``, which reads the whole stream while it traces.
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 
 import jax
@@ -38,8 +37,8 @@ Loss = Callable[..., Float[Array, ""]]
 Inputs = Array | np.ndarray | Iterable[Array | np.ndarray]
 """Examples (N, *input), or a stream of such arrays."""
 
-ENTRIES = 2**25
-"""How many numbers the gates and inputs of the examples taken at once may hold."""
+AT_ONCE = 16
+"""How many examples' gates ``path_exclusion`` holds at once."""
 
 
 def snip(loss_fn: Loss, params: PyTree, batches: Iterable[PyTree] | None = None) -> PyTree:
@@ -126,7 +125,8 @@ def path_exclusion(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, pool: str = 
         masks: booleans like ``params``; a weight that is False carries no path. A weight that is merely 0 does in z₁.
 
     Returns:
-        Scores like ``params``. Where these would leave the range of their type, all are divided by one power of two.
+        Scores like ``params``. Where the largest would leave the middle of its type's range (1e±28 in float32), all are
+        divided by one power of two.
 
     Raises:
         ValueError: for masks of another structure, NaN or infinity in params or X, an empty X, inputs that differ in
@@ -156,9 +156,7 @@ def path_exclusion(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, pool: str = 
             z1 = paths.scaled_polynomial(apply_fn, unit, (x * x)[None], q=0, gates=gates, masks=masks)
             return z1.array[0], z1.exponent
 
-        shapes = jax.eval_shape(lambda x: (x, paths.gates(apply_fn, theta, x[None])), X[0])
-        each = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
-        z1, exponents = jax.lax.map(one, X, batch_size=max(1, min(len(X), ENTRIES // each)))
+        z1, exponents = jax.lax.map(one, X, batch_size=min(len(X), AT_ONCE))
         ((total,), (lost,)), exponent = state
         top = jnp.maximum(exponent, exponents.max())
         by = exponent - top
@@ -176,11 +174,11 @@ def path_exclusion(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, pool: str = 
 
         squares = [t * t for t in leaves]
         scores = [s * g for s, g in zip(squares, jax.grad(objective)(squares), strict=True)]
-        # The exponent is applied as far as the largest score stays within the range of every type.
-        ranges = [jnp.finfo(s.dtype) for s in scores]
+        # The exponent is applied as far as the largest score keeps away from the bounds of its type: sums stay finite.
+        types = [jnp.finfo(s.dtype) for s in scores]
+        low, high = max(3 * int(t.minexp) // 4 for t in types), min(3 * int(t.maxexp) // 4 for t in types)
         largest = jnp.stack([exponent_of(s) for s in scores]).max()
-        by = jnp.clip(exponent, max(int(r.minexp) for r in ranges) - largest,
-                      min(int(r.maxexp) for r in ranges) - 1 - largest)
+        by = jnp.clip(exponent, low - largest, high - largest)
         return [shifted(s, by) for s in scores]
 
     with jax.default_matmul_precision("highest"):

@@ -87,13 +87,17 @@ def fold(step: Callable[..., Any], state: Any, stream: Iterator[tuple[int, PyTre
 
 def mean(term: Callable[..., list[Array]], batches: Iterable[PyTree], leaves: list[Array], *fixed: Any
          ) -> tuple[list[Array], int]:
-    """Average ``term(leaves, batch, *fixed)``, arrays like ``leaves``, over the examples; return their number too."""
+    """Average ``term(leaves, batch, *fixed)``, arrays like ``leaves``, over the examples; return their number too.
+
+    Products are taken at JAX's highest precision: a lower one would round the batches' means by their sizes.
+    """
     def step(sums: Sums, batch: PyTree, leaves: list[Array], *fixed: Any) -> Sums:
         size = jax.tree.leaves(batch)[0].shape[0]
         terms = term(leaves, batch, *fixed)
         return add(sums, [size * t.astype(s.dtype) for s, t in zip(sums[0], terms, strict=True)])
 
-    (sums, _), count = fold(step, zeros(leaves), checked(batches, "batches"), leaves, *fixed)
+    with jax.default_matmul_precision("highest"):
+        (sums, _), count = fold(step, zeros(leaves), checked(batches, "batches"), leaves, *fixed)
     if count == 0:
         raise ValueError("batches holds no batch")
     return [(s / float(count)).astype(t.dtype) for s, t in zip(sums, leaves, strict=True)], count
