@@ -17,12 +17,13 @@ from pkjax.analysis import Report, analyze
 from pkjax.baselines import inverted, reinitialize, shuffle_masks
 from pkjax.connectivity import Connectivity, connectivity
 from pkjax.data_factor import data_factor
+from pkjax.data_saliency import grasp, ntk_trace_saliency, path_exclusion, snip
 from pkjax.masks import apply_masks, load_masks, masked, save_masks
 from pkjax.ntk import ntk, ntk_matvec, ntk_trace
 from pkjax.paths import NotFullyConnectedError, NotPathNetworkError
-from pkjax.prune_result import EmptiedLayerWarning, LayerReport, PruneResult
+from pkjax.prune_result import DisconnectedWarning, EmptiedLayerWarning, LayerReport, PruneResult
 from pkjax.pruning import prune
-from pkjax.saliency import grasp, magnitude, random, snip, synflow, synflow_l2
+from pkjax.saliency import magnitude, random, synflow, synflow_l2
 from pkjax.schedules import exponential, linear
 from pkjax.scopes import erk_scope, global_scope, layer_scope
 from pkjax.trees import kernels
@@ -33,12 +34,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "Connectivity", "EmptiedLayerWarning", "LayerReport", "NotFullyConnectedError", "NotPathNetworkError",
-    "PruneResult", "Report",
+    "Connectivity", "DisconnectedWarning", "EmptiedLayerWarning", "LayerReport", "NotFullyConnectedError",
+    "NotPathNetworkError", "PruneResult", "Report",
     "analyze", "apply_masks", "connectivity", "data", "data_factor", "erk_scope", "exponential", "from_linen",
     "from_nnx", "global_scope", "grasp", "inverted", "kernels", "layer_scope", "linear", "load_masks", "magnitude",
-    "masked", "mean_input", "models", "ntk", "ntk_matvec", "ntk_trace", "ones_input", "path_kernel", "paths", "plots",
-    "prune", "random", "reinitialize", "save_masks", "shuffle_masks", "snip", "synflow", "synflow_l2",
+    "masked", "mean_input", "models", "ntk", "ntk_matvec", "ntk_trace", "ntk_trace_saliency", "ones_input",
+    "path_exclusion", "path_kernel", "paths", "plots", "prune", "random", "reinitialize", "save_masks",
+    "shuffle_masks", "snip", "synflow", "synflow_l2",
 ]
 
 _LAZY = ("data", "models", "plots")

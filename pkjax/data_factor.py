@@ -57,13 +57,13 @@ def _blocks(apply_fn: ApplyFn, params: PyTree, X: Array, masks: PyTree | None) -
     present = params
     if masks is not None:
         present = jax.tree.map(lambda p, m: jnp.where(m, p, jnp.zeros_like(p)), params, masks)
-    ones = jax.tree.map(jnp.ones_like, params)
     n = X.shape[0]
     rows, columns = np.triu_indices(n)
 
     @jax.jit
     def upper(present: PyTree, X: Array, masks: PyTree | None) -> Array:
         with jax.default_matmul_precision("highest"):
+            ones = paths.unit_weights(present)
             gates = jax.vmap(lambda x: paths.gates(apply_fn, present, x[None]))(X)
 
             def pair(ij: tuple[Array, Array]) -> Array:

@@ -4,27 +4,16 @@ Every function takes parameters and returns scores, a tree like the parameters i
 kept. All are pure and run under ``jit``. Leaves without a score of their own (integers, keys) score 0.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
 from pkjax import paths
-from pkjax.trees import ApplyFn, Predicate, is_floating, kernels, leaf_names, select
+from pkjax.score_trees import finite, split
+from pkjax.trees import ApplyFn
 
-__all__ = ["Loss", "grasp", "magnitude", "random", "snip", "synflow", "synflow_l2"]
-
-Loss = Callable[[PyTree], Float[Array, ""]]
-"""A loss of the parameters alone: the batch, labels and temperature are inside."""
-
-OVERFLOW = (
-    "they overflow their type. Pass float64 parameters (jax_enable_x64), scale the loss down, or choose a "
-    "score that grows less with depth"
-)
-
+__all__ = ["magnitude", "random", "synflow", "synflow_l2"]
 
 def random(params: PyTree, *, key: Key[Array, ""]) -> PyTree:
     """Score weights at random, uniformly in [0, 1): the baseline of pruning without information.
@@ -40,7 +29,7 @@ def random(params: PyTree, *, key: Key[Array, ""]) -> PyTree:
     """
     if not jnp.issubdtype(jnp.result_type(key), jax.dtypes.prng_key):
         raise TypeError(f"random needs a typed key, jax.random.key(seed), but got {key!r}")
-    leaves, rebuild = _split(params, None)
+    leaves, rebuild = split(params, None)
     keys = jax.random.split(key, len(leaves))
     draws = [jax.random.uniform(k, t.shape, t.dtype) for k, t in zip(keys, leaves, strict=True)]
     return rebuild(draws)
@@ -55,52 +44,8 @@ def magnitude(params: PyTree) -> PyTree:
     >>> magnitude({"kernel": jnp.array([[-2.0, 1.0]])})["kernel"].tolist()
     [[2.0, 1.0]]
     """
-    leaves, rebuild = _split(params, None)
+    leaves, rebuild = split(params, None)
     return rebuild([jnp.abs(leaf) for leaf in leaves])
-
-
-def snip(loss_fn: Loss, params: PyTree) -> PyTree:
-    """Score weights by how strongly the loss reacts to their removal, to first order.
-
-        S = |θ ∘ ∂L/∂θ|
-
-    ``loss_fn(params)`` is the loss of one labelled batch, a scalar. Source: SNIP, Lee et al. 2019,
-    without the normalisation, which changes no order; Gebhart et al. 2021, section 4.1.
-
-    Raises TypeError where the loss is no scalar, and FloatingPointError where a score is not finite.
-
-    >>> import jax.numpy as jnp
-    >>> snip(lambda p: (p["kernel"] ** 2).sum(), {"kernel": jnp.array([[-2.0, 1.0]])})["kernel"].tolist()
-    [[8.0, 2.0]]
-    """
-    leaves, rebuild = _split(params, None)
-    gradient = jax.grad(lambda part: loss_fn(rebuild(part, params)))(leaves)
-    return _finite(rebuild([jnp.abs(t * g) for t, g in zip(leaves, gradient, strict=True)]), "snip")
-
-
-def grasp(loss_fn: Loss, params: PyTree, *, prunable: Predicate = kernels) -> PyTree:
-    """Score weights by how much they help the gradient flow, to first order.
-
-        S = θ ∘ (H g),   g = ∂L/∂θ,   H = ∂²L/∂θ²
-
-    over the prunable weights alone; the others score 0. Scores have both signs. The lowest are pruned: the
-    order of the original authors' code (the papers write −(H g) ∘ θ, of which that code prunes the
-    highest). The published code divides the logits by a temperature of 200 inside the loss. Costs one
-    Hessian-vector product, forward over reverse. Source: GraSP, Wang et al. 2020; Gebhart et al. 2021,
-    section 4.3.
-
-    Raises ValueError where no leaf is prunable, TypeError where the loss is no scalar or a prunable leaf
-    holds no floating-point numbers, and FloatingPointError where a score is not finite.
-
-    >>> import jax.numpy as jnp
-    >>> grasp(lambda p: (p["kernel"] ** 2).sum(), {"kernel": jnp.array([[-2.0, 1.0]])})["kernel"].tolist()
-    [[16.0, 4.0]]
-    """
-    leaves, rebuild = _split(params, prunable)
-    gradient_fn = jax.grad(lambda part: loss_fn(rebuild(part, params)))
-    gradient = gradient_fn(leaves)
-    _, product = jax.jvp(gradient_fn, (leaves,), (gradient,))
-    return _finite(rebuild([t * h for t, h in zip(leaves, product, strict=True)]), "grasp")
 
 
 def synflow(apply_fn: ApplyFn, params: PyTree, x: Float[Array | np.ndarray, "N *input"], *,
@@ -166,7 +111,7 @@ def _path_scores(apply_fn: ApplyFn, params: PyTree, x: Array | np.ndarray, power
                  return_exponent: bool, name: str) -> PyTree:
     """|θ|^power ∘ ∂R_q/∂φ at φ = |θ|^q, and the power of two that it is over."""
     x = _checked_input(x)
-    leaves, rebuild = _split(params, None)
+    leaves, rebuild = split(params, None)
     sizes = [jnp.abs(leaf) for leaf in leaves]
 
     def objective(phi: list[Array]) -> tuple[Array, Array]:
@@ -179,38 +124,8 @@ def _path_scores(apply_fn: ApplyFn, params: PyTree, x: Array | np.ndarray, power
     kept = jnp.clip(exponent, -largest // 2, largest)
     (slopes,) = pull(paths.power_of_two(kept, total.dtype))
     scores = [(t * t if power == 2 else t) * g for t, g in zip(sizes, slopes, strict=True)]
-    tree = _finite(rebuild(scores), name)
+    tree = finite(rebuild(scores), name)
     return (tree, exponent - kept) if return_exponent else tree
-
-
-def _split(params: PyTree, predicate: Predicate | None) -> tuple[list[Array], Callable[..., PyTree]]:
-    """Take out the leaves to score, floating or chosen, with the function that puts such leaves back.
-
-    ``rebuild(leaves)`` fills the rest with zeros (scores), ``rebuild(leaves, params)`` with the parameters'
-    own.
-    """
-    everything, structure = jax.tree.flatten(params)
-    chosen = [is_floating(leaf) for leaf in everything]
-    if predicate is not None:
-        wanted = jax.tree.leaves(select(predicate, params))
-        if not any(wanted):
-            raise ValueError(f"prunable selects no leaf of params (leaves: {', '.join(leaf_names(params))})")
-        for name, want, floating in zip(leaf_names(params), wanted, chosen, strict=True):
-            if want and not floating:
-                raise TypeError(f"prunable selects the leaf {name!r}, which holds no floating-point numbers")
-        chosen = wanted
-
-    def rebuild(part: Sequence[Array], rest: PyTree | None = None) -> PyTree:
-        new = iter(part)
-        others = [_zeros(leaf) for leaf in everything] if rest is None else jax.tree.leaves(rest)
-        filled = [next(new) if want else other for want, other in zip(chosen, others, strict=True)]
-        return jax.tree.unflatten(structure, filled)
-
-    return [jnp.asarray(leaf) for leaf, want in zip(everything, chosen, strict=True) if want], rebuild
-
-
-def _zeros(leaf: Any) -> Array:
-    return jnp.zeros(jnp.shape(leaf), jnp.result_type(leaf) if is_floating(leaf) else jnp.float32)
 
 
 def _checked_input(x: Array | np.ndarray) -> Array:
@@ -226,11 +141,3 @@ def _checked_input(x: Array | np.ndarray) -> Array:
             "(pk.mean_input)"
         )
     return jnp.asarray(x)
-
-
-def _finite(scores: PyTree, name: str) -> PyTree:
-    """Let no infinity or NaN out unnoticed; under ``jit`` it is ``prune`` that looks."""
-    for leaf_name, leaf in zip(leaf_names(scores), jax.tree.leaves(scores), strict=True):
-        if not isinstance(leaf, jax.core.Tracer) and not bool(jnp.isfinite(leaf).all()):
-            raise FloatingPointError(f"{name} gives scores that are not finite at leaf {leaf_name!r}: {OVERFLOW}")
-    return scores

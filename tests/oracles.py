@@ -15,6 +15,7 @@ class Enumerated:
     jvf: np.ndarray      # (N*K, P)
     jtv: np.ndarray      # (P, m)
     outputs: np.ndarray  # (N, K)
+    ends: np.ndarray     # (P,) the output in which each path ends
 
     @property
     def pi(self):
@@ -93,7 +94,8 @@ def enumerate_paths(layers, params, X, masks=None):
         jvf[:, k, j] = np.asarray(gates) * (1.0 if source is None else w.X.reshape(n, -1)[:, source])
         for a, (name, i) in enumerate(parameters):
             jtv[j, offset[name] + i] += c * np.prod([f for b, f in enumerate(factors) if b != a])
-    return Enumerated(values, jvf.reshape(n * outputs, -1), jtv, w.node_values())
+    ends = np.array([k for k, _ in flat], int)
+    return Enumerated(values, jvf.reshape(n * outputs, -1), jtv, w.node_values(), ends)
 
 
 def _flatten(w):

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from pkjax import models
 from pkjax.adapters import from_linen
+from pkjax.data_saliency import grasp, snip
 from pkjax.pruning import prune
-from pkjax.saliency import grasp, snip, synflow, synflow_l2
+from pkjax.saliency import synflow, synflow_l2
 from pkjax.trees import kernels, leaf_names, select
 
 torch = pytest.importorskip("torch")

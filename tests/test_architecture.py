@@ -18,7 +18,8 @@ TOP = {"models", "data", "training", "experiments", "plots", "html", "summary", 
        "__main__"}
 # Side by side in the picture: analysis knows nothing of pruning.
 SPECTRAL = {"path_kernel", "data_factor", "ntk"}
-PRUNING = {"saliency", "masks", "schedules", "scopes", "selection", "pruning", "baselines"}
+PRUNING = {"saliency", "data_saliency", "score_trees", "streams", "masks", "schedules", "scopes", "selection",
+           "prune_plan", "pruning", "baselines"}
 
 HEAVY = ("tensorflow", "flax", "tensorflow_datasets", "matplotlib", "neural_tangents", "optax", "sklearn",
          "rich", "tyro")

@@ -141,3 +141,13 @@ def test_bad_input_is_named():
         data_factor(apply_fn, params, x.at[0, 0].set(jnp.nan))
     with pytest.raises(paths.NotPathNetworkError, match="tanh"):
         data_factor(lambda p, x: jnp.tanh(x @ p["a"]), params, x)
+
+
+def test_units_summed_before_a_wide_layer_are_counted_right():
+    """XLA's CPU compiler got sums times matrices of equal columns wrong (jaxlib 0.10)."""
+    def net(w, x):
+        return x.sum((1, 2)) @ w
+
+    w, x = jnp.full((512, 10), 2.0, jnp.float32), jnp.ones((4, 2, 2, 512), jnp.float32)
+    np.testing.assert_array_equal(data_factor(net, w, x), np.full((10, 4, 4), 2 * 2 * 512.0))
+    np.testing.assert_allclose(float(paths.log_count(net, w, x)), np.log10(4 * 2 * 2 * 512 * 10))

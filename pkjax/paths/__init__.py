@@ -3,11 +3,12 @@
 from pkjax.paths.enumeration import Factorization, Path, factorize
 from pkjax.paths.errors import NotFullyConnectedError, NotPathNetworkError
 from pkjax.paths.layers import DenseLayer, dense_layers
-from pkjax.paths.polynomial import gates, polynomial, tied
+from pkjax.paths.polynomial import gates, polynomial, tied, unit_weights
 from pkjax.paths.scaled import log_count, power_of_two, scaled_polynomial
 from pkjax.paths.taps import Site, sites, tapped
 
 __all__ = [
     "DenseLayer", "Factorization", "NotFullyConnectedError", "NotPathNetworkError", "Path", "Site", "dense_layers",
     "factorize", "gates", "log_count", "polynomial", "power_of_two", "scaled_polynomial", "sites", "tapped", "tied",
+    "unit_weights",
 ]

@@ -10,9 +10,9 @@ from jaxtyping import Array, Float, PyTree
 
 from pkjax.paths.algebras import Network, Polynomial
 from pkjax.paths.interpreter import PathSum, interpret
-from pkjax.trees import ApplyFn, check_masks
+from pkjax.trees import ApplyFn, check_masks, is_floating
 
-__all__ = ["evaluate_paths", "gates", "path_sum", "polynomial", "record", "tied"]
+__all__ = ["evaluate_paths", "gates", "path_sum", "polynomial", "record", "tied", "unit_weights"]
 
 
 def polynomial(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, q: float | int,
@@ -130,6 +130,19 @@ def tied(apply_fn: ApplyFn, params: PyTree, x: ArrayLike) -> tuple[bool, ...]:
     jax.eval_shape(walk, params, x)
     twice = {label[0] for label, n in out[-1].degree.items() if n > 1}
     return tuple(i in twice for i in range(len(jax.tree.leaves(params))))
+
+
+def unit_weights(params: PyTree) -> PyTree:
+    """Replace every floating leaf by ones: the parameters of a path network that counts paths.
+
+    Computed from the leaves: XLA's CPU compiler (jaxlib 0.10) multiplies a sum by a matrix wrongly where it knows that
+    all columns are alike, as in ``jit(lambda x: x.sum((1, 2)) @ jnp.ones((512, 10)))``.
+
+    >>> import jax.numpy as jnp
+    >>> unit_weights({"kernel": jnp.array([-2., 0.]), "count": jnp.array(3)})
+    {'count': Array(3, ...), 'kernel': Array([1., 1.], ...)}
+    """
+    return jax.tree.map(lambda p: jnp.nan_to_num(jnp.asarray(p)) * 0 + 1 if is_floating(p) else p, params)
 
 
 def _arrays(params: PyTree, x: ArrayLike, masks: PyTree | None) -> tuple[PyTree, Array]:

@@ -19,10 +19,11 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from pkjax.paths.algebras import Polynomial
 from pkjax.paths.interpreter import PathSum
-from pkjax.paths.polynomial import evaluate_paths
+from pkjax.paths.polynomial import evaluate_paths, unit_weights
 from pkjax.trees import ApplyFn, is_floating
 
-__all__ = ["Scaled", "log_count", "power_of_two", "scaled_polynomial"]
+__all__ = ["NOTHING", "Scaled", "exponent_of", "log_count", "normalized", "power_of_two", "scaled_polynomial",
+           "shifted"]
 
 class Scaled(NamedTuple):
     """m · 2^e. ``growth`` bounds log2 of m's largest entry, which is 1 or more; NaN where neither is known."""
@@ -76,7 +77,7 @@ class ScaledPolynomial(Polynomial):
         return held if self.gates is None else self.normalized(opened)
 
 
-def scaled_polynomial(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, q: int,
+def scaled_polynomial(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, q: float | int,
                       gates: Sequence[ArrayLike] | None = None, pool: str = "sum",
                       masks: PyTree | None = None, skip_zeros: bool = False
                       ) -> tuple[Float[Array, "N K"], Int[Array, ""]]:
@@ -132,7 +133,7 @@ def log_count(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, masks: PyTree 
     2.0
     """
     def total(dtype: Any, params: PyTree, x: Array, masks: PyTree | None) -> tuple[Array, Array]:
-        ones = jax.tree.map(lambda p: jnp.ones(jnp.shape(p), dtype) if is_floating(p) else p, params)
+        ones = unit_weights(jax.tree.map(lambda p: jnp.asarray(p, dtype) if is_floating(p) else p, params))
         start = jnp.where(x == 0, jnp.zeros((), dtype), jnp.ones((), dtype)) if is_floating(x) else x
         mantissa, exponent = scaled_polynomial(apply_fn, ones, start, q=0, masks=masks, skip_zeros=True)
         return mantissa.sum(), exponent
@@ -157,12 +158,23 @@ def normalized(held: Scaled, skip_zeros: bool) -> Scaled:
 @partial(jax.jit, static_argnames="skip_zeros")  # traced once a shape
 def _normalized(value: Array, exponent: Array, skip_zeros: bool) -> tuple[Array, Array]:
     peak = jax.lax.stop_gradient(jnp.max(jnp.abs(value), initial=0))
-    whole, digits, bias = layout(value.dtype)
-    shift = (jax.lax.bitcast_convert_type(peak, whole) >> digits).astype(jnp.int32) - bias
-    # Both this power of two and its inverse are normal numbers.
-    shift = jnp.where(peak > 0, jnp.clip(shift, 1 - bias, bias - 1), 0)
+    shift = exponent_of(peak)
     nothing = NOTHING if skip_zeros else exponent
     return value * power_of_two(-shift, value.dtype), jnp.where(peak > 0, exponent + shift, nothing)
+
+
+def exponent_of(peak: Array) -> Array:
+    """The e with 2^e ≤ peak < 2^(e+1) within the exponents of normal numbers, and 0 for 0."""
+    whole, digits, bias = layout(peak.dtype)
+    field = (jax.lax.bitcast_convert_type(peak, whole) >> digits).astype(jnp.int32)
+    # Both this power of two and its inverse are normal numbers.
+    return jnp.where(peak > 0, jnp.clip(field - bias, 1 - bias, bias - 1), 0)
+
+
+def shifted(value: Array, by: Array) -> Array:
+    """Multiply by 2^by, in two steps: the power itself may lie outside of the type's range."""
+    half = by // 2
+    return value * power_of_two(half, value.dtype) * power_of_two(by - half, value.dtype)
 
 
 @jax.jit

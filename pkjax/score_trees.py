@@ -1,0 +1,55 @@
+"""What every saliency does with trees: take out the leaves to score, put scores back, let no NaN pass."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from pkjax.trees import Predicate, is_floating, leaf_names, select
+
+__all__ = ["finite", "split"]
+
+OVERFLOW = (
+    "they overflow their type. Pass float64 parameters (jax_enable_x64), scale the loss down, or choose a "
+    "score that grows less with depth"
+)
+
+
+def split(params: PyTree, predicate: Predicate | None) -> tuple[list[Array], Callable[..., PyTree]]:
+    """Take out the leaves to score, floating or chosen, with the function that puts such leaves back.
+
+    ``rebuild(leaves)`` fills the rest with zeros (scores), ``rebuild(leaves, params)`` with the parameters'
+    own.
+    """
+    everything, structure = jax.tree.flatten(params)
+    chosen = [is_floating(leaf) for leaf in everything]
+    if predicate is not None:
+        wanted = jax.tree.leaves(select(predicate, params))
+        if not any(wanted):
+            raise ValueError(f"prunable selects no leaf of params (leaves: {', '.join(leaf_names(params))})")
+        for name, want, floating in zip(leaf_names(params), wanted, chosen, strict=True):
+            if want and not floating:
+                raise TypeError(f"prunable selects the leaf {name!r}, which holds no floating-point numbers")
+        chosen = wanted
+
+    def rebuild(part: Sequence[Array], rest: PyTree | None = None) -> PyTree:
+        new = iter(part)
+        others = [_zeros(leaf) for leaf in everything] if rest is None else jax.tree.leaves(rest)
+        filled = [next(new) if want else other for want, other in zip(chosen, others, strict=True)]
+        return jax.tree.unflatten(structure, filled)
+
+    return [jnp.asarray(leaf) for leaf, want in zip(everything, chosen, strict=True) if want], rebuild
+
+
+def _zeros(leaf: Any) -> Array:
+    return jnp.zeros(jnp.shape(leaf), jnp.result_type(leaf) if is_floating(leaf) else jnp.float32)
+
+
+def finite(scores: PyTree, name: str) -> PyTree:
+    """Let no infinity or NaN out unnoticed; under ``jit`` it is ``prune`` that looks."""
+    for leaf_name, leaf in zip(leaf_names(scores), jax.tree.leaves(scores), strict=True):
+        if not isinstance(leaf, jax.core.Tracer) and not bool(jnp.isfinite(leaf).all()):
+            raise FloatingPointError(f"{name} gives scores that are not finite at leaf {leaf_name!r}: {OVERFLOW}")
+    return scores

@@ -1,0 +1,103 @@
+"""Sums over a stream of batches, of which the device holds one at a time."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from pkjax.structured import accumulator
+from pkjax.trees import check_finite
+
+__all__ = ["Sums", "add", "checked", "fold", "inputs", "mean", "zeros"]
+
+Sums = tuple[list[Array], list[Array]]
+"""Running sums and what rounding took from them."""
+
+
+def zeros(like: list[Array]) -> Sums:
+    """Start running sums of arrays of these shapes, in float32 or wider."""
+    first, second = ([jnp.zeros(t.shape, accumulator(t.dtype)) for t in like] for _ in range(2))
+    return first, second
+
+
+def add(sums: Sums, terms: list[Array]) -> Sums:
+    """Add to running sums; the rounding error of one addition enters the next (Kahan), so that length costs nothing."""
+    whole: list[Array] = []
+    lost: list[Array] = []
+    for s, loss, t in zip(*sums, terms, strict=True):
+        t = t.astype(s.dtype) - loss
+        whole.append(s + t)
+        lost.append((whole[-1] - s) - t)
+    return whole, lost
+
+
+def checked(batches: Iterable[PyTree], what: str) -> Iterator[tuple[int, PyTree]]:
+    """Yield every batch with its number of examples; raise, naming the batch, where it is no batch."""
+    if not isinstance(batches, Iterable) or isinstance(batches, Mapping | str | jax.Array | np.ndarray):
+        raise TypeError(f"{what} must be an iterable of batches, got a {type(batches).__name__}; pass [batch] for one")
+    for i, batch in enumerate(batches):
+        shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(batch)]
+        if not shapes or not all(shapes) or len({shape[0] for shape in shapes}) > 1:
+            raise ValueError(f"{what}: the leaves of a batch must share a leading axis of examples, but those of batch "
+                             f"{i} have the shapes {shapes}")
+        size = shapes[0][0]
+        if size == 0:
+            raise ValueError(f"{what}: batch {i} holds no example")
+        check_finite(batch, f"{what}, batch {i},")
+        yield size, batch
+
+
+def inputs(X: Array | np.ndarray | Iterable[Array | np.ndarray]) -> tuple[Array, Iterator[tuple[int, Array]]]:
+    """Return the first example as a batch of one, and the stream of all; raise where shapes or types differ."""
+    whole = [X] if isinstance(X, jax.Array | np.ndarray) else X
+
+    def arrays() -> Iterator[tuple[int, Array]]:
+        kinds: list[str] = []
+        for i, (size, batch) in enumerate(checked(whole, "X")):
+            array = jnp.asarray(batch)
+            kinds = [*kinds[:1], f"{array.dtype}{list(array.shape[1:])}"]
+            if kinds[0] != kinds[-1]:
+                raise ValueError(f"X: the examples must be of one shape and type, but the first is {kinds[0]} and "
+                                 f"batch {i} holds {kinds[-1]}")
+            yield size, array
+
+    stream = arrays()
+    first = next(stream, None)
+    if first is None:
+        raise ValueError("X holds no batch")
+    return first[1][:1], chain([first], stream)
+
+
+def fold(step: Callable[..., Any], state: Any, stream: Iterator[tuple[int, PyTree]], *fixed: Any) -> tuple[Any, int]:
+    """Carry ``state`` through ``step(state, batch, *fixed)``; return it, and the number of examples.
+
+    ``step`` is compiled once for every shape of batch, and writes over the state. While a batch is computed the next
+    one is read, but it is not sent before the last is done, so that batches never queue up.
+    """
+    step, count = jax.jit(step, donate_argnums=0), 0
+    for size, batch in stream:
+        jax.block_until_ready(state)
+        state, count = step(state, batch, *fixed), count + size
+    return state, count
+
+
+def mean(term: Callable[..., list[Array]], batches: Iterable[PyTree], leaves: list[Array], *fixed: Any
+         ) -> tuple[list[Array], int]:
+    """Average ``term(leaves, batch, *fixed)``, arrays like ``leaves``, over the examples; return their number too.
+
+    Products are taken at JAX's highest precision: a lower one would round the batches' means by their sizes.
+    """
+    def step(sums: Sums, batch: PyTree, leaves: list[Array], *fixed: Any) -> Sums:
+        size = jax.tree.leaves(batch)[0].shape[0]
+        terms = term(leaves, batch, *fixed)
+        return add(sums, [size * t.astype(s.dtype) for s, t in zip(sums[0], terms, strict=True)])
+
+    with jax.default_matmul_precision("highest"):
+        (sums, _), count = fold(step, zeros(leaves), checked(batches, "batches"), leaves, *fixed)
+    if count == 0:
+        raise ValueError("batches holds no batch")
+    return [(s / float(count)).astype(t.dtype) for s, t in zip(sums, leaves, strict=True)], count

@@ -1,0 +1,107 @@
+"""Scaled path polynomials against float64, where it holds the values, and against logarithms where it does not."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pkjax as pk
+import pytest
+from pkjax.paths.scaled import NOTHING, Scaled, normalized, power_of_two, shifted
+
+VARIANTS = ("synflow", "paper", "conserved", "released")
+
+
+def score(name, net, params, x):
+    if name == "synflow":
+        return pk.synflow(net, params, x, return_exponent=True)
+    return pk.synflow_l2(net, params, x, variant=name, return_exponent=True)
+
+
+def residual(params, x):
+    """Blocks that double the signal or not, with biases, constants and shortcuts: exponents that differ on a sum."""
+    for p in params:
+        x = x + jax.nn.relu(x @ p["a"] + p["bias"]) @ p["b"] + 0.5
+    return x
+
+
+def draw(depth, width, gain, dtype, seed=0):
+    rng = np.random.default_rng(seed)
+    return [{name: jnp.asarray(gain * rng.normal(size=size), dtype) for name, size in
+             {"a": (width, width), "bias": (width,), "b": (width, width)}.items()} for _ in range(depth)]
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64, jnp.bfloat16])
+def test_scaled_numbers_are_exact(dtype):
+    array = jnp.asarray([3.0, -0.75, 0.0], dtype)
+    for by in (-100, -30, 0, 1, 100):
+        held = normalized(Scaled(shifted(array, jnp.asarray(by)), jnp.asarray(5)), skip_zeros=True)
+        assert 1 <= float(jnp.abs(held.mantissa).max()) < 2
+        assert int(held.exponent) == 5 + by + 1
+        np.testing.assert_array_equal(shifted(held.mantissa, held.exponent - 5 - by), array)
+    zero = Scaled(jnp.zeros(3, dtype), jnp.asarray(5))
+    assert int(normalized(zero, skip_zeros=True).exponent) == NOTHING
+    assert int(normalized(zero, skip_zeros=False).exponent) == 5
+    bounds = jnp.finfo(dtype)
+    for e in (bounds.minexp, -3, 0, 7, bounds.maxexp - 1):
+        assert float(power_of_two(int(e), dtype)) == 2.0 ** int(e)
+    assert float(power_of_two(int(bounds.maxexp), dtype)) == np.inf
+    assert float(power_of_two(-(1 << 25), dtype)) == 0
+
+
+def test_a_mantissa_with_its_exponent_is_the_polynomial_and_so_are_derivatives():
+    params, x = draw(3, 4, 1.0, jnp.float64), jnp.ones((2, 4))
+    phi = jax.tree.map(abs, params)
+    for q in (0, 1, 2, 3):
+        mantissa, exponent = pk.paths.scaled_polynomial(residual, phi, x, q=q)
+        want = pk.paths.polynomial(residual, phi, x, q=q)
+        np.testing.assert_allclose(np.ldexp(mantissa, exponent), want, rtol=1e-13)
+        assert 1 <= float(mantissa.max()) < 2
+
+        def total(phi, q=q):
+            mantissa, exponent = pk.paths.scaled_polynomial(residual, phi, x, q=q)
+            return mantissa.sum(), exponent
+        slope = jax.grad(total, has_aux=True)(phi)[0]
+        true = jax.grad(lambda phi, q=q: pk.paths.polynomial(residual, phi, x, q=q).sum())(phi)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(np.ldexp(a, int(exponent)), b, rtol=1e-12), slope, true)  # noqa: B023
+    with pytest.raises(ValueError, match="whole number"):
+        pk.paths.scaled_polynomial(residual, phi, x, q=1.5)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("gain", [30.0, 0.3])
+def test_scores_of_a_deep_network_in_float32_are_those_of_float64(name, gain):
+    """24 blocks of gain 30: R_1 is about 1e80 and R_2 more, beyond float32, within float64."""
+    x = jnp.ones((1, 6))
+    narrow, less = jax.jit(lambda p, x: score(name, residual, p, x))(draw(24, 6, gain, jnp.float32),
+                                                                     x.astype(jnp.float32))
+    wide, none = score(name, residual, draw(24, 6, gain, jnp.float64), x)
+    assert int(none) == 0
+    assert (int(less) > 0) == (gain > 1)
+    for a, b in zip(jax.tree.leaves(narrow), jax.tree.leaves(wide), strict=True):
+        np.testing.assert_allclose(np.ldexp(np.asarray(a, np.float64), int(less)), b, rtol=1e-4)
+
+
+def test_a_trace_beyond_float32_has_its_logarithm():
+    params = draw(24, 6, 30.0, jnp.float32)
+    x = jnp.ones((1, 6), jnp.float32)
+    got = pk.path_kernel.trace(residual, params, x, log=True)
+    wide = pk.path_kernel.trace(residual, jax.tree.map(lambda p: p.astype(jnp.float64), params), jnp.ones((1, 6)))
+    assert float(wide) > 1e39
+    assert float(got) == pytest.approx(float(jnp.log(wide)), rel=1e-6)
+
+
+def test_zero_biases_count_in_a_trace_and_weigh_nothing_in_scores():
+    """Forty layers of tiny weights: the last bias alone makes the trace, and scores keep their range."""
+    def net(params, x):
+        for p in params:
+            x = jax.nn.relu(x @ p["a"] + p["bias"])
+        return x
+    params = [{"a": p["a"], "bias": jnp.zeros(5, jnp.float32)} for p in draw(40, 5, 1e-4, jnp.float32)]
+    x = jnp.ones((1, 5), jnp.float32)
+    assert float(pk.path_kernel.trace(net, params, x, log=True)) == pytest.approx(np.log(5), rel=1e-6)
+    scores, exponent = pk.synflow(net, params, x, return_exponent=True)
+    wide, more = pk.synflow(net, jax.tree.map(lambda p: p.astype(jnp.float64), params), jnp.ones((1, 5)),
+                            return_exponent=True)
+    for a, b in zip(scores, wide, strict=True):
+        np.testing.assert_allclose(np.ldexp(np.asarray(a["a"], np.float64), int(exponent) - int(more)), b["a"],
+                                   rtol=1e-5)
+        assert not a["bias"].any()
