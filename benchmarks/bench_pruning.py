@@ -255,12 +255,14 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     print(f"commit {environment['commit']}{' and changes' if environment['uncommitted'] else ''}")
     print(f"{common.cores()} threads on each side, load {environment['load']}, to a density of "
           f"10^-{options.compression:g} in {steps} steps")
+    if environment["load"][0] > common.cores() / 2:
+        print("others use this machine: times are too long, most of all where threads wait for each other")
 
     def machine() -> dict[str, float]:
         small = {"mebibytes": 4, "repeats": 2} if options.quick else {}
         return {**common.bandwidth(**small), "arithmetic": common.arithmetic(256 if options.quick else 2048)}
 
-    rates, measured = [machine()], {}
+    rates, measured, report = [machine()], {}, {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", pk.EmptiedLayerWarning)
         for name in names:
@@ -268,24 +270,24 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             measured[name] = measure(name, compression=options.compression, steps=steps, repeats=repeats,
                                      fresh=not options.quick)
             rates.append(machine())
+            # Others on the machine only ever take from it: the best of all its rates is its own.
+            best = {kernel: max(rate[kernel] for rate in rates) for kernel in rates[0]}
+            arithmetic = best.pop("arithmetic")
+            bandwidth = max(best.values())
+            report = {
+                "environment": {**environment, "load_after": common.load()},
+                "settings": {"steps": steps, "compression": options.compression, "quick": options.quick,
+                             "one_step_density": ONE_STEP_DENSITY, "dtype": "float32"},
+                "machine": {"bandwidth": bandwidth, "bandwidths": best, "arithmetic": arithmetic,
+                            "bytes_per_weight": BYTES_PER_WEIGHT},
+                "networks": {each: with_limit(measured[each], bandwidth, arithmetic) for each in measured},
+            }
+            if options.output:
+                common.write_json(options.output, report)
             print(f"  {name} measured, load {common.load()}", flush=True)
-    # Others on the machine only ever take from it: the best of all its rates is its own.
-    best = {kernel: max(rate[kernel] for rate in rates) for kernel in rates[0]}
-    arithmetic = best.pop("arithmetic")
-    bandwidth = max(best.values())
-    report = {
-        "environment": {**environment, "load_after": common.load()},
-        "settings": {"steps": steps, "compression": options.compression, "quick": options.quick,
-                     "one_step_density": ONE_STEP_DENSITY, "dtype": "float32"},
-        "machine": {"bandwidth": bandwidth, "bandwidths": best, "arithmetic": arithmetic,
-                    "bytes_per_weight": BYTES_PER_WEIGHT},
-        "networks": {name: with_limit(figures, bandwidth, arithmetic) for name, figures in measured.items()},
-    }
     print(f"memory {bandwidth / 1e9:.1f} GB/s, arithmetic {arithmetic / 1e9:.0f} G operations/s")
     for name, figures in report["networks"].items():
         print("\n" + table(name, figures))
-    if options.output:
-        common.write_json(options.output, report)
     return report
 
 
