@@ -1,0 +1,103 @@
+"""The benchmarks run in a tiny setting, and compare what they say they compare."""
+
+import json
+import os
+import runpy
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from benchmarks import bench_pruning, common
+
+
+def test_modules_load_without_pytorch(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    for module in (common, bench_pruning):
+        assert runpy.run_path(module.__file__, run_name="loaded")["__doc__"] == module.__doc__
+
+
+def test_peak_memory_sees_what_a_call_takes_and_gives_back():
+    peak = common.peak_memory(lambda: int(np.ones(2**24, np.uint8).sum()))
+    if peak is None:
+        pytest.skip("only Linux tells")
+    assert 2**24 <= peak < 2**25
+
+
+def test_a_fresh_process_is_another_one():
+    assert common.in_fresh_process(os.getpid) != os.getpid()
+
+
+def test_calls_are_timed_in_turns_and_the_first_stands_apart():
+    made = []
+    timings, results = common.alternate({"a": lambda: made.append("a") or 1, "b": lambda: made.append("b") or 2}, 2)
+    assert (made, results) == (["a", "b", "b", "a", "a", "b"], {"a": 1, "b": 2})
+    summary = common.Timing([8.0, 1.0, 4.0, 2.0], [6.0, 0.0, 1.0, 0.0]).summary(2)
+    assert summary == {"first": 4, "median": 1, "min": 0.5, "max": 2, "compiling": 0, "repeats": 3}
+    assert len(timings["a"].seconds) == len(timings["b"].compiling) == 3
+
+
+def test_json_appears_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "report.json"
+    common.write_json(path, {"a": 1})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        common.write_json(path, {"a": float("nan")})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert os.listdir(tmp_path) == ["report.json"]
+
+
+def test_quick_run_reports_every_figure(tmp_path, capsys):
+    pytest.importorskip("torch")
+    path = tmp_path / "pruning.json"
+    report = bench_pruning.main(["--quick", "--compression", "1", "--output", str(path)])
+    assert json.loads(path.read_text()) == report
+    assert {"pkjax", "commit", "jax", "jaxlib", "torch", "python", "device", "cpu", "cores", "threads", "date", "load",
+            "load_after"} <= set(report["environment"])
+
+    figures = report["networks"]["tiny"]
+    assert figures["weights"] == 784 * 10 + 10 * 10
+    assert figures["parameter_bytes"] == 4 * (figures["weights"] + 20)
+    assert figures["masks"]["steps"] == 3
+    assert figures["masks"]["kept"]["pkjax"] == 794
+    assert abs(figures["masks"]["kept"]["pytorch"] - 794) <= 2, "but for ties"
+    assert figures["masks"]["differing"] <= 2
+    for sides in figures["seconds"].values():
+        for timing in sides.values():
+            assert 0 < timing["min"] <= timing["median"] <= timing["max"]
+    limit = figures["limit"]
+    assert limit["bytes"] == 19 * figures["weights"]
+    assert limit["seconds"]["memory"] == limit["bytes"] / report["machine"]["bandwidth"]
+    for side in bench_pruning.SIDES:
+        loop = figures["seconds"]["loop, per step"][side]["median"]
+        assert limit["distance"][side] == pytest.approx(loop / max(limit["seconds"].values()))
+    out = capsys.readouterr().out
+    assert "masks after 3 steps differ" in out
+    assert max(map(len, out[out.index("\ntiny:"):].splitlines())) <= 80
+
+
+@pytest.mark.parametrize("name", ["tiny", "ResNet-20", "VGG-16-BN"])
+def test_both_sides_are_the_same_network(name):
+    torch = pytest.importorskip("torch")
+    variables, rng = bench_pruning.draw(bench_pruning.NETWORKS[name]), np.random.default_rng(1)
+    variables = jax.tree.map(lambda v: v + jnp.asarray(0.1 * rng.random(v.shape), v.dtype), variables)
+    network = bench_pruning.NETWORKS[name]
+    theirs = bench_pruning.TorchSide(name, variables).network
+    x = rng.standard_normal((2, *network.shape)).astype(np.float32)
+    got = network.module().apply(variables, x)
+    image = x.reshape(2, -1) if x.shape[-1] == 1 else x.transpose(0, 3, 1, 2)
+    with torch.no_grad():
+        want = theirs(torch.tensor(np.ascontiguousarray(image))).numpy()
+    assert np.ptp(want) > 1e-3
+    np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-4 * np.abs(want).max())
+
+
+def test_pruning_leaves_the_network_as_it_was():
+    torch = pytest.importorskip("torch")
+    side = bench_pruning.TorchSide("tiny", bench_pruning.draw(bench_pruning.NETWORKS["tiny"]))
+    before = {name: p.detach().clone() for name, p in side.network.named_parameters()}
+    masks = side.prune(0.25, 2)
+    after = dict(side.network.named_parameters())
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert sum(int(mask.sum()) for mask in masks.values()) == round(0.25 * side.weights)
