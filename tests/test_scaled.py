@@ -67,21 +67,21 @@ def test_a_mantissa_with_its_exponent_is_the_polynomial_and_so_are_derivatives()
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-@pytest.mark.parametrize("gain", [30.0, 0.3])
-def test_scores_of_a_deep_network_in_float32_are_those_of_float64(name, gain):
-    """24 blocks of gain 30: R_1 is about 1e80 and R_2 more, beyond float32, within float64."""
-    x = jnp.ones((1, 6))
-    narrow, less = jax.jit(lambda p, x: score(name, residual, p, x))(draw(24, 6, gain, jnp.float32),
-                                                                     x.astype(jnp.float32))
-    wide, none = score(name, residual, draw(24, 6, gain, jnp.float64), x)
-    assert int(none) == 0
-    assert (int(less) > 0) == (gain > 1)
+def test_scores_of_a_deep_network_in_float32_are_those_of_float64(name):
+    """Six blocks of gain 10⁴: R_1 is about 1e57, and R_2 its square."""
+    scored = jax.jit(lambda p, x: score(name, residual, p, x))
+    narrow, less = scored(draw(6, 6, 1e4, jnp.float32), jnp.ones((1, 6), jnp.float32))
+    wide, more = scored(draw(6, 6, 1e4, jnp.float64), jnp.ones((1, 6)))
+    assert int(less) > 64
+    top = max(float(b.max()) for b in jax.tree.leaves(wide))
     for a, b in zip(jax.tree.leaves(narrow), jax.tree.leaves(wide), strict=True):
-        np.testing.assert_allclose(np.ldexp(np.asarray(a, np.float64), int(less)), b, rtol=1e-4)
+        # The last biases carry so little of what the weights do that the ratio alone is beyond float32.
+        np.testing.assert_allclose(np.ldexp(np.asarray(a, np.float64), int(less) - int(more)), b, rtol=1e-4,
+                                   atol=1e-35 * top)
 
 
 def test_a_trace_beyond_float32_has_its_logarithm():
-    params = draw(24, 6, 30.0, jnp.float32)
+    params = draw(6, 6, 1e4, jnp.float32)
     x = jnp.ones((1, 6), jnp.float32)
     got = pk.path_kernel.trace(residual, params, x, log=True)
     wide = pk.path_kernel.trace(residual, jax.tree.map(lambda p: p.astype(jnp.float64), params), jnp.ones((1, 6)))
@@ -90,12 +90,12 @@ def test_a_trace_beyond_float32_has_its_logarithm():
 
 
 def test_zero_biases_count_in_a_trace_and_weigh_nothing_in_scores():
-    """Forty layers of tiny weights: the last bias alone makes the trace, and scores keep their range."""
+    """Twelve layers of tiny weights: the last bias alone makes the trace, and scores keep their range."""
     def net(params, x):
         for p in params:
             x = jax.nn.relu(x @ p["a"] + p["bias"])
         return x
-    params = [{"a": p["a"], "bias": jnp.zeros(5, jnp.float32)} for p in draw(40, 5, 1e-4, jnp.float32)]
+    params = [{"a": p["a"], "bias": jnp.zeros(5, jnp.float32)} for p in draw(12, 5, 1e-5, jnp.float32)]
     x = jnp.ones((1, 5), jnp.float32)
     assert float(pk.path_kernel.trace(net, params, x, log=True)) == pytest.approx(np.log(5), rel=1e-6)
     scores, exponent = pk.synflow(net, params, x, return_exponent=True)
