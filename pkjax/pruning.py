@@ -48,9 +48,10 @@ def prune(
     position: the first in flattening order stay. Thresholds are exact and found without sorting.
 
     All steps run inside one ``jit``, so ``score_fn`` must be traceable; it is traced once, and the compiled loop of
-    the last few score functions is kept: pass the same function again to prune again without compiling. With
-    ``progress`` the steps run one by one, with a progress bar; with ``jit=False``, too, and ``score_fn`` is called
-    outside of ``jit``, as scores over a stream of batches must be.
+    the last few score functions is kept: pass the same function again to prune again without compiling (as with
+    ``jax.jit``, what it closes over stays what it was when it was first traced). With ``progress`` the steps run one
+    by one, with a progress bar; with ``jit=False``, too, and ``score_fn`` is called outside of ``jit``, as scores over
+    a stream of batches must be.
 
     Args:
         score_fn: parameters → scores, e.g. ``lambda p: pk.synflow(apply_fn, p, pk.ones_input(shape))``.
