@@ -188,7 +188,10 @@ def _sampled(flat: Sequence[Array], k: Array) -> Array:
     share = k.astype(jnp.float32) / total
     rank = (1 - share) * sample.size
     spread = 3 * jnp.sqrt(share * (1 - share) * sample.size) + 1
-    places = jnp.clip(jnp.stack([rank - spread, rank, rank + spread]), 0, sample.size - 1).astype(jnp.int32)
+    # Not among what is not alive: its key is far below all others, with nothing between.
+    dead = (sample == 0).sum(dtype=jnp.int32)
+    places = jnp.stack([rank - spread, rank, rank + spread]).astype(jnp.int32)
+    places = jnp.clip(places, dead, sample.size - 1)
     return sample[places] + jnp.asarray([0, 0, 1], sample.dtype)
 
 
