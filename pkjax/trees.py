@@ -96,7 +96,8 @@ def check_finite(tree: PyTree, what: str) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if isinstance(leaf, jax.core.Tracer) or not is_floating(leaf):
             continue
-        finite = jnp.isfinite(leaf) if isinstance(leaf, jax.Array) else np.isfinite(np.asarray(leaf, dtype=np.float64))
+        values = np.asarray(leaf)  # NumPy's own functions run at once, under jit too
+        finite = np.isfinite(values if values.dtype.kind == "f" else values.astype(np.float32))
         if not finite.all():
             bad = np.size(leaf) - int(finite.sum())
             raise ValueError(f"{what} leaf {_name(path)!r} holds {bad} values that are NaN or infinite")

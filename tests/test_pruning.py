@@ -275,6 +275,7 @@ def test_emptied_layers_are_named_in_the_warning_and_the_report():
     assert report["kept"] == 8
     assert report["layers"][2] == {
         "name": "middle",
+        "flow": None,
         "shape": [3, 3],
         "kept": 0,
         "total": 9,

@@ -215,11 +215,20 @@ def test_wrong_options_are_named(params):
         snip(lambda p: network(p, ONES), params)
 
 
-def test_overflow_is_an_error_alone_and_inside_prune(params):
+def test_scores_beyond_float32_prune_as_in_float64(params):
     huge = jax.tree.map(lambda p: (1e15 * p).astype(jnp.float32), params)
     ones = ONES.astype(jnp.float32)
-    with pytest.raises(FloatingPointError, match=r"synflow gives scores that are not finite.*float64"):
-        synflow(network, huge, ones)
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(synflow(network, huge, ones)))
+    narrow = prune(lambda p: synflow(network, p, ones), huge, density=0.5).masks
+    wide = prune(lambda p: synflow(network, p, ONES), jax.tree.map(lambda p: 1e15 * p, params), density=0.5).masks
+    assert all((a == b).all() for a, b in zip(jax.tree.leaves(narrow), jax.tree.leaves(wide), strict=True))
+
+
+def test_scores_that_are_not_finite_are_an_error_alone_and_inside_prune(params):
+    """Squares of weights beyond 1e19 do not fit into float32."""
+    huge = jax.tree.map(lambda p: (1e25 * p).astype(jnp.float32), params)
+    ones = ONES.astype(jnp.float32)
+    with pytest.raises(FloatingPointError, match=r"synflow_l2.* gives scores that are not finite.*float64"):
+        synflow_l2(network, huge, ones)
     with pytest.raises(FloatingPointError, match=r"scores are (infinite|NaN) at step 1 in .*float64"):
-        prune(lambda p: synflow(network, p, ones), huge, density=0.5)
-    assert prune(lambda p: synflow(network, p, ONES), jax.tree.map(lambda p: 1e15 * p, params), density=0.5).kept == 18
+        prune(lambda p: synflow_l2(network, p, ones), huge, density=0.5)

@@ -122,7 +122,8 @@ def test_a_report_becomes_json():
     report = analyze(net, w, X, masks=masks, progress=told.append)
     plain = json.loads(json.dumps(report.to_dict()))
     assert plain["claims"]["per index"]["holds"] is False
-    assert plain["layers"][0] == {"name": "a", "shape": [2, 2], "kept": 2, "total": 4, "emptied": False, "density": 0.5}
+    assert plain["layers"][0] == {"name": "a", "shape": [2, 2], "kept": 2, "total": 4, "emptied": False,
+                                  "density": 0.5, "flow": 1.0}
     assert told[0] == "tangent kernel"
     assert set(told) <= set(plain["seconds"])
 
