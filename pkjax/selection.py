@@ -7,7 +7,7 @@ than one pass a bit; usual scores take five or six. The outcome is exact for eve
 leaves, and needs no memory of the size of all scores together.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -21,6 +21,8 @@ __all__ = ["count_dtype", "keep_largest", "not_finite", "order_keys", "reserve"]
 CHUNK = 1 << 18   # entries counted at once: what is made on the way stays in a processor's cache
 JOINED = 1 << 20  # entries of neighbouring leaves that are handled as one
 SAMPLE = 1 << 14  # entries of the sample
+COLUMNS = 1 << 11  # entries of a bracket that are few enough to be looked up
+GATHERED = 1 << 7  # columns looked up at once
 
 
 def count_dtype() -> np.dtype:
@@ -69,8 +71,19 @@ def not_finite(keys: Sequence[UInt[Array, "..."]]) -> Bool[Array, "2 leaves"]:
     [[False, True, False], [True, False, False]]
     """
     top = keys[0].dtype.type(np.iinfo(keys[0].dtype).max)
-    highest = jnp.stack([jnp.max(key, initial=0) for key in keys])
-    return jnp.stack([highest == top, highest == top - keys[0].dtype.type(1)])
+    infinity = top - top.dtype.type(1)
+
+    def which(key: Array) -> Array:
+        highest = jnp.max(key, initial=0)
+        return jnp.stack([highest == top, highest == infinity])
+
+    def look(key: Array) -> Array:
+        flat = key.reshape(-1)
+        seen = [part.any() for part in _by_chunk(flat, lambda chunk: (chunk >= infinity).any(0))]
+        none = jnp.zeros(2, bool)
+        return lax.cond(jnp.stack(seen).any(), which, lambda _: none, flat) if seen else none
+
+    return jnp.stack([look(key) for key in keys], 1)
 
 
 def reserve(key: UInt[Array, "..."], k: int) -> UInt[Array, "..."]:
@@ -133,36 +146,27 @@ def _runs(sizes: Sequence[int]) -> list[tuple[int, int]]:
 def _keep_largest(flat: Sequence[Array], k: Array) -> tuple[list[Array], Array]:
     """``keep_largest`` of flat leaves."""
     dtype, number = flat[0].dtype, count_dtype()
-    one = dtype.type(1)
     sizes = jnp.asarray([key.size for key in flat], number)
     wanted = jnp.maximum(k.astype(number), 1)
+    total = sum(key.size for key in flat)
 
-    def narrow(bracket: Bracket, thresholds: Array) -> Bracket:
-        thresholds = jnp.clip(thresholds, bracket.low + one, bracket.high)
-        counts = jnp.stack([_count(key, thresholds) for key in flat], 1)
-        enough = counts.sum(1) >= wanted
-        low = jnp.argmax(jnp.where(enough, thresholds, dtype.type(0)))
-        high = jnp.argmin(jnp.where(enough, dtype.type(np.iinfo(dtype).max), thresholds))
-        some, few = enough.any(), ~enough.all()
-        return Bracket(jnp.where(some, thresholds[low], bracket.low),
-                       jnp.where(few, thresholds[high] - one, bracket.high),
-                       jnp.where(some, counts[low], bracket.reach), jnp.where(few, counts[high], bracket.above))
+    def everywhere(thresholds: Array) -> Array:
+        return jnp.stack([_count(key, thresholds) for key in flat], 1)
 
-    def interpolated(bracket: Bracket) -> Array:
-        inside = (bracket.reach.sum() - bracket.above.sum()).astype(jnp.float32)
-        share = (bracket.reach.sum() - wanted).astype(jnp.float32) / inside
-        margin = 1 / jnp.sqrt(inside)
-        width = bracket.high - bracket.low
-        # Below 1, so that the product stays within the width when it is rounded to the key's type.
-        shares = jnp.clip(jnp.stack([share - margin, share + margin]), 0, 1 - 2**-20)
-        steps = (shares * width.astype(jnp.float32)).astype(dtype)
-        return bracket.low + jnp.append(steps, width // dtype.type(2)) + one
+    def shrink(bracket: Bracket, count: Callable[[Array], Array], least: int) -> Bracket:
+        return lax.while_loop(
+            lambda b: (b.low < b.high) & (b.reach.sum() > wanted) & (b.reach.sum() - b.above.sum() > least),
+            lambda b: _narrow(b, _interpolated(b, wanted), wanted, count), bracket)
 
-    start = Bracket(dtype.type(0), dtype.type(np.iinfo(dtype).max), sizes, jnp.zeros_like(sizes))
-    bracket = lax.while_loop(
-        lambda b: (b.low < b.high) & (b.reach.sum() > wanted),
-        lambda b: narrow(b, interpolated(b)),
-        narrow(Bracket(*map(jnp.asarray, start)), _sampled(flat, wanted)))
+    start = Bracket(jnp.zeros((), dtype), jnp.asarray(np.iinfo(dtype).max, dtype), sizes, jnp.zeros_like(sizes))
+    bracket = _narrow(start, _sampled(flat, wanted), wanted, everywhere)
+    if total <= JOINED:
+        bracket = shrink(bracket, everywhere, 0)
+    else:
+        # Once the bracket holds few entries, only the columns in which these are have to be looked at.
+        bracket = shrink(bracket, everywhere, COLUMNS)
+        bracket = lax.cond((bracket.low < bracket.high) & (bracket.reach.sum() > wanted),
+                           lambda b: shrink(b, _count_columns(flat, b), 0), lambda b: b, bracket)
 
     # All that reach the low end stay; or, where these are too many, all above it and the first of those equal to it.
     exact = bracket.reach.sum() == k
@@ -171,12 +175,14 @@ def _keep_largest(flat: Sequence[Array], k: Array) -> tuple[list[Array], Array]:
     taken = jnp.where(exact, ties, jnp.clip(room - (jnp.cumsum(ties) - ties), 0, ties))
     marks = []
     for key, n, m in zip(flat, taken, ties, strict=True):
-        end = jnp.asarray(key.size, number)
-        if key.size:
-            end = lax.cond((n > 0) & (n < m), lambda key, low, n, _: _place(key, low, n), lambda *rest: rest[-1],
-                           key, bracket.low, n, end)
-        equal = (key == bracket.low) & (jnp.arange(key.size, dtype=number) < jnp.where(n > 0, end, 0))
-        marks.append((key > bracket.low) & (k > 0) | equal)
+        def first_of_equals(key: Array, low: Array, n: Array) -> Array:
+            return (key > low) | (key == low) & (jnp.arange(key.size, dtype=number) < _place(key, low, n))
+
+        def all_or_none(key: Array, low: Array, n: Array) -> Array:
+            return (key > low) & (k > 0) | (key == low) & (n > 0)
+
+        marks.append(lax.cond((n > 0) & (n < m), first_of_equals, all_or_none, key, bracket.low, n)
+                     if key.size else jnp.zeros(0, bool))
     return marks, jnp.where(k > 0, bracket.above + taken, 0)
 
 
@@ -195,21 +201,100 @@ def _sampled(flat: Sequence[Array], k: Array) -> Array:
     return sample[places] + jnp.asarray([0, 0, 1], sample.dtype)
 
 
-def _count(flat: Array, thresholds: Array) -> Array:
-    """How many entries reach each threshold, chunk by chunk."""
-    number = count_dtype()
+def _interpolated(bracket: Bracket, wanted: Array) -> Array:
+    """Thresholds around the k-th highest key, as if the keys in the bracket lay evenly; and the middle."""
+    dtype = bracket.low.dtype
+    inside = (bracket.reach.sum() - bracket.above.sum()).astype(jnp.float32)
+    share = (bracket.reach.sum() - wanted).astype(jnp.float32) / inside
+    margin = 1 / jnp.sqrt(inside)
+    width = bracket.high - bracket.low
+    # Below 1, so that the product stays within the width when it is rounded to the key's type.
+    shares = jnp.clip(jnp.stack([share - margin, share + margin]), 0, 1 - 2**-20)
+    steps = (shares * width.astype(jnp.float32)).astype(dtype)
+    return bracket.low + jnp.append(steps, width // dtype.type(2)) + dtype.type(1)
 
-    def count(chunk: Array) -> Array:
-        # Rows of bytes are added first, as vectors: 128 of them do not overflow.
-        even = chunk.size // 128 * 128
-        reach = chunk[:even].reshape(128, -1) >= thresholds[:, None, None]
-        rest = chunk[even:] >= thresholds[:, None]
-        return reach.sum(1, dtype=jnp.uint8).sum(1, dtype=number) + rest.sum(1, dtype=number)
 
+def _narrow(bracket: Bracket, thresholds: Array, wanted: Array, count: Callable[[Array], Array]) -> Bracket:
+    """Draw the ends of the bracket to the thresholds around the k-th highest key."""
+    dtype = bracket.low.dtype
+    thresholds = jnp.clip(thresholds, bracket.low + dtype.type(1), bracket.high)
+    counts = count(thresholds)
+    enough = counts.sum(1) >= wanted
+    low = jnp.argmax(jnp.where(enough, thresholds, dtype.type(0)))
+    ends = jnp.where(enough, dtype.type(np.iinfo(dtype).max), thresholds)
+    high = jnp.argmax(~enough & (thresholds == ends.min()))
+    some, few = enough.any(), ~enough.all()
+    return Bracket(jnp.where(some, thresholds[low], bracket.low),
+                   jnp.where(few, thresholds[high] - dtype.type(1), bracket.high),
+                   jnp.where(some, counts[low], bracket.reach), jnp.where(few, counts[high], bracket.above))
+
+
+def _by_chunk(flat: Array, look: Callable[[Array], Array]) -> list[Array]:
+    """What ``look`` makes of each chunk, seen as 128 rows: of the whole ones as one array, and of the rest.
+
+    The rest is filled up with keys 0. Rows are what a processor adds as vectors, and counts of 128 fit into bytes.
+    """
     whole = flat.size // CHUNK
-    counts = count(flat[whole * CHUNK:])
-    return counts if whole == 0 else lax.fori_loop(
-        0, whole, lambda i, sofar: sofar + count(lax.dynamic_slice(flat, (i * CHUNK,), (CHUNK,))), counts)
+    rest = flat[whole * CHUNK:]
+    seen = [look(jnp.pad(rest, (0, -rest.size % 128)).reshape(128, -1))] if rest.size else []
+    if whole:
+        seen.insert(0, lax.map(lambda i: look(lax.dynamic_slice(flat, (i * CHUNK,), (CHUNK,)).reshape(128, -1)),
+                               jnp.arange(whole)))
+    return seen
+
+
+def _count(flat: Array, thresholds: Array) -> Array:
+    """How many entries reach each of three thresholds, all of which are above 0."""
+    def count(chunk: Array) -> Array:
+        # One word holds the counts of a column for all thresholds, a byte each: one pass and no narrow arithmetic.
+        words = sum((chunk >= t).astype(jnp.uint32) << 8 * i for i, t in enumerate(thresholds)).sum(0)
+        return jnp.stack([(words >> 8 * i & 255).sum(dtype=count_dtype()) for i in range(thresholds.size)])
+
+    seen = [part.reshape(-1, thresholds.size).sum(0) for part in _by_chunk(flat, count)]
+    return sum(seen, jnp.zeros(thresholds.shape, count_dtype()))
+
+
+def _count_columns(flat: Sequence[Array], bracket: Bracket) -> Callable[[Array], Array]:
+    """``_count`` of all leaves for thresholds within a bracket that holds at most COLUMNS entries."""
+    number, width = count_dtype(), bracket.high - bracket.low
+
+    def inside(key: Array) -> Array:
+        return key - bracket.low <= width  # modulo 2^bits: one comparison for two
+
+    def gather(key: Array, found: Array, first: Array, columns: Array) -> Array:
+        """Write the columns of a leaf that hold anything inside behind the ``first`` ones, GATHERED at a time."""
+        marked = jnp.concatenate([part.reshape(-1) for part in _by_chunk(key, lambda chunk: inside(chunk).any(0))])
+        order = jnp.cumsum(marked, dtype=number)
+        # A row of a whole chunk and a row of the rest differ in length.
+        row, whole, last = CHUNK // 128, key.size // CHUNK, -(-(key.size % CHUNK) // 128)
+
+        def some(done: Array, columns: Array) -> Array:
+            slot = done * GATHERED + jnp.arange(GATHERED, dtype=number)
+            column = jnp.searchsorted(order, slot + 1).astype(number)
+            chunk = jnp.minimum(column // row, whole)
+            index = chunk * CHUNK + column - chunk * row
+            index = index + jnp.arange(128, dtype=number)[:, None] * jnp.where(chunk < whole, row, last)
+            there = (index < key.size) & (slot < order[-1])
+            entries = key[jnp.where(there, index, 0)]
+            entries = jnp.where(there & inside(entries), entries, key.dtype.type(0))
+            return lax.dynamic_update_slice(columns, entries, (number.type(0), first + done * GATHERED))
+
+        return lax.fori_loop(number.type(0), (found + GATHERED - 1) // GATHERED, some, columns)
+
+    found = bracket.reach - bracket.above
+    firsts = jnp.cumsum(found) - found
+    columns = jnp.zeros((128, COLUMNS + GATHERED), flat[0].dtype)
+    for key, n, first in zip(flat, found, firsts, strict=True):
+        if key.size:
+            columns = gather(key, n, first, columns)
+    place = jnp.arange(columns.shape[1], dtype=number)
+    owned = (place >= firsts[:, None]) & (place < (firsts + found)[:, None])
+
+    def count(thresholds: Array) -> Array:
+        reach = (columns >= thresholds[:, None, None]).sum(1, dtype=jnp.uint8)
+        return bracket.above + jnp.where(owned, reach[:, None], jnp.uint8(0)).sum(2, dtype=number)
+
+    return count
 
 
 def _place(flat: Array, value: Array, n: Array) -> Array:
