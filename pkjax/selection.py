@@ -153,20 +153,24 @@ def _keep_largest(flat: Sequence[Array], k: Array) -> tuple[list[Array], Array]:
     def everywhere(thresholds: Array) -> Array:
         return jnp.stack([_count(key, thresholds) for key in flat], 1)
 
-    def shrink(bracket: Bracket, count: Callable[[Array], Array], least: int) -> Bracket:
-        return lax.while_loop(
-            lambda b: (b.low < b.high) & (b.reach.sum() > wanted) & (b.reach.sum() - b.above.sum() > least),
-            lambda b: _narrow(b, _interpolated(b, wanted), wanted, count), bracket)
+    def shrink(bracket: Bracket, thresholds: Array, count: Callable[[Array], Array], least: int) -> Bracket:
+        def body(state: tuple[Bracket, Array]) -> tuple[Bracket, Array]:
+            narrower = _narrow(*state, wanted, count)
+            return narrower, _interpolated(narrower, wanted)
 
-    start = Bracket(jnp.zeros((), dtype), jnp.asarray(np.iinfo(dtype).max, dtype), sizes, jnp.zeros_like(sizes))
-    bracket = _narrow(start, _sampled(flat, wanted), wanted, everywhere)
+        return lax.while_loop(
+            lambda s: (s[0].low < s[0].high) & (s[0].reach.sum() > wanted)
+            & (s[0].reach.sum() - s[0].above.sum() > least), body, (bracket, thresholds))[0]
+
+    bracket = Bracket(jnp.zeros((), dtype), jnp.asarray(np.iinfo(dtype).max, dtype), sizes, jnp.zeros_like(sizes))
     if total <= JOINED:
-        bracket = shrink(bracket, everywhere, 0)
+        bracket = shrink(bracket, _sampled(flat, wanted), everywhere, 0)
     else:
         # Once the bracket holds few entries, only the columns in which these are have to be looked at.
-        bracket = shrink(bracket, everywhere, COLUMNS)
+        bracket = shrink(bracket, _sampled(flat, wanted), everywhere, COLUMNS)
         bracket = lax.cond((bracket.low < bracket.high) & (bracket.reach.sum() > wanted),
-                           lambda b: shrink(b, _count_columns(flat, b), 0), lambda b: b, bracket)
+                           lambda b: shrink(b, _interpolated(b, wanted), _count_columns(flat, b), 0), lambda b: b,
+                           bracket)
 
     # All that reach the low end stay; or, where these are too many, all above it and the first of those equal to it.
     exact = bracket.reach.sum() == k

@@ -30,19 +30,20 @@ def small_chunks(monkeypatch):
         monkeypatch.setattr(selection, name, size)
 
 
-@pytest.mark.parametrize("kind", KEYS)
-def test_the_highest_are_the_head_of_a_stable_sort(small_chunks, kind):
-    rng = np.random.default_rng(0)
-    keys = [KEYS[kind](rng, shape) for shape in SHAPES]
-    order = np.argsort(-np.concatenate([key.reshape(-1).astype(np.int64) for key in keys]), kind="stable")
-    ends = np.cumsum([key.size for key in keys])[:-1]
-    select = jax.jit(lambda k: selection.keep_largest([jnp.asarray(key) for key in keys], k))
-    for k in [0, 1, 2, 17, 33, *(TOTAL * np.array([1, 10, 50, 99]) // 100), TOTAL - 1, TOTAL]:
-        expected = np.zeros(TOTAL, bool)
-        expected[order[:k]] = True
-        marks, counts = select(jnp.asarray(k))
-        np.testing.assert_array_equal(np.concatenate([np.asarray(mark).reshape(-1) for mark in marks]), expected)
-        assert counts.tolist() == [part.sum() for part in np.split(expected, ends)]
+def test_the_highest_are_the_head_of_a_stable_sort(small_chunks):
+    select = jax.jit(selection.keep_largest)
+    for kind, draw in KEYS.items():
+        rng = np.random.default_rng(0)
+        keys = [draw(rng, shape) for shape in SHAPES]
+        order = np.argsort(-np.concatenate([key.reshape(-1).astype(np.int64) for key in keys]), kind="stable")
+        ends = np.cumsum([key.size for key in keys])[:-1]
+        for k in [0, 1, 2, 17, 33, *(TOTAL * np.array([1, 10, 50, 99]) // 100), TOTAL - 1, TOTAL]:
+            expected = np.zeros(TOTAL, bool)
+            expected[order[:k]] = True
+            marks, counts = select([jnp.asarray(key) for key in keys], jnp.asarray(k))
+            marked = np.concatenate([np.asarray(mark).reshape(-1) for mark in marks])
+            np.testing.assert_array_equal(marked, expected, err_msg=f"{kind}, k={k}")
+            assert counts.tolist() == [part.sum() for part in np.split(expected, ends)], (kind, k)
 
 
 def test_what_is_not_finite_is_seen_wherever_it_lies(small_chunks):
