@@ -20,7 +20,8 @@ __all__ = ["count_dtype", "keep_largest", "not_finite", "order_keys", "reserve"]
 
 CHUNK = 1 << 18   # entries counted at once: what is made on the way stays in a processor's cache
 JOINED = 1 << 20  # entries of neighbouring leaves that are handled as one
-SAMPLE = 1 << 14  # entries of the sample
+SAMPLE = 1 << 14  # entries of the sample at most
+SPARSE = 1 << 5   # half of the least distance between these
 COLUMNS = 1 << 11  # entries of a bracket that are few enough to be looked up
 GATHERED = 1 << 7  # columns looked up at once
 
@@ -193,7 +194,8 @@ def _keep_largest(flat: Sequence[Array], k: Array) -> tuple[list[Array], Array]:
 def _sampled(flat: Sequence[Array], k: Array) -> Array:
     """Thresholds around the k-th highest key, from a sample at even distances."""
     total = sum(key.size for key in flat)
-    stride = 2 * (total // (2 * SAMPLE)) + 1  # odd, lest it fall into step with the columns of a matrix
+    # Odd, lest it fall into step with the columns of a matrix; long enough that sorting costs less than a pass.
+    stride = 2 * max(total // (2 * SAMPLE), SPARSE) + 1
     sample = jnp.sort(jnp.concatenate([key[::stride] for key in flat]))
     share = k.astype(jnp.float32) / total
     rank = (1 - share) * sample.size
@@ -234,16 +236,20 @@ def _narrow(bracket: Bracket, thresholds: Array, wanted: Array, count: Callable[
 
 
 def _by_chunk(flat: Array, look: Callable[[Array], Array]) -> list[Array]:
-    """What ``look`` makes of each chunk, seen as 128 rows: of the whole ones as one array, and of the rest.
+    """What ``look`` makes of each chunk, seen as 128 rows: of the whole ones as one array, of the rest, and of its end.
 
-    The rest is filled up with keys 0. Rows are what a processor adds as vectors, and counts of 128 fit into bytes.
+    Rows are what a processor adds as vectors, and counts of 128 fit into bytes. The end is one column, filled up with
+    keys 0.
     """
-    whole = flat.size // CHUNK
-    rest = flat[whole * CHUNK:]
-    seen = [look(jnp.pad(rest, (0, -rest.size % 128)).reshape(128, -1))] if rest.size else []
+    whole, even = flat.size // CHUNK * CHUNK, flat.size // 128 * 128
+    seen = []
     if whole:
-        seen.insert(0, lax.map(lambda i: look(lax.dynamic_slice(flat, (i * CHUNK,), (CHUNK,)).reshape(128, -1)),
-                               jnp.arange(whole)))
+        seen.append(lax.map(lambda i: look(lax.dynamic_slice(flat, (i * CHUNK,), (CHUNK,)).reshape(128, -1)),
+                            jnp.arange(whole // CHUNK)))
+    if whole < even:
+        seen.append(look(flat[whole:even].reshape(128, -1)))
+    if even < flat.size:
+        seen.append(look(jnp.pad(flat[even:], (0, 128 - flat.size % 128)).reshape(128, 1)))
     return seen
 
 
@@ -269,15 +275,18 @@ def _count_columns(flat: Sequence[Array], bracket: Bracket) -> Callable[[Array],
         """Write the columns of a leaf that hold anything inside behind the ``first`` ones, GATHERED at a time."""
         marked = jnp.concatenate([part.reshape(-1) for part in _by_chunk(key, lambda chunk: inside(chunk).any(0))])
         order = jnp.cumsum(marked, dtype=number)
-        # A row of a whole chunk and a row of the rest differ in length.
-        row, whole, last = CHUNK // 128, key.size // CHUNK, -(-(key.size % CHUNK) // 128)
+        # Rows of a whole chunk, of the rest and of its end differ in length.
+        row, whole, last = CHUNK // 128, key.size // CHUNK, key.size % CHUNK // 128
 
         def some(done: Array, columns: Array) -> Array:
             slot = done * GATHERED + jnp.arange(GATHERED, dtype=number)
             column = jnp.searchsorted(order, slot + 1).astype(number)
             chunk = jnp.minimum(column // row, whole)
-            index = chunk * CHUNK + column - chunk * row
-            index = index + jnp.arange(128, dtype=number)[:, None] * jnp.where(chunk < whole, row, last)
+            within = column - chunk * row
+            end = (chunk == whole) & (within == last)
+            index = chunk * CHUNK + jnp.where(end, 128 * last, within)
+            stride = jnp.where(chunk < whole, row, jnp.where(end, 1, last))
+            index = index + jnp.arange(128, dtype=number)[:, None] * stride
             there = (index < key.size) & (slot < order[-1])
             entries = key[jnp.where(there, index, 0)]
             entries = jnp.where(there & inside(entries), entries, key.dtype.type(0))
