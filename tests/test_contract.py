@@ -1,0 +1,60 @@
+"""The names under saliency and pruning, each called as the interface is written, in one list."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pkjax as pk
+import pytest
+
+
+@pytest.fixture(scope="module")
+def case():
+    module = pk.models.fc(width=6, depth=2)
+    apply_fn, params = pk.from_linen(module, module.init(jax.random.key(0), jnp.ones((1, 5), jnp.float32)))
+    X = jax.random.normal(jax.random.key(1), (4, 5), jnp.float32)
+    labels = jnp.arange(4)
+
+    def loss_fn(p):
+        return optax.softmax_cross_entropy_with_integer_labels(apply_fn(p, X), labels).mean()
+
+    return apply_fn, params, X, loss_fn
+
+
+SCORES = {
+    "random": lambda apply_fn, params, X, loss_fn: pk.random(params, key=jax.random.key(0)),
+    "magnitude": lambda apply_fn, params, X, loss_fn: pk.magnitude(params),
+    "snip": lambda apply_fn, params, X, loss_fn: pk.snip(loss_fn, params),
+    "grasp": lambda apply_fn, params, X, loss_fn: pk.grasp(loss_fn, params, prunable=pk.kernels),
+    "synflow": lambda apply_fn, params, X, loss_fn: pk.synflow(apply_fn, params, pk.ones_input((5,)), pool="sum"),
+    "synflow dist": lambda apply_fn, params, X, loss_fn: pk.synflow(apply_fn, params, pk.mean_input(jnp.abs(X))),
+    **{f"synflow_l2 {variant}": lambda apply_fn, params, X, loss_fn, variant=variant: pk.synflow_l2(
+        apply_fn, params, pk.ones_input((5,)), variant=variant, pool="sum")
+       for variant in ("paper", "conserved", "released")},
+    "path_exclusion": lambda apply_fn, params, X, loss_fn: pk.path_exclusion(apply_fn, params, X, pool="sum"),
+    "ntk_trace_saliency": lambda apply_fn, params, X, loss_fn: pk.ntk_trace_saliency(apply_fn, params, X),
+}
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_scores_are_trees_like_the_parameters_that_prune(case, name, tmp_path):
+    scores = SCORES[name](*case)
+    _, params, _, loss_fn = case
+    assert jax.tree.structure(scores) == jax.tree.structure(params)
+    assert all(np.isfinite(s).all() and s.shape == p.shape
+               for s, p in zip(jax.tree.leaves(scores), jax.tree.leaves(params), strict=True))
+    result = pk.prune(lambda p: scores, params, compression=None, density=0.4, steps=1, schedule=pk.exponential,
+                      scope=pk.global_scope, prunable=pk.kernels, progress=False)
+    assert result.kept == round(0.4 * result.total) == sum(layer.kept for layer in result.layers)
+    assert all(layer.emptied == (layer.kept == 0) and layer.total for layer in result.layers)
+    path = tmp_path / "masks.npz"
+    pk.save_masks(path, result.masks)
+    masks = pk.load_masks(path, like=params)
+    jax.tree.map(np.testing.assert_array_equal, masks, result.masks)
+    optimizer = pk.masked(optax.adam(0.1), masks)
+    sparse = pk.apply_masks(params, masks)
+    with jax.numpy_dtype_promotion("standard"):  # Adam's step counter
+        updates, _ = optimizer.update(jax.grad(loss_fn)(sparse), optimizer.init(sparse), sparse)
+        trained = optax.apply_updates(sparse, updates)
+    assert all(not np.asarray(t)[~np.asarray(m)].any()
+               for t, m in zip(jax.tree.leaves(trained), jax.tree.leaves(masks), strict=True))
