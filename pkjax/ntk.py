@@ -3,7 +3,7 @@
 import contextlib
 import sys
 from collections.abc import Callable, Hashable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Literal, get_args
 
 import jax
@@ -75,11 +75,8 @@ def ntk(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array | np.ndarray, "N ..."
                              f"dtype {X.dtype}, got X2 of shape {X2.shape} and dtype {X2.dtype}")
         check_finite(X2, "X2")
     if engine == "auto":
-        try:
-            sites(apply_fn, params, X[:1])
-            engine = "structured"
-        except NotPathNetworkError:
-            engine = "jacobian"
+        like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a)), (params, X[:1]))
+        engine = "structured" if _has_paths(_hashable(apply_fn), *_static(like)) else "jacobian"
     block = partial(_block, _hashable(apply_fn), params, entries, whole=whole, engine=engine)
     n, m = X.shape[0], (X if X2 is None else X2).shape[0]
     if tile is None or tile >= max(n, m):
@@ -151,6 +148,21 @@ def _prepare(apply_fn: ApplyFn, params: PyTree, X: Array, masks: PyTree | None, 
     if masks is not None:
         params = jax.tree.map(lambda p, m: jnp.where(m, p, jnp.zeros_like(p)), params, masks)
     return params, entries, tuple(all_ for _, all_ in flags)
+
+
+def _static(tree: PyTree) -> tuple[tuple[Any, ...], Any]:
+    leaves, treedef = jax.tree.flatten(tree)
+    return tuple(leaves), treedef
+
+
+@lru_cache(maxsize=64)
+def _has_paths(apply_fn: ApplyFn, leaves: tuple[Any, ...], treedef: Any) -> bool:
+    """Whether the network is a sum over paths, which takes a walk through its operations to say."""
+    try:
+        sites(apply_fn, *jax.tree.unflatten(treedef, leaves))
+    except NotPathNetworkError:
+        return False
+    return True
 
 
 def _hashable(apply_fn: ApplyFn) -> ApplyFn:

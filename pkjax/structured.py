@@ -7,19 +7,24 @@ the operation's other operand h. For a dense layer it is h δ_kᵀ, whose inner 
     Θ[(x,k),(x',l)] += (h·h') (δ_k·δ'_l)                        every weight trains
     Θ[(x,k),(x',l)] += Σ_j (Σ_i M_ij h_i h'_i) δ_kj δ'_lj       only the entries of the mask M train
 
-Floating-point operations for N × N' examples, K outputs and a layer n_in → n_out, beside the (N + N') K backward
-passes that give all δ (each 4 operations per weight of a dense network):
+An operation at p places, a convolution for one, is a product of the rows h (p, I) that it meets and the matrix (I, J)
+of the entries of the leaf; its gradient is hᵀ δ_k. Either the inner products are taken over places,
 
-    whole layer      2 N N' (n_in + K² n_out + K²)
-    masked layer     2 N N' n_out (n_in + K² + K/2)
-    Jacobian of it   2 N N' K² n_in n_out + (N + N') K n_in n_out
+    Θ[(x,k),(x',l)] += Σ_pj δ_kpj Σ_q (h h'ᵀ)_pq δ'_lqj         every weight trains
 
-so both Gram routes cost less wherever n_in > 1, and a whole layer costs n_in n_out / (n_in/K² + n_out) times less.
-Other operations (convolutions), leaves used several times and leaves that the taps do not reach go through the
-Jacobian of that leaf alone, in blocks of outputs.
+or the Jacobians hᵀ δ_k of that leaf alone are contracted, whichever costs less. Floating-point operations for a pair of
+examples and K outputs, beside the backward passes that give all δ:
+
+    over places       2 p² (I + K J) + 2 p K² J                 with p = 1: 2 (I + K² J + K²), a dense layer
+    masked, p = 1     2 J (I + K² + K/2)
+    Jacobian          2 K² I J, and 2 p K I J for each example
+
+Leaves used several times, other operations, and leaves that the taps do not reach go through the Jacobian of that leaf
+alone, too, in blocks of outputs.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -33,6 +38,8 @@ __all__ = ["accumulator", "theta"]
 
 ENTRIES = 2**26
 """How many numbers one intermediate array may hold: 256 MB in float32."""
+BALANCE = 32
+"""Operations that take as long as a number written and read again, on machines of today."""
 
 
 def accumulator(dtype: Any) -> Any:
@@ -97,16 +104,18 @@ def theta(apply_fn: ApplyFn, params: PyTree, entries: list[Array | None], whole:
         if mask is None:
             continue
         used = by_leaf.get(index, ())
-        if len(used) == 1 and sites[used[0]].kind == "dense" and len(sites[used[0]].shape) == 2:
-            h, d, h2, d2 = (a.astype(wide) for a in (operands[used[0]][:, 0], deltas[used[0]][:, :, 0],
-                                                     operands2[used[0]][:, 0], deltas2[used[0]][:, :, 0]))
-            total += _gram(h, d, h2, d2) if whole[index] else _masked_gram(h, d, h2, d2, mask)
+        matrices = sites[used[0]].matrices if len(used) == 1 else None
+        train = None if whole[index] else mask
+        if matrices is not None:
+            h, h2 = (jax.vmap(matrices.rows)(o[used[0]]).astype(wide) for o in (operands, operands2))
+            d, d2 = (jax.vmap(jax.vmap(matrices.columns))(t[used[0]]).astype(wide) for t in (deltas, deltas2))
+            total += _product(h, d, h2, d2, None if train is None else matrices.entries(train), X2 is None)
             continue
         if used:
             left, right = through_sites(index, operands, deltas), through_sites(index, operands2, deltas2)
         else:
             left, right = leaf_alone(index, X), leaf_alone(index, X if X2 is None else X2)
-        total += _contract(left, None if X2 is None else right, None if whole[index] else mask.reshape(-1), n_out,
+        total += _contract(left, None if X2 is None else right, None if train is None else train.reshape(-1), n_out,
                            max(1, ENTRIES // max(1, max(rows, columns) * mask.size)), wide)
     return total
 
@@ -115,10 +124,49 @@ def _flat(jacobian: Array) -> Array:
     return jacobian.reshape(*jacobian.shape[:2], -1)
 
 
+def over_places(pairs: int, examples: int, k: int, p: int, i: int, j: int) -> bool:
+    """Whether inner products over places cost less than Jacobians, in operations and in numbers written and read."""
+    gram = pairs * (p * p * (i + k * j) + p * k * k * j) + BALANCE * pairs * (p * p + p * k * j)
+    jacobian = pairs * k * k * i * j + examples * p * k * i * j + BALANCE * examples * k * i * j
+    return gram < jacobian
+
+
+def _product(h: Float[Array, "N P I"], d: Float[Array, "N K P J"], h2: Float[Array, "M P I"],
+             d2: Float[Array, "M K P J"], mask: Bool[Array, "I J"] | None, symmetric: bool) -> Float[Array, "N M K K"]:
+    """Inner products of the gradients hᵀ d of a product of matrices."""
+    (n, p, i), (k, _, j), m = h.shape, d.shape[1:], h2.shape[0]
+    if p == 1:
+        h, d, h2, d2 = h[:, 0], d[:, :, 0], h2[:, 0], d2[:, :, 0]
+        return _gram(h, d, h2, d2) if mask is None else _masked_gram(h, d, h2, d2, mask)
+    if mask is None and over_places(n * m, n if symmetric else n + m, k, p, i, j):
+        return _gram_over_places(h, d, h2, d2)
+
+    def jacobian(h: Array, d: Array, first: int, last: int) -> Array:
+        by_place = d[:, first:last].transpose(0, 2, 1, 3)  # one product for all outputs of an example
+        return jnp.einsum("npi,npkj->nkij", h, by_place).reshape(h.shape[0], last - first, i * j)
+
+    return _contract(partial(jacobian, h, d), None if symmetric else partial(jacobian, h2, d2),
+                     None if mask is None else mask.reshape(-1), k, max(1, ENTRIES // (max(n, m) * i * j)), h.dtype)
+
+
 def _gram(h: Float[Array, "N I"], d: Float[Array, "N K J"], h2: Float[Array, "M I"], d2: Float[Array, "M K J"],
           ) -> Float[Array, "N M K K"]:
     """Inner products of the gradients h dᵀ of a dense layer, as the product of two Gram matrices."""
     return (h @ h2.T)[:, :, None, None] * jnp.einsum("nkj,mlj->nmkl", d, d2)
+
+
+def _gram_over_places(h: Float[Array, "N P I"], d: Float[Array, "N K P J"], h2: Float[Array, "M P I"],
+                      d2: Float[Array, "M K P J"]) -> Float[Array, "N M K K"]:
+    """Inner products of the gradients hᵀ d without them, for one row of examples after the other."""
+    m, k, p, j = d2.shape
+    flat = d2.transpose(0, 2, 1, 3).reshape(m, p, k * j)
+
+    def row(one: tuple[Array, Array]) -> Array:
+        rows, cotangents = one
+        met = jnp.einsum("pi,mqi->mpq", rows, h2)
+        return jnp.einsum("kpj,mplj->mkl", cotangents, (met @ flat).reshape(m, p, k, j))
+
+    return jax.lax.map(row, (h, d))
 
 
 def _masked_gram(h: Float[Array, "N I"], d: Float[Array, "N K J"], h2: Float[Array, "M I"],
@@ -142,6 +190,20 @@ def _masked_gram(h: Float[Array, "N I"], d: Float[Array, "N K J"], h2: Float[Arr
     return total
 
 
+def _inner(jacobian: Float[Array, "N K P"]) -> Float[Array, "N N K K"]:
+    """Inner products of the rows of a Jacobian with each other, most of one half of them taken from the other."""
+    n, k, p = jacobian.shape
+
+    def gram(rows: Array) -> Array:
+        half = rows.shape[0] // 2
+        if half < 64:
+            return rows @ rows.T
+        across = rows[:half] @ rows[half:].T
+        return jnp.block([[gram(rows[:half]), across], [across.T, gram(rows[half:])]])
+
+    return gram(jacobian.reshape(n * k, p)).reshape(n, k, n, k).transpose(0, 2, 1, 3)
+
+
 def _contract(left: LeafJacobian, right: LeafJacobian | None, mask: Array | None, n_out: int, block: int,
               dtype: Any) -> Float[Array, "N M K K"]:
     """Contract two Jacobians of a leaf over its entries, ``block`` outputs at a time; None mirrors the left one."""
@@ -157,6 +219,6 @@ def _contract(left: LeafJacobian, right: LeafJacobian | None, mask: Array | None
                 continue
             # The mask is 0 or 1: applied on one side, it acts on the product.
             b = whole if right is None and c == r else (right or left)(*column).astype(dtype)
-            line.append(jnp.einsum("nkp,mlp->nmkl", a, b))
+            line.append(_inner(a) if mask is None and b is a else jnp.einsum("nkp,mlp->nmkl", a, b))
         grid.append(line)
     return jnp.concatenate([jnp.concatenate(line, axis=3) for line in grid], axis=2)

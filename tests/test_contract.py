@@ -37,16 +37,19 @@ SCORES = {
 
 
 @pytest.mark.parametrize("name", SCORES)
-def test_scores_are_trees_like_the_parameters_that_prune(case, name, tmp_path):
-    scores = SCORES[name](*case)
-    _, params, _, loss_fn = case
+def test_scores_are_trees_like_the_parameters(case, name):
+    scores, params = SCORES[name](*case), case[1]
     assert jax.tree.structure(scores) == jax.tree.structure(params)
     assert all(np.isfinite(s).all() and s.shape == p.shape
                for s, p in zip(jax.tree.leaves(scores), jax.tree.leaves(params), strict=True))
-    result = pk.prune(lambda p: scores, params, compression=None, density=0.4, steps=1, schedule=pk.exponential,
-                      scope=pk.global_scope, prunable=pk.kernels, progress=False)
+
+
+def test_what_is_pruned_is_saved_and_loaded_and_stays_zero_in_training(case, tmp_path):
+    _, params, _, loss_fn = case
+    result = pk.prune(lambda p: pk.snip(loss_fn, p), params, compression=None, density=0.4, steps=1,
+                      schedule=pk.exponential, scope=pk.global_scope, prunable=pk.kernels, progress=False)
     assert result.kept == round(0.4 * result.total) == sum(layer.kept for layer in result.layers)
-    assert all(layer.emptied == (layer.kept == 0) and layer.total for layer in result.layers)
+    assert all(layer.emptied == (layer.kept == 0) and layer.total and layer.shape for layer in result.layers)
     path = tmp_path / "masks.npz"
     pk.save_masks(path, result.masks)
     masks = pk.load_masks(path, like=params)
@@ -56,5 +59,6 @@ def test_scores_are_trees_like_the_parameters_that_prune(case, name, tmp_path):
     with jax.numpy_dtype_promotion("standard"):  # Adam's step counter
         updates, _ = optimizer.update(jax.grad(loss_fn)(sparse), optimizer.init(sparse), sparse)
         trained = optax.apply_updates(sparse, updates)
-    assert all(not np.asarray(t)[~np.asarray(m)].any()
-               for t, m in zip(jax.tree.leaves(trained), jax.tree.leaves(masks), strict=True))
+    for mask, before, after in zip(*map(jax.tree.leaves, (masks, sparse, trained)), strict=True):
+        assert not np.asarray(after)[~np.asarray(mask)].any()
+        assert (np.asarray(before) != np.asarray(after)).any()

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from pkjax import structured
+from pkjax import paths, structured
 from pkjax.ntk import ntk, ntk_matvec, ntk_trace
 from pkjax.paths import NotPathNetworkError
 
@@ -190,6 +190,46 @@ def test_small_blocks_do_not_change_the_kernel(name, monkeypatch):
         want = ntk(apply_fn, params, x, engine="jacobian", masks=m)
         np.testing.assert_allclose(ntk(fresh, params, x, masks=m), want, rtol=1e-10, atol=1e-12)
         np.testing.assert_allclose(ntk(fresh, params, x, x[:3], masks=m), want[:, :3], rtol=1e-10, atol=1e-12)
+
+
+def oddly_convolved(p, x):
+    """Two axes of unlike strides and dilations, channels first, a window larger than the image, positions, groups."""
+    def conv(x, k, layout, **options):
+        return jax.lax.conv_general_dilated(x, k, dimension_numbers=layout, **options)
+
+    first = ("NCHW", "OIHW", "NHWC")
+    last = ("NHWC", "HWIO", "NHWC")
+    x = relu(conv(x, p["first"], first, window_strides=(2, 1), padding=((2, 1), (0, 3)), rhs_dilation=(1, 2)))
+    x = relu(conv(x, p["groups"], last, window_strides=(2, 3), padding="SAME", feature_group_count=2))
+    x = relu(conv(x, p["large"], last, window_strides=(1, 1), padding="SAME") + 0.1)
+    return (x @ p["positions"]).sum((1, 2))
+
+
+@pytest.mark.parametrize("over_places", [True, False])
+def test_convolutions_contract_exactly_by_either_route(over_places, monkeypatch):
+    shapes = {"first": (4, 2, 3, 2), "groups": (2, 2, 2, 6), "large": (5, 5, 6, 3), "positions": (3, 3)}
+    params = draw(shapes)
+    x = jax.random.normal(jax.random.key(1), (5, 2, 5, 6))
+    found, _ = paths.sites(oddly_convolved, params, x[:1])
+    assert [site.kind for site in found] == ["convolution", "other", "convolution", "dense"]
+    monkeypatch.setattr(structured, "over_places", lambda *sizes: over_places)
+
+    def fresh(p, z):                                                  # a new key of the compilation cache
+        return oddly_convolved(p, z)
+
+    want = oracle(oddly_convolved, params, x, x)
+    assert np.abs(want).max() > 1e-2
+    np.testing.assert_allclose(ntk(fresh, params, x, engine="structured"), want, rtol=1e-10, atol=1e-10)
+    np.testing.assert_allclose(ntk(fresh, params, x[:2], x[2:], engine="structured"), want[:2, 2:], rtol=1e-10,
+                               atol=1e-10)
+    masks = half_masks(params)
+    want = oracle(oddly_convolved, zeroed(params, masks), x, x, masks)
+    np.testing.assert_allclose(ntk(fresh, params, x, engine="structured", masks=masks), want, rtol=1e-10, atol=1e-10)
+
+
+def test_one_half_of_a_large_gram_matrix_is_taken_from_the_other(key):
+    rows = jax.random.normal(key, (30, 9, 7))
+    np.testing.assert_allclose(structured._inner(rows), np.einsum("nkp,mlp->nmkl", rows, rows), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

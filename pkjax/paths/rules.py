@@ -75,10 +75,10 @@ def product(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
 
 
 def convolution(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
-    """Convolutions: a contraction, which path polynomials of one image write as a matrix product."""
-    images = eqn.invars[0].aval.shape[eqn.params["dimension_numbers"].lhs_spec[0]]
-    if isinstance(interp.algebra, Polynomial) and prefers_products(eqn.params, images):
-        return [interp.bilinear(eqn.primitive.name, products(eqn.params), *ins)]
+    """Convolutions: a contraction, sometimes written as matrix products."""
+    image, kernel = (v.aval.shape for v in eqn.invars)
+    if prefers_products(eqn.params, image, kernel, isinstance(interp.algebra, Polynomial)):
+        return [interp.bilinear(eqn.primitive.name, partial(products, **eqn.params), *ins)]
     return product(interp, eqn, ins)
 
 

@@ -15,6 +15,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
 from pkjax.paths.algebras import Network
+from pkjax.paths.convolution import as_columns, as_matrix, patches
 from pkjax.paths.interpreter import PathSum, interpret
 from pkjax.trees import ApplyFn
 
@@ -26,7 +27,7 @@ class Site:
     """One use of a parameter leaf by an operation of the network."""
 
     kind: str
-    """"dense" (h @ leaf over h's last axis), "elementwise" (a bias or a scale) or "other" (a convolution, say)."""
+    """"dense" (h @ leaf over h's last axis), "convolution", "elementwise" (a bias or a scale) or "other"."""
     leaf: int
     """The parameter leaf, in flattening order."""
     shape: tuple[int, ...]
@@ -35,6 +36,19 @@ class Site:
     """Type of the tap."""
     pullback: Callable[[Array | None, Array], Array]
     """(operand h or None, cotangent δ of the output) → cotangent of the leaf, for a batch of one."""
+    matrices: "Matrices | None" = None
+    """The operation as a product of matrices, where it is one: of a dense layer or an ungrouped convolution."""
+
+
+class Matrices(NamedTuple):
+    """An operation on a batch of one as rows (places, I) times a matrix (I, J) of the leaf's entries."""
+
+    rows: Callable[[Array], Array]
+    """Operand h → (places, I)."""
+    columns: Callable[[Array], Array]
+    """The output, or its cotangent δ → (places, J)."""
+    entries: Callable[[Array], Array]
+    """What is shaped like the leaf → (I, J)."""
 
 
 class View(NamedTuple):
@@ -122,22 +136,35 @@ class Tapped(Network):
             return Held(out, None)
         plain = h is a and op == "dot_general" and view.whole and len(w.shape) == 2 and fn.keywords[  # type: ignore[attr-defined]
             "dimension_numbers"] == (((len(h.shape) - 1,), (0,)), ((), ()))
-        kind = "dense" if plain else "elementwise" if op == "mul" else "other"
-        return Held(self._tap(kind, view, out, h.value.array, partial(self._transposed, view, use)), None)
+        kind, matrices = "elementwise" if op == "mul" else "other", None
+        if plain:
+            kind, matrices = "dense", Matrices(_rows, _rows, lambda leaf: leaf)
+        elif h is a and op == "conv_general_dilated" and view.whole:
+            params = fn.keywords  # type: ignore[attr-defined]
+            if params["feature_group_count"] == params["batch_group_count"] == 1:
+                kind = "convolution"
+                matrices = Matrices(partial(patches, params, w.shape), partial(as_columns, params),
+                                    partial(as_matrix, params))
+        return Held(self._tap(kind, view, out, h.value.array, partial(self._transposed, view, use), matrices), None)
 
     def _transposed(self, view: View, use: Callable[[Any, Any], Array], h: Array | None, delta: Array) -> Array:
         """Pull a cotangent of the operation's output back to the leaf."""
         (cotangent,) = jax.linear_transpose(lambda leaf: use(h, view.fn(leaf)), self.leaves[view.leaf])(delta)
         return cotangent
 
-    def _tap(self, kind: str, view: View, out: Array, h: Array | None, pullback: Callable[..., Array]) -> Array:
+    def _tap(self, kind: str, view: View, out: Array, h: Array | None, pullback: Callable[..., Array],
+             matrices: Matrices | None = None) -> Array:
         n = len(self.sites)
-        self.sites.append(Site(kind, view.leaf, out.shape, out.dtype, pullback))
+        self.sites.append(Site(kind, view.leaf, out.shape, out.dtype, pullback, matrices))
         self.operands.append(h)
         return out if self.taps is None else out + self.taps[n]
 
     def _uncover(self, parameter: PathSum) -> None:
         self.uncovered.update(label[0] for label in parameter.degree)
+
+
+def _rows(signal: Array) -> Array:
+    return signal.reshape(-1, signal.shape[-1])
 
 
 def _added(alone: Callable[[int, Array], Array], i: int, h: None, parameter: Array) -> Array:
@@ -155,13 +182,14 @@ def _walk(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, taps: Sequence[Array]
     return algebra, out.value.array
 
 
-def sites(apply_fn: ApplyFn, params: PyTree, x: ArrayLike) -> tuple[tuple[Site, ...], dict[int, tuple[int, ...]]]:
+def sites(apply_fn: ApplyFn, params: PyTree, x: ArrayLike | jax.ShapeDtypeStruct
+          ) -> tuple[tuple[Site, ...], dict[int, tuple[int, ...]]]:
     """Find where a network uses its parameters.
 
     Args:
       apply_fn: the network.
       params: its parameters θ (shapes suffice).
-      x: (1, *input), a batch of one.
+      x: (1, *input), a batch of one (its shape suffices).
 
     Returns:
       The sites, in the order of the operations, and for each covered leaf (by flattening order) its sites. A leaf that
