@@ -2,12 +2,13 @@
 
 Path polynomials on a processor are computed so: there, XLA's own convolution spends most of a backward pass on the
 kernel's derivative, and several times more within a loop; the same derivative of a matrix product is a matrix product.
-Where the kernel is the larger part, one product of all patches does it. Where the image is, one product after the
-other does, each of the entries at one place of the window: patches would take more memory than everything else.
+Where the kernel is the larger part, one product of all patches does it. Where the image is, one block of its places
+after the other is multiplied: all patches at once would take more memory than everything else.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
+from itertools import product
 from math import prod
 from typing import Any
 
@@ -59,8 +60,7 @@ def as_columns(params: Params, signal: Array) -> Array:
 def patches(params: Params, kernel: tuple[int, ...], x: Array) -> Array:
     """What a kernel of that shape meets at each place of one image, (places, window · features)."""
     window = [kernel[i] for i in params["dimension_numbers"].rhs_spec[2:]]
-    entries, _ = _unfolded(params, window, x)
-    return lax.concatenate([entries(start) for start in _starts(params, window)], 1)
+    return _met(params, window, *_padded(params, window, x))
 
 
 @partial(jax.jit, static_argnames="layout")  # traced once a shape: networks repeat their blocks
@@ -69,48 +69,48 @@ def _convolve(x: Array, kernel: Array, layout: tuple[tuple[str, Any], ...]) -> A
     _, rhs, out = params["dimension_numbers"]
     window, outputs = [kernel.shape[i] for i in rhs[2:]], kernel.shape[rhs[0]]
     weights = as_matrix(params, kernel)
+    image, places = _padded(params, window, x)
+    blocks = min(window[0], places[0]) if prod(places) > outputs else 1
+    height = -(-places[0] // blocks)
+    (stride, *_), (dilation, *_) = params["window_strides"], params["rhs_dilation"]
 
-    def times(rows: Array, weights: Array) -> Array:
-        return lax.dot(rows, weights, precision=params["precision"],
-                       preferred_element_type=params["preferred_element_type"])
+    def block(_: None, first: Any) -> tuple[None, Array]:
+        rows = lax.dynamic_slice_in_dim(image, first, (height - 1) * stride + (window[0] - 1) * dilation + 1)
+        return None, lax.dot(_met(params, window, rows, [height, *places[1:]]), weights, precision=params["precision"],
+                             preferred_element_type=params["preferred_element_type"])
 
-    entries, places = _unfolded(params, window, x)
-    if prod(window) > 1 and prod(places) > outputs:
-        def add(total: Array, entry: tuple[Array, Array]) -> tuple[Array, None]:
-            start, weight = entry
-            return total + times(entries(list(start)), weight), None
-        starts = _starts(params, window)
-        pieces = lax.reshape(weights, (prod(window), kernel.shape[rhs[1]], outputs))
-        like = jax.eval_shape(times, entries(starts[0]), pieces[0])
-        y, _ = lax.scan(jax.checkpoint(add), jnp.zeros(like.shape, like.dtype), (starts, pieces))
+    if blocks > 1:
+        image = lax.pad(image, jnp.zeros((), x.dtype),
+                        [(0, (blocks * height - places[0]) * stride, 0), *[(0, 0, 0)] * len(places)])
+        starts = np.arange(blocks, dtype=np.int32) * np.int32(height * stride)
+        y = lax.slice_in_dim(lax.collapse(lax.scan(jax.checkpoint(block), None, starts)[1], 0, 2), 0, prod(places))
     else:
-        y = times(patches(params, kernel.shape, x), weights)
+        y = block(None, 0)[1]
     y = lax.reshape(y, (1, *places, outputs))
     order = (out[0], *out[2:], out[1])   # where each axis of y goes
     return lax.transpose(y, tuple(order.index(i) for i in range(y.ndim)))
 
 
-def _starts(params: Params, window: Sequence[int]) -> np.ndarray:
-    """Where the entries of the window lie."""
-    index = np.stack(np.unravel_index(np.arange(prod(window)), window), -1).astype(np.int32)
-    return index * np.asarray(params["rhs_dilation"], np.int32)
-
-
-def _unfolded(params: Params, window: Sequence[int], x: Array) -> tuple[Callable[[Any], Array], list[int]]:
-    """Entry of the window → what it meets at each place, (places, features); and the places along each axis."""
+def _padded(params: Params, window: Sequence[int], x: Array) -> tuple[Array, list[int]]:
+    """One image with its padding, (…, features), and how many places a window has along each axis."""
     lhs = params["dimension_numbers"].lhs_spec
-    strides = params["window_strides"]
     image = lax.transpose(x, (*lhs[2:], lhs[1], lhs[0]))[..., 0]
     image = lax.pad(image, jnp.zeros((), x.dtype),
                     [*((low, high, d - 1) for (low, high), d in zip(params["padding"], params["lhs_dilation"],
                                                                     strict=True)), (0, 0, 0)])
-    places = [(n - (w - 1) * d - 1) // s + 1
-              for n, w, d, s in zip(image.shape[:-1], window, params["rhs_dilation"], strides, strict=True)]
+    return image, [(n - (w - 1) * d - 1) // s + 1
+                   for n, w, d, s in zip(image.shape[:-1], window, params["rhs_dilation"], params["window_strides"],
+                                         strict=True)]
+
+
+def _met(params: Params, window: Sequence[int], image: Array, places: Sequence[int]) -> Array:
+    """What the window meets at each place of a padded image."""
+    strides, features = params["window_strides"], image.shape[-1]
     span = [(n - 1) * s + 1 for n, s in zip(places, strides, strict=True)]
-
-    def entries(start: Sequence[Any] | np.ndarray) -> Array:
-        block = lax.dynamic_slice(image, (*start, np.int32(0)), (*span, image.shape[-1]))
-        return lax.reshape(lax.slice(block, [0] * block.ndim, block.shape, (*strides, 1)),
-                           (prod(places), image.shape[-1]))
-
-    return entries, places
+    met = []
+    for entry in product(*map(range, window)):
+        start = [i * d for i, d in zip(entry, params["rhs_dilation"], strict=True)]
+        block = lax.slice(image, (*start, 0), (*(i + n for i, n in zip(start, span, strict=True)), features),
+                          (*strides, 1))
+        met.append(lax.reshape(block, (prod(places), features)))
+    return lax.concatenate(met, 1)
