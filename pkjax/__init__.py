@@ -19,8 +19,10 @@ from pkjax.connectivity import Connectivity, connectivity
 from pkjax.data_factor import data_factor
 from pkjax.data_saliency import grasp, ntk_trace_saliency, path_exclusion, snip
 from pkjax.masks import apply_masks, load_masks, masked, save_masks
-from pkjax.ntk import ntk, ntk_matvec, ntk_trace
+from pkjax.ntk import ntk, ntk_plan
+from pkjax.ntk_products import ntk_matvec, ntk_trace
 from pkjax.paths import NotFullyConnectedError, NotPathNetworkError
+from pkjax.plans import LeafPlan, NtkPlan
 from pkjax.prune_result import DisconnectedWarning, EmptiedLayerWarning, LayerReport, PruneResult
 from pkjax.pruning import prune
 from pkjax.saliency import magnitude, random, synflow, synflow_l2
@@ -34,11 +36,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "Connectivity", "DisconnectedWarning", "EmptiedLayerWarning", "LayerReport", "NotFullyConnectedError",
-    "NotPathNetworkError", "PruneResult", "Report",
+    "Connectivity", "DisconnectedWarning", "EmptiedLayerWarning", "LayerReport", "LeafPlan",
+    "NotFullyConnectedError", "NotPathNetworkError", "NtkPlan", "PruneResult", "Report",
     "analyze", "apply_masks", "connectivity", "data", "data_factor", "erk_scope", "exponential", "from_linen",
     "from_nnx", "global_scope", "grasp", "inverted", "kernels", "layer_scope", "linear", "load_masks", "magnitude",
-    "masked", "mean_input", "models", "ntk", "ntk_matvec", "ntk_trace", "ntk_trace_saliency", "ones_input",
+    "masked", "mean_input", "models", "ntk", "ntk_matvec", "ntk_plan", "ntk_trace", "ntk_trace_saliency", "ones_input",
     "path_exclusion", "path_kernel", "paths", "plots", "prune", "random", "reinitialize", "save_masks",
     "shuffle_masks", "snip", "synflow", "synflow_l2",
 ]

@@ -23,32 +23,20 @@ Leaves used several times, other operations, and leaves that the taps do not rea
 alone, too, in blocks of outputs.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 from jaxtyping import Array, Bool, Float, PyTree
 
-from pkjax import paths
+from pkjax.cotangents import Cotangents, LeafJacobian, accumulator
+from pkjax.routes import Name, blocks, masked_columns, route, use
 from pkjax.trees import ApplyFn
 
-__all__ = ["accumulator", "theta"]
-
-ENTRIES = 2**26
-"""How many numbers one intermediate array may hold: 256 MB in float32."""
-BALANCE = 32
-"""Operations that take as long as a number written and read again, on machines of today."""
-
-
-def accumulator(dtype: Any) -> Any:
-    """Return the dtype that products are summed in: the given one, or float32 where that is narrower."""
-    return jnp.dtype(jnp.float32) if jnp.finfo(dtype).bits < 32 else jnp.dtype(dtype)
-
-
-LeafJacobian = Callable[[int, int], Array]
-"""Outputs (first, last) → Jacobian (N, last - first, entries of the leaf)."""
+__all__ = ["energy", "theta"]
 
 
 def theta(apply_fn: ApplyFn, params: PyTree, entries: list[Array | None], whole: tuple[bool, ...],
@@ -58,122 +46,119 @@ def theta(apply_fn: ApplyFn, params: PyTree, entries: list[Array | None], whole:
     ``entries`` gives for each leaf of ``params`` the booleans that say which of its entries train, None for a leaf
     of which none does; ``whole`` says which leaves train whole.
     """
-    leaves, treedef = jax.tree.flatten(params)
-    sites, by_leaf = paths.sites(apply_fn, params, X[:1])
-    out = jax.eval_shape(apply_fn, params, X[:1])
-    wide = accumulator(out.dtype)
-    n_out = out.shape[1]
-
-    def one(x: Array) -> tuple[Any, Any]:
-        def tapped(taps: tuple[Array, ...]) -> tuple[Array, Any]:
-            return paths.tapped(apply_fn, params, x[None], taps)
-
-        zeros = tuple(jnp.zeros(site.shape, site.dtype) for site in sites)
-        _, pullback, operands = jax.vjp(tapped, zeros, has_aux=True)
-        return operands, jax.vmap(lambda e: pullback(e)[0])(jnp.eye(n_out, dtype=out.dtype)[:, None])
-
-    def leaf_alone(index: int, batch: Array) -> LeafJacobian:
-        def jacobian(first: int, last: int) -> Array:
-            def one_leaf(x: Array) -> Array:
-                def f(leaf: Array) -> Array:
-                    changed = [*leaves[:index], leaf, *leaves[index + 1:]]
-                    return apply_fn(jax.tree.unflatten(treedef, changed), x[None])[0]
-
-                _, pullback = jax.vjp(f, leaves[index])
-                return jax.vmap(lambda e: pullback(e)[0])(jnp.eye(n_out, dtype=out.dtype)[first:last])
-
-            return _flat(jax.vmap(one_leaf)(batch))
-
-        return jacobian
-
-    def through_sites(index: int, operands: Any, deltas: Any) -> LeafJacobian:
-        def jacobian(first: int, last: int) -> Array:
-            def one_site(s: int) -> Array:
-                over_outputs = jax.vmap(sites[s].pullback, (None, 0))
-                return jax.vmap(over_outputs)(operands[s], deltas[s][:, first:last])
-
-            return _flat(sum(map(one_site, by_leaf[index][1:]), start=one_site(by_leaf[index][0])))
-
-        return jacobian
-
-    operands, deltas = jax.vmap(one)(X)
-    operands2, deltas2 = (operands, deltas) if X2 is None else jax.vmap(one)(X2)
+    net = Cotangents.of(apply_fn, params, X[:1])
+    wide, k = accumulator(net.dtype), net.n_out
+    operands, deltas = jax.vmap(net.one)(X)
+    operands2, deltas2 = (operands, deltas) if X2 is None else jax.vmap(net.one)(X2)
     rows, columns = X.shape[0], X.shape[0] if X2 is None else X2.shape[0]
-    total = jnp.zeros((rows, columns, n_out, n_out), wide)
+    total = jnp.zeros((rows, k, columns, k), wide)   # the order in which products of matrices come
     for index, mask in enumerate(entries):
         if mask is None:
             continue
-        used = by_leaf.get(index, ())
-        matrices = sites[used[0]].matrices if len(used) == 1 else None
+        used = net.by_leaf.get(index, ())
         train = None if whole[index] else mask
+        name = route(rows, None if X2 is None else columns, k, mask.size,
+                     [use(net.sites[s], net.leaves[index]) for s in used], train is not None).name
+        matrices = net.sites[used[0]].matrices if len(used) == 1 else None
         if matrices is not None:
             h, h2 = (jax.vmap(matrices.rows)(o[used[0]]).astype(wide) for o in (operands, operands2))
             d, d2 = (jax.vmap(jax.vmap(matrices.columns))(t[used[0]]).astype(wide) for t in (deltas, deltas2))
-            total += _product(h, d, h2, d2, None if train is None else matrices.entries(train), X2 is None)
+            total += _product(name, h, d, h2, d2, None if train is None else matrices.entries(train), X2 is None)
             continue
         if used:
-            left, right = through_sites(index, operands, deltas), through_sites(index, operands2, deltas2)
+            left, right = net.through_sites(index, operands, deltas), net.through_sites(index, operands2, deltas2)
         else:
-            left, right = leaf_alone(index, X), leaf_alone(index, X if X2 is None else X2)
-        total += _contract(left, None if X2 is None else right, None if train is None else train.reshape(-1), n_out,
-                           max(1, ENTRIES // max(1, max(rows, columns) * mask.size)), wide)
+            left, right = net.leaf_alone(index, X), net.leaf_alone(index, X if X2 is None else X2)
+        total += _contract(left, None if X2 is None else right, None if train is None else train.reshape(-1), k,
+                           blocks(max(rows, columns), mask.size), wide)
+    return total.transpose(0, 2, 1, 3)
+
+
+def energy(apply_fn: ApplyFn, params: PyTree, entries: list[Array | None], whole: tuple[bool, ...],
+           x: Float[Array, "..."]) -> Float[Array, ""]:
+    """The part of Tr Θ that one example brings, ``Σ_k ‖∇f_k(x)‖²``, from the norms of each leaf's gradients.
+
+    For a matrix product at one place it is ``‖h‖² Σ_k ‖δ_k‖²``, at several ``Σ_pq (h hᵀ)_pq Σ_k (δ_k δ_kᵀ)_pq`` or
+    ``Σ_k ‖hᵀ δ_k‖²``, whichever takes fewer operations.
+    """
+    net = Cotangents.of(apply_fn, params, x[None])
+    wide = accumulator(net.dtype)
+    operands, deltas = net.one(x)
+    total = jnp.zeros((), wide)
+    for index, mask in enumerate(entries):
+        if mask is None:
+            continue
+        used = net.by_leaf.get(index, ())
+        matrices = net.sites[used[0]].matrices if len(used) == 1 else None
+        if matrices is None:
+            batch = jax.tree.map(lambda a: a[None], (operands, deltas))
+            jacobian = net.through_sites(index, *batch) if used else net.leaf_alone(index, x[None])
+            total += jnp.sum(jnp.where(mask.reshape(-1), jacobian(0, net.n_out).astype(wide), 0) ** 2)
+            continue
+        h = matrices.rows(operands[used[0]]).astype(wide)
+        d = jax.vmap(matrices.columns)(deltas[used[0]]).astype(wide)
+        (p, i), (k, _, j) = h.shape, d.shape
+        if whole[index] and p * (i + k * j) < k * i * j:
+            met = d.transpose(1, 0, 2).reshape(p, k * j)
+            total += jnp.sum((h @ h.T) * (met @ met.T))
+        elif p == 1:
+            total += jnp.sum((matrices.entries(mask).astype(wide).T @ h[0] ** 2) * jnp.sum(d[:, 0] ** 2, 0))
+        else:
+            total += jnp.sum(jnp.where(matrices.entries(mask), jnp.einsum("pi,kpj->kij", h, d), 0) ** 2)
     return total
 
 
-def _flat(jacobian: Array) -> Array:
-    return jacobian.reshape(*jacobian.shape[:2], -1)
-
-
-def over_places(pairs: int, examples: int, k: int, p: int, i: int, j: int) -> bool:
-    """Whether inner products over places cost less than Jacobians, in operations and in numbers written and read."""
-    gram = pairs * (p * p * (i + k * j) + p * k * k * j) + BALANCE * pairs * (p * p + p * k * j)
-    jacobian = pairs * k * k * i * j + examples * p * k * i * j + BALANCE * examples * k * i * j
-    return gram < jacobian
-
-
-def _product(h: Float[Array, "N P I"], d: Float[Array, "N K P J"], h2: Float[Array, "M P I"],
-             d2: Float[Array, "M K P J"], mask: Bool[Array, "I J"] | None, symmetric: bool) -> Float[Array, "N M K K"]:
+def _product(name: Name, h: Float[Array, "N P I"], d: Float[Array, "N K P J"], h2: Float[Array, "M P I"],
+             d2: Float[Array, "M K P J"], mask: Bool[Array, "I J"] | None, symmetric: bool) -> Float[Array, "N K M K"]:
     """Inner products of the gradients hᵀ d of a product of matrices."""
-    (n, p, i), (k, _, j), m = h.shape, d.shape[1:], h2.shape[0]
-    if p == 1:
-        h, d, h2, d2 = h[:, 0], d[:, :, 0], h2[:, 0], d2[:, :, 0]
-        return _gram(h, d, h2, d2) if mask is None else _masked_gram(h, d, h2, d2, mask)
-    if mask is None and over_places(n * m, n if symmetric else n + m, k, p, i, j):
-        return _gram_over_places(h, d, h2, d2)
+    if name == "Gram":
+        return (h[:, 0] @ h2[:, 0].T)[:, None, :, None] * _inner(d[:, :, 0], d2[:, :, 0])
+    if name == "masked Gram" and mask is not None:
+        return _masked_gram(h[:, 0], d[:, :, 0], h2[:, 0], d2[:, :, 0], mask)
+    if name == "Gram over places":
+        return _gram_over_places(h, d, h2, d2, symmetric)
+    k, size = d.shape[1], h.shape[2] * d.shape[3]
 
     def jacobian(h: Array, d: Array, first: int, last: int) -> Array:
-        by_place = d[:, first:last].transpose(0, 2, 1, 3)  # one product for all outputs of an example
-        return jnp.einsum("npi,npkj->nkij", h, by_place).reshape(h.shape[0], last - first, i * j)
+        # Columns before rows: this is the order in which the product comes.
+        return jnp.einsum("nkpj,npi->nkji", d[:, first:last], h).reshape(h.shape[0], last - first, size)
 
     return _contract(partial(jacobian, h, d), None if symmetric else partial(jacobian, h2, d2),
-                     None if mask is None else mask.reshape(-1), k, max(1, ENTRIES // (max(n, m) * i * j)), h.dtype)
-
-
-def _gram(h: Float[Array, "N I"], d: Float[Array, "N K J"], h2: Float[Array, "M I"], d2: Float[Array, "M K J"],
-          ) -> Float[Array, "N M K K"]:
-    """Inner products of the gradients h dᵀ of a dense layer, as the product of two Gram matrices."""
-    return (h @ h2.T)[:, :, None, None] * jnp.einsum("nkj,mlj->nmkl", d, d2)
+                     None if mask is None else mask.T.reshape(-1), k, blocks(max(len(h), len(h2)), size), h.dtype)
 
 
 def _gram_over_places(h: Float[Array, "N P I"], d: Float[Array, "N K P J"], h2: Float[Array, "M P I"],
-                      d2: Float[Array, "M K P J"]) -> Float[Array, "N M K K"]:
-    """Inner products of the gradients hᵀ d without them, for one row of examples after the other."""
-    m, k, p, j = d2.shape
-    flat = d2.transpose(0, 2, 1, 3).reshape(m, p, k * j)
+                      d2: Float[Array, "M K P J"], symmetric: bool) -> Float[Array, "N K M K"]:
+    """Inner products of the gradients hᵀ d without them, for one row of examples after the other.
 
-    def row(one: tuple[Array, Array]) -> Array:
-        rows, cotangents = one
-        met = jnp.einsum("pi,mqi->mpq", rows, h2)
-        return jnp.einsum("kpj,mplj->mkl", cotangents, (met @ flat).reshape(m, p, k, j))
+    Of a symmetric kernel each row is taken with itself and with the half of the others that follows it in a circle.
+    """
+    n, (m, k, p, j) = len(h), d2.shape
+    count = n // 2 + 1 if symmetric else m
+    if symmetric:
+        h2, d2 = (jnp.concatenate([a, a[:count - 1]]) for a in (h2, d2))
+    flat = d2.transpose(0, 2, 1, 3).reshape(len(d2), p, k * j)
 
-    return jax.lax.map(row, (h, d))
+    def row(one: tuple[Array, Array, Array]) -> Array:
+        rows, cotangents, first = one
+        others, after = (lax.dynamic_slice_in_dim(a, first, count) if symmetric else a for a in (h2, flat))
+        met = jnp.einsum("pi,mqi->mpq", rows, others)
+        return jnp.einsum("kpj,mplj->kml", cotangents, (met @ after).reshape(count, p, k, j))
+
+    out = lax.map(row, (h, d, jnp.arange(n)))
+    if not symmetric:
+        return out
+    ahead = (np.arange(n) - np.arange(n)[:, None]) % n     # how far the column's example follows the row's
+    mine = out[np.arange(n)[:, None], :, np.minimum(ahead, count - 1)]
+    theirs = out[np.arange(n), :, np.minimum(-ahead % n, count - 1)].transpose(0, 1, 3, 2)
+    return jnp.where((ahead < count)[:, :, None, None], mine, theirs).transpose(0, 2, 1, 3)
 
 
 def _masked_gram(h: Float[Array, "N I"], d: Float[Array, "N K J"], h2: Float[Array, "M I"],
-                 d2: Float[Array, "M K J"], mask: Bool[Array, "I J"]) -> Float[Array, "N M K K"]:
+                 d2: Float[Array, "M K J"], mask: Bool[Array, "I J"]) -> Float[Array, "N K M K"]:
     """Inner products of the gradients h dᵀ over the entries of a mask: one Gram matrix for each of its columns."""
     (n, i), (k, j), m = h.shape, d.shape[1:], h2.shape[0]
-    block = max(1, min(j, ENTRIES // max(1, n * max(i, m * k))))
+    block = masked_columns(n, m, k, i, j)
     steps = -(-j // block)
 
     def in_blocks(a: Array) -> Array:
@@ -183,29 +168,21 @@ def _masked_gram(h: Float[Array, "N I"], d: Float[Array, "N K J"], h2: Float[Arr
     def step(total: Array, inputs: tuple[Array, Array, Array]) -> tuple[Array, None]:
         columns, left, right = inputs
         grams = jnp.einsum("bni,mi->bnm", h * columns.T[:, None, :], h2)
-        return total + jnp.einsum("mnkb,mlb->nmkl", jnp.einsum("bnm,nkb->mnkb", grams, left), right), None
+        return total + jnp.einsum("mnkb,mlb->nkml", jnp.einsum("bnm,nkb->mnkb", grams, left), right), None
 
-    start = jnp.zeros((n, m, k, k), h.dtype)
-    total, _ = jax.lax.scan(step, start, (in_blocks(mask.astype(h.dtype)), in_blocks(d), in_blocks(d2)))
+    start = jnp.zeros((n, k, m, k), h.dtype)
+    total, _ = lax.scan(step, start, (in_blocks(mask.astype(h.dtype)), in_blocks(d), in_blocks(d2)))
     return total
 
 
-def _inner(jacobian: Float[Array, "N K P"]) -> Float[Array, "N N K K"]:
-    """Inner products of the rows of a Jacobian with each other, most of one half of them taken from the other."""
-    n, k, p = jacobian.shape
-
-    def gram(rows: Array) -> Array:
-        half = rows.shape[0] // 2
-        if half < 64:
-            return rows @ rows.T
-        across = rows[:half] @ rows[half:].T
-        return jnp.block([[gram(rows[:half]), across], [across.T, gram(rows[half:])]])
-
-    return gram(jacobian.reshape(n * k, p)).reshape(n, k, n, k).transpose(0, 2, 1, 3)
+def _inner(left: Float[Array, "N K P"], right: Float[Array, "M L P"]) -> Float[Array, "N K M L"]:
+    """Inner products of the rows of two Jacobians, as one product of matrices."""
+    rows, columns = (a.reshape(-1, a.shape[-1]) for a in (left, right))
+    return (rows @ columns.T).reshape(*left.shape[:2], *right.shape[:2])
 
 
 def _contract(left: LeafJacobian, right: LeafJacobian | None, mask: Array | None, n_out: int, block: int,
-              dtype: Any) -> Float[Array, "N M K K"]:
+              dtype: Any) -> Float[Array, "N K M K"]:
     """Contract two Jacobians of a leaf over its entries, ``block`` outputs at a time; None mirrors the left one."""
     edges = [(first, min(first + block, n_out)) for first in range(0, n_out, block)]
     grid: list[list[Array]] = []
@@ -215,10 +192,10 @@ def _contract(left: LeafJacobian, right: LeafJacobian | None, mask: Array | None
         line = []
         for c, column in enumerate(edges):
             if right is None and c < r:
-                line.append(jnp.transpose(grid[c][r], (1, 0, 3, 2)))
+                line.append(grid[c][r].transpose(2, 3, 0, 1))
                 continue
             # The mask is 0 or 1: applied on one side, it acts on the product.
             b = whole if right is None and c == r else (right or left)(*column).astype(dtype)
-            line.append(_inner(a) if mask is None and b is a else jnp.einsum("nkp,mlp->nmkl", a, b))
+            line.append(_inner(a, b))
         grid.append(line)
-    return jnp.concatenate([jnp.concatenate(line, axis=3) for line in grid], axis=2)
+    return jnp.concatenate([jnp.concatenate(line, axis=3) for line in grid], axis=1)

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from pkjax import paths, structured
-from pkjax.ntk import ntk, ntk_matvec, ntk_trace
+from pkjax import paths, routes
+from pkjax.ntk import ntk
+from pkjax.ntk_products import ntk_matvec, ntk_trace
 from pkjax.paths import NotPathNetworkError
 
 ENGINES = ["structured", "jacobian"]
@@ -185,7 +186,7 @@ def test_small_blocks_do_not_change_the_kernel(name, monkeypatch):
     def fresh(p, z):                                                  # a new key of the compilation cache
         return apply_fn(p, z)
 
-    monkeypatch.setattr(structured, "ENTRIES", 400)          # "shared": outputs in blocks of 2 and 1
+    monkeypatch.setattr(routes, "ENTRIES", 400)          # "shared": outputs in blocks of 2 and 1
     for m in (None, masks):
         want = ntk(apply_fn, params, x, engine="jacobian", masks=m)
         np.testing.assert_allclose(ntk(fresh, params, x, masks=m), want, rtol=1e-10, atol=1e-12)
@@ -212,7 +213,7 @@ def test_convolutions_contract_exactly_by_either_route(over_places, monkeypatch)
     x = jax.random.normal(jax.random.key(1), (5, 2, 5, 6))
     found, _ = paths.sites(oddly_convolved, params, x[:1])
     assert [site.kind for site in found] == ["convolution", "other", "convolution", "dense"]
-    monkeypatch.setattr(structured, "over_places", lambda *sizes: over_places)
+    monkeypatch.setattr(routes, "over_places", lambda *sizes: over_places)
 
     def fresh(p, z):                                                  # a new key of the compilation cache
         return oddly_convolved(p, z)
@@ -225,11 +226,6 @@ def test_convolutions_contract_exactly_by_either_route(over_places, monkeypatch)
     masks = half_masks(params)
     want = oracle(oddly_convolved, zeroed(params, masks), x, x, masks)
     np.testing.assert_allclose(ntk(fresh, params, x, engine="structured", masks=masks), want, rtol=1e-10, atol=1e-10)
-
-
-def test_one_half_of_a_large_gram_matrix_is_taken_from_the_other(key):
-    rows = jax.random.normal(key, (30, 9, 7))
-    np.testing.assert_allclose(structured._inner(rows), np.einsum("nkp,mlp->nmkl", rows, rows), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

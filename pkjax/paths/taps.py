@@ -34,6 +34,8 @@ class Site:
     """Shape of the operation's output, and of its tap, for a batch of one."""
     dtype: Any
     """Type of the tap."""
+    operand: tuple[int, ...] | None
+    """Shape of the operation's other operand h for a batch of one; None where it has none (a bias)."""
     pullback: Callable[[Array | None, Array], Array]
     """(operand h or None, cotangent δ of the output) → cotangent of the leaf, for a batch of one."""
     matrices: "Matrices | None" = None
@@ -43,7 +45,7 @@ class Site:
 class Matrices(NamedTuple):
     """An operation on a batch of one as rows (places, I) times a matrix (I, J) of the leaf's entries."""
 
-    rows: Callable[[Array], Array]
+    rows: Callable[[Any], Array]
     """Operand h → (places, I)."""
     columns: Callable[[Array], Array]
     """The output, or its cotangent δ → (places, J)."""
@@ -155,7 +157,8 @@ class Tapped(Network):
     def _tap(self, kind: str, view: View, out: Array, h: Array | None, pullback: Callable[..., Array],
              matrices: Matrices | None = None) -> Array:
         n = len(self.sites)
-        self.sites.append(Site(kind, view.leaf, out.shape, out.dtype, pullback, matrices))
+        self.sites.append(Site(kind, view.leaf, out.shape, out.dtype, None if h is None else jnp.shape(h),
+                               pullback, matrices))
         self.operands.append(h)
         return out if self.taps is None else out + self.taps[n]
 

@@ -1,0 +1,84 @@
+"""What the gradients of one example are made of: operands h, cotangents δ, and the Jacobian of one leaf."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from pkjax import paths
+from pkjax.trees import ApplyFn
+
+__all__ = ["Cotangents", "LeafJacobian", "accumulator"]
+
+LeafJacobian = Callable[[int, int], Array]
+"""Outputs (first, last) → Jacobian (N, last - first, entries of the leaf)."""
+
+
+def accumulator(dtype: Any) -> Any:
+    """Return the dtype that products are summed in: the given one, or float32 where that is narrower."""
+    return jnp.dtype(jnp.float32) if jnp.finfo(dtype).bits < 32 else jnp.dtype(dtype)
+
+
+@dataclass(frozen=True)
+class Cotangents:
+    """A network with taps, ready for backward passes from each of its K outputs."""
+
+    apply_fn: ApplyFn
+    leaves: list[Any]
+    treedef: Any
+    sites: tuple[paths.Site, ...]
+    by_leaf: dict[int, tuple[int, ...]]
+    n_out: int
+    dtype: Any
+
+    @classmethod
+    def of(cls, apply_fn: ApplyFn, params: PyTree, x: Array) -> "Cotangents":
+        """Find the sites of a network for a batch of one."""
+        leaves, treedef = jax.tree.flatten(params)
+        out = jax.eval_shape(apply_fn, params, x)
+        return cls(apply_fn, leaves, treedef, *paths.sites(apply_fn, params, x), out.shape[1], out.dtype)
+
+    def one(self, x: Float[Array, "..."]) -> tuple[tuple[Array | None, ...], tuple[Array, ...]]:
+        """Operands h and cotangents δ (K, ...) of every site for one example, by one backward pass for each output."""
+        params = jax.tree.unflatten(self.treedef, self.leaves)
+
+        def tapped(taps: tuple[Array, ...]) -> tuple[Array, Any]:
+            return paths.tapped(self.apply_fn, params, x[None], taps)
+
+        zeros = tuple(jnp.zeros(site.shape, site.dtype) for site in self.sites)
+        _, pullback, operands = jax.vjp(tapped, zeros, has_aux=True)
+        return operands, jax.vmap(lambda e: pullback(e)[0])(jnp.eye(self.n_out, dtype=self.dtype)[:, None])
+
+    def through_sites(self, index: int, operands: Any, deltas: Any) -> LeafJacobian:
+        """The Jacobian of a leaf from the operands and cotangents of a batch."""
+        def jacobian(first: int, last: int) -> Array:
+            def one_site(s: int) -> Array:
+                over_outputs = jax.vmap(self.sites[s].pullback, (None, 0))
+                return jax.vmap(over_outputs)(operands[s], deltas[s][:, first:last])
+
+            used = self.by_leaf[index]
+            return _flat(sum(map(one_site, used[1:]), start=one_site(used[0])))
+
+        return jacobian
+
+    def leaf_alone(self, index: int, batch: Array) -> LeafJacobian:
+        """The Jacobian of a leaf by backward passes through all that follows its first use."""
+        def jacobian(first: int, last: int) -> Array:
+            def one_example(x: Array) -> Array:
+                def f(leaf: Array) -> Array:
+                    changed = [*self.leaves[:index], leaf, *self.leaves[index + 1:]]
+                    return self.apply_fn(jax.tree.unflatten(self.treedef, changed), x[None])[0]
+
+                _, pullback = jax.vjp(f, self.leaves[index])
+                return jax.vmap(lambda e: pullback(e)[0])(jnp.eye(self.n_out, dtype=self.dtype)[first:last])
+
+            return _flat(jax.vmap(one_example)(batch))
+
+        return jacobian
+
+
+def _flat(jacobian: Array) -> Array:
+    return jacobian.reshape(*jacobian.shape[:2], -1)

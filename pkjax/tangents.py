@@ -1,0 +1,62 @@
+"""A network as a function of what trains: the checks and the closures that everything about Θ begins with."""
+
+import contextlib
+from collections.abc import Hashable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from pkjax.trees import ApplyFn, Trainable, check_finite, check_masks, check_network, is_floating, trainable_masks
+
+__all__ = ["chosen", "hashable", "prepare", "restrict"]
+
+
+def prepare(apply_fn: ApplyFn, params: PyTree, X: Array, masks: PyTree | None, trainable: Trainable
+            ) -> tuple[PyTree, list[Array | None], tuple[bool, ...]]:
+    """Check the input; return masked parameters, and what of each leaf trains, as ``chosen`` says it."""
+    check_network(apply_fn, params, X)
+    entries, whole = chosen(params, masks, trainable)
+    check_finite(params, "params")
+    check_finite(X, "X")
+    if masks is not None:
+        params = jax.tree.map(lambda p, m: jnp.where(m, p, jnp.zeros_like(p)), params, masks)
+    return params, entries, whole
+
+
+def chosen(params: PyTree, masks: PyTree | None, trainable: Trainable) -> tuple[list[Array | None], tuple[bool, ...]]:
+    """Say which entries of each leaf train (None: none does), and of which leaves all do."""
+    check_masks(masks, params)
+    given = [leaf for leaf in jax.tree.leaves((masks, trainable)) if not callable(leaf)]
+    # Booleans known while tracing stay known, so that whole layers keep their cheaper route under jit.
+    known = not any(isinstance(leaf, jax.core.Tracer) for leaf in given)
+    with jax.ensure_compile_time_eval() if known else contextlib.nullcontext():
+        train = jax.tree.leaves(trainable_masks(params, trainable, masks))
+    flags = [(bool(np.asarray(t).any()), bool(np.asarray(t).all())) if known else (True, False) for t in train]
+    entries = [t if some and is_floating(leaf) else None
+               for t, (some, _), leaf in zip(train, flags, jax.tree.leaves(params), strict=True)]
+    return entries, tuple(all_ for _, all_ in flags)
+
+
+def hashable(apply_fn: ApplyFn) -> ApplyFn:
+    """Let a callable that cannot be hashed be a key of the compilation cache, by identity."""
+    if isinstance(apply_fn, Hashable):
+        with contextlib.suppress(TypeError):
+            hash(apply_fn)
+            return apply_fn
+    return lambda params, x: apply_fn(params, x)
+
+
+def restrict(apply_fn: ApplyFn, params: PyTree, entries: list[Array | None]) -> tuple[ApplyFn, list[Array]]:
+    """Make the network a function of the leaves that train; entries that do not train are held fixed."""
+    leaves, treedef = jax.tree.flatten(params)
+    moving = {i: mask for i, mask in enumerate(entries) if mask is not None}
+
+    def restricted(theta: list[Array], x: Array) -> Array:
+        full = list(leaves)
+        for (i, mask), value in zip(moving.items(), theta, strict=True):
+            full[i] = jnp.where(mask, value, leaves[i])
+        return apply_fn(jax.tree.unflatten(treedef, full), x)
+
+    return restricted, [leaves[i] for i in moving]
