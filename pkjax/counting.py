@@ -29,14 +29,18 @@ _MOST_DENSE = 4000
 
 @dataclass(frozen=True)
 class _Step:
-    """What the elimination of a hidden layer leaves for solving."""
+    """What the elimination of a hidden layer leaves for solving, its block being ((A, −1), (−1, P)) on μ and b."""
 
-    lu: np.ndarray
+    a: np.ndarray        # (n, n)
+    p: np.ndarray        # (n,)
+    lu: np.ndarray       # of A P − 1
     pivots: np.ndarray
-    pivot_b: np.ndarray  # (n,) diagonal of b
-    good: np.ndarray     # (n,) bool: eliminated by that diagonal
-    x: np.ndarray        # (n, next block) coupling of b with the next block
-    y: np.ndarray        # (block, next block) coupling of the block with the next
+    x: np.ndarray        # (n, n_next) coupling of b with the next layer's μ
+
+    def solve(self, mu: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Solve for (μ, b) with these right-hand sides."""
+        solved = _lu_solve(self.lu, self.pivots, mu + self.a @ b)
+        return self.p[:, None] * solved - b, solved
 
 
 @dataclass(frozen=True)
@@ -152,43 +156,58 @@ class _System:
 
 
 def _nearness(chain: EdgeChain, shift: float) -> float:
-    distance = np.abs(chain.d - shift)
-    if int((distance < _NEAR * shift).sum()) <= _MOST_NEAR:
-        return _NEAR * shift
-    return float(np.partition(distance, _MOST_NEAR)[_MOST_NEAR])
+    width = _NEAR * shift
+    all_d = [chain.single_d, *(layer.d for layer in chain.inner)]
+    if sum(int(np.count_nonzero(np.abs(d - shift) < width)) for d in all_d) <= _MOST_NEAR:
+        return width
+    return float(np.partition(np.abs(chain.d - shift), _MOST_NEAR)[_MOST_NEAR])
 
 
 def _system(chain: EdgeChain, shift: float, width: float) -> _System:
     column, norm = chain.bundles.column[chain.single], chain.bundles.norm[chain.single]
-    d = chain.d[: len(column)] - shift
+    d = chain.single_d - shift
     near = np.abs(d) < width
     far = ~near
-    diagonal = np.bincount(column[far], -(norm[far] ** 2) / d[far], minlength=chain.offsets[-1])
+    diagonal = np.bincount(column[far], -(norm[far] ** 2) / d[far], minlength=chain.offsets[-1]).astype(np.float64)
     negative = int((d[far] < 0).sum())
     layer = np.searchsorted(np.asarray(chain.offsets), column[near], "right") - 1
     kept = [(d[near], np.stack([column[near]] * 2, 1), np.stack([0 * norm[near], norm[near]], 1), layer)]
     links = []
     for h, inner in enumerate(chain.inner):
         d = inner.d - shift
-        near = inner.trained & (np.abs(d) < width)
-        far = inner.trained & ~near
-        inverse = np.zeros_like(d)
-        np.divide(1.0, d, out=inverse, where=far)
-        b, mu = chain.offsets[h] + chain.widths[h], chain.offsets[h + 1]
-        diagonal[b : b + d.shape[0]] -= np.einsum("ij,ij,ij->i", inner.to_b, inner.to_b, inverse)
-        diagonal[mu : mu + d.shape[1]] -= np.einsum("ij,ij,ij->j", inner.to_mu, inner.to_mu, inverse)
-        links.append(np.where(far, -shift * inverse, 1.0) * inner.energy)
-        negative += int((inverse < 0).sum())
-        if near.any():
+        near = np.abs(d) < width
+        near &= inner.trained
+        with np.errstate(divide="ignore"):
+            inverse = np.divide(1.0, d, out=d)
+        whole = bool(inner.trained.all()) and not near.any()
+        if not whole:
+            fixed = ~inner.trained | near
             i, j = np.nonzero(near)
-            kept.append((d[near], np.stack([b + i, mu + j], 1),
-                         np.stack([inner.to_b[near], inner.to_mu[near]], 1), np.full(len(i), h + 1)))
+            distances = inner.d[i, j] - shift
+            inverse[fixed] = 0.0
+        negative += int(np.count_nonzero(inverse < 0))
+        inverse *= inner.energy
+        b, mu = chain.offsets[h] + chain.widths[h], chain.offsets[h + 1]
+        tails, heads = inner.squares(inverse)
+        diagonal[b : b + len(tails)] -= tails
+        diagonal[mu : mu + len(heads)] -= heads
+        link = np.multiply(inverse, -shift, out=inverse)
+        if not whole:
+            link[fixed] = inner.energy[fixed]
+            kept.append((distances, np.stack([b + i, mu + j], 1), np.stack(inner.couplings(i, j), 1),
+                         np.full(len(i), h + 1)))
+        links.append(link)
     values, columns, couplings, layers = (np.concatenate(part) for part in zip(*kept, strict=True))
     return _System(diagonal, tuple(links), values, columns, couplings, layers, negative)
 
 
 def _by_blocks(chain: EdgeChain, system: _System, keep: bool) -> tuple[int, list[_Step], float]:
-    """Eliminate layer by layer: number of negative pivots, what solving needs, growth of the numbers."""
+    """Eliminate layer by layer: number of negative pivots, what solving needs, growth of the numbers.
+
+    A layer's block is ((A, −Eᵀ), (−E, P)) on (near unknowns, μ) and b, with P diagonal and E = (F, 1). Counting from
+    μ + F·near in the place of μ makes F zero; then its negative pivots are those of P and of A − P⁻¹ on μ, scaled to
+    ``√|P| A √|P| − sign P``, and its inverse on b is that of ``A P − 1`` times A. No P is too small for either.
+    """
     negative, steps, growth = system.negative, [], 0.0
     carried: np.ndarray | None = None  # what the earlier layers leave on (near unknowns, μ) of this one
     last = len(chain.widths) - 1
@@ -196,45 +215,84 @@ def _by_blocks(chain: EdgeChain, system: _System, keep: bool) -> tuple[int, list
         start = chain.offsets[h]
         mine = np.flatnonzero(system.near_layer == h)
         e = len(mine)
-        mu, pivot_b = system.diagonal[start : start + n], system.diagonal[start + n : start + 2 * n]
-        # Each b_i goes by its own diagonal, unless that is small beside its coupling −1 with μ_i: then it joins the
-        # block, and so does one that a near unknown of this block couples to.
-        scale = np.abs(mu).max() + (np.abs(carried).max() if carried is not None else 0.0)
-        good = np.abs(pivot_b) * scale > 1e-5
-        local = system.near_columns[mine, 1] - start
-        good[local[local >= n] - n] = False
-        bad = np.flatnonzero(~good)
-        negative += int((pivot_b[good] < 0).sum())
-        inverse_b = np.where(good, 1 / np.where(good, pivot_b, 1.0), 0.0)
-
-        place = np.full(2 * n, -1)  # rows of the block: near unknowns, μ, the bad b
-        place[:n] = e + np.arange(n)
-        place[n + bad] = e + n + np.arange(len(bad))
-        block = np.zeros((e + n + len(bad),) * 2)
-        if carried is not None:
-            block[: e + n, : e + n] = carried
-        block[place[:n], place[:n]] += mu - inverse_b
-        block[place[n + bad], place[n + bad]] = pivot_b[bad]
-        block[place[n + bad], place[bad]] = block[place[bad], place[n + bad]] = -1
-        block[np.arange(e), np.arange(e)] += system.near[mine]
-        block[np.arange(e), place[local]] += system.near_couplings[mine, 1]
-        block[place[local], np.arange(e)] += system.near_couplings[mine, 1]
-        negative += _negative_pivots(block)
-
-        x, y = _ahead(chain, system, h), np.zeros((len(block), 0))
-        lu = pivots = np.zeros(0)
+        mu, p = system.diagonal[start : start + n], system.diagonal[start + n : start + 2 * n]
+        simple = carried is None and not e
+        if simple:
+            a = mu   # of the first layer, A is diagonal
+        else:
+            a = np.zeros((e + n, e + n)) if carried is None else carried
+            a[np.arange(e, e + n), np.arange(e, e + n)] += mu
+            _add_near(a, system, mine, start, n)
+        root, sign = np.sqrt(np.abs(p)), np.where(p < 0, -1.0, 1.0)
+        x = _ahead(chain, system, h)
+        negative += int((p < 0).sum()) + _negative(a, root, sign, e)
         if keep or h < last:
-            lu, pivots = _factor(block)
-            y = np.zeros((len(block), x.shape[1]))
-            y[place[:n]] = x * inverse_b[:, None]
-            y[place[n + bad]] = x[bad]
+            lu = pivots = np.zeros(0)
+            if simple:
+                answer = (a / _nonzero(a * p - 1))[:, None] * x
+            else:
+                times_p = a.copy()
+                times_p[:, e:] *= p
+                times_p[np.arange(e, e + n), np.arange(e, e + n)] -= 1
+                lu, pivots = _factor(times_p)
+                answer = _lu_solve(lu, pivots, a[:, e:] @ x)
+            if keep:
+                if simple:
+                    a = np.diag(a)
+                    lu, pivots = _factor(a * p - np.eye(n))
+                steps.append(_Step(a, p, lu, pivots, x))
         if h < last:
-            through = _lu_solve(lu, pivots, y)
-            growth = max(growth, float(np.abs(through).max(initial=0.0)))
-            carried = -(x.T * inverse_b) @ x - y.T @ through
-        if keep:
-            steps.append(_Step(lu, pivots, pivot_b, good, x, y))
+            carried = _symmetric(x, answer[e:])
+            np.negative(carried, out=carried)
+            answer[e:] *= p[:, None]
+            answer[e:] -= x   # how near unknowns and μ answer to the next layer
+            growth = max(growth, float(answer.max(initial=0.0)), -float(answer.min(initial=0.0)))
     return negative, steps, growth
+
+
+def _add_near(a: np.ndarray, system: _System, mine: np.ndarray, start: int, n: int) -> None:
+    """Add the near unknowns of a layer to its A, and change the variables μ so that only μ meets b."""
+    e = len(mine)
+    near, local, couplings = np.arange(e), system.near_columns[mine, 1] - start, system.near_couplings[mine, 1]
+    a[near, near] += system.near[mine]
+    to_mu, to_b = local < n, local >= n
+    a[near[to_mu], e + local[to_mu]] += couplings[to_mu]
+    a[e + local[to_mu], near[to_mu]] += couplings[to_mu]
+    if to_b.any():
+        f = np.zeros((n, e))
+        f[local[to_b] - n, near[to_b]] = -couplings[to_b]
+        mixed = a[:e, e:] @ f
+        across = f.T @ a[e:, e:]
+        a[:e, :e] += across @ f - mixed - mixed.T
+        a[:e, e:] -= across
+        a[e:, :e] = a[:e, e:].T
+
+
+def _symmetric(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The product xᵀ y, known to be symmetric: a quarter of it is not computed."""
+    half = x.shape[1] // 2
+    out = np.empty((x.shape[1],) * 2)
+    np.matmul(x[:, :half].T, y, out=out[:half])
+    np.matmul(x[:, half:].T, y[:, half:], out=out[half:, half:])
+    out[half:, :half] = out[:half, half:].T
+    return out
+
+
+def _negative(a: np.ndarray, root: np.ndarray, sign: np.ndarray, e: int) -> int:
+    """Negative pivots of A, its last rows and columns scaled by a root and less a sign on the diagonal."""
+    if a.ndim == 1:
+        return int((_nonzero(a * root**2 - sign) < 0).sum())
+    scaled = a.copy()
+    scaled[:, e:] *= root
+    scaled[e:] *= root[:, None]
+    scaled[np.arange(e, len(a)), np.arange(e, len(a))] -= sign
+    return _negative_pivots(scaled)
+
+
+def _nonzero(pivots: np.ndarray) -> np.ndarray:
+    if not pivots.all():
+        raise _SingularError
+    return pivots
 
 
 def _ahead(chain: EdgeChain, system: _System, h: int) -> np.ndarray:
@@ -303,27 +361,15 @@ def solve(chain: EdgeChain, elimination: Elimination, v: np.ndarray) -> np.ndarr
         return scaled
     right = -(chain.coupling.T @ scaled)
     w = np.empty_like(right)
-    partial = []
-    for h, (n, step) in enumerate(zip(chain.widths, elimination.steps, strict=True)):
-        start, good = chain.offsets[h], step.good
-        r_b = right[start + n : start + 2 * n]
-        reduced = np.where(good, 1 / np.where(good, step.pivot_b, 1.0), 0.0)[:, None] * r_b
-        t = _lu_solve(step.lu, step.pivots,
-                      np.concatenate([right[start : start + n] + reduced, r_b[~good]]))
-        if h + 1 < len(chain.widths):
-            following = chain.offsets[h + 1]
-            right[following : following + step.x.shape[1]] -= step.x.T @ reduced + step.y.T @ t
-        partial.append(t)
-    mu_next: np.ndarray | None = None
-    for h, (n, step) in reversed(list(enumerate(zip(chain.widths, elimination.steps, strict=True)))):
-        start, good, t = chain.offsets[h], step.good, partial[h]
-        r_b = right[start + n : start + 2 * n]
-        if mu_next is not None:
-            t = t - _lu_solve(step.lu, step.pivots, step.y @ mu_next)
-            r_b = r_b - step.x @ mu_next
-        mu = t[:n]
-        b = (r_b + mu) / np.where(good, step.pivot_b, 1.0)[:, None]
-        b[~good] = t[n:]
-        w[start : start + n], w[start + n : start + 2 * n] = mu, b
-        mu_next = mu
+    last = len(chain.widths) - 1
+    ends = [(start, start + n, start + 2 * n) for start, n in zip(chain.offsets, chain.widths, strict=False)]
+    for h, step in enumerate(elimination.steps[:last]):
+        low, middle, high = ends[h]
+        right[high : ends[h + 1][1]] -= step.x.T @ step.solve(right[low:middle], right[middle:high])[1]
+    for h, step in reversed(list(enumerate(elimination.steps))):
+        low, middle, high = ends[h]
+        b = right[middle:high]
+        if h < last:
+            b = b - step.x @ w[high : ends[h + 1][1]]
+        w[low:middle], w[middle:high] = step.solve(right[low:middle], b)
     return scaled - (chain.coupling @ w) / d

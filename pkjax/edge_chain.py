@@ -11,6 +11,7 @@ eigenvectors and one edge. What is left is mostly simple, and far smaller.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -34,14 +35,31 @@ class Bundles:
 
 @dataclass(frozen=True)
 class Inner:
-    """The edges between two hidden layers, as (n_in, n_out) matrices."""
+    """The edges between two hidden layers, as (n_in, n_out) matrices, and the flows at their two ends."""
 
-    d: np.ndarray         # c² a β
-    to_b: np.ndarray      # c v β: the coupling to the tail's variable
-    to_mu: np.ndarray     # c v a: the coupling to the head's variable
-    energy: np.ndarray    # v²
-    trained: np.ndarray   # bool: the edge is an unknown of its own
-    index: np.ndarray     # position among the flattened parameters
+    d: np.ndarray                # c² a β
+    value: np.ndarray            # v
+    energy: np.ndarray           # v², in the gauge of the two ends
+    constant: np.ndarray | None  # c; None where it is 1 for all
+    trained: np.ndarray          # bool: the edge is an unknown of its own
+    index: np.ndarray            # position among the flattened parameters
+    a: np.ndarray                # (n_in,) the forward flow
+    beta: np.ndarray             # (n_out,) the backward flow
+    tail: np.ndarray             # (n_in,) gauge
+    head: np.ndarray             # (n_out,) gauge
+
+    def couplings(self, i: np.ndarray, j: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of the edges from i to j: to the tail's variable b, c v β, and to the head's variable μ, c v a."""
+        v = self.value[i, j] if self.constant is None else self.value[i, j] * self.constant[i, j]
+        return v * (self.beta[j] * self.tail[i]), v * (self.a[i] / self.head[j])
+
+    def squares(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Sums of weights × energy times squared couplings: over the edges of a tail, and over those of a head.
+
+        The weights hold the energy already: (coupling to b)² is energy · c² β² · tail · head.
+        """
+        w = weights if self.constant is None else weights * self.constant**2
+        return self.tail * (w @ (self.beta**2 * self.head)), (self.a**2 / self.tail) @ w / self.head
 
 
 @dataclass(frozen=True)
@@ -56,13 +74,39 @@ class EdgeChain:
     isolated_rank: np.ndarray    # which of the group's vectors it is
     single: np.ndarray           # groups that stay as one unknown each
     inner: tuple[Inner, ...]
-    coupling: Any                # scipy CSR (unknowns, node variables): C
-    d: np.ndarray                # (unknowns,)
 
     @property
+    def single_d(self) -> np.ndarray:
+        """D of the unknowns that are groups: the first ones."""
+        return self.bundles.d[self.single]
+
+    @cached_property
     def size(self) -> int:
         """Number of unknowns left."""
-        return len(self.d)
+        return len(self.single) + sum(int(layer.trained.sum()) for layer in self.inner)
+
+    @cached_property
+    def d(self) -> np.ndarray:
+        """(unknowns,) d of every unknown."""
+        return np.concatenate([self.single_d, *(layer.d[layer.trained] for layer in self.inner)])
+
+    @cached_property
+    def coupling(self) -> Any:
+        """C, (unknowns, node variables), in scipy's CSR."""
+        from scipy import sparse
+
+        size = len(self.single)
+        rows, columns = [np.arange(size)], [self.bundles.column[self.single]]
+        entries = [self.bundles.norm[self.single]]
+        for h, layer in enumerate(self.inner):
+            i, j = np.nonzero(layer.trained)
+            row = size + np.arange(len(i))
+            size += len(i)
+            rows += [row, row]
+            columns += [self.offsets[h] + self.widths[h] + i, self.offsets[h + 1] + j]
+            entries += layer.couplings(i, j)
+        where = (np.concatenate(rows), np.concatenate(columns))
+        return sparse.csr_array((np.concatenate(entries), where), shape=(size, self.offsets[-1]))
 
 
 def build(layers: Sequence[DenseLayer], inputs: np.ndarray | None = None) -> EdgeChain:
@@ -83,22 +127,21 @@ def build(layers: Sequence[DenseLayer], inputs: np.ndarray | None = None) -> Edg
         a, beta = forward[l], backward[l + 1]
         trains = layer.index >= 0
         d = layer.constant**2 * a[:, None] * beta
-        to_b = layer.constant * layer.value * beta * gauge[l][:, None]
-        to_mu = layer.constant * layer.value * a[:, None] / gauge[l + 1]
         column = np.full(trains.shape, -1)
         one_sided = trains & (layer.value == 0)
         if last == 0:
             one_sided, coupling = trains, np.zeros_like(d)
         elif l == 0:
-            one_sided, coupling = trains, to_mu
+            one_sided, coupling = trains, layer.constant * layer.value * a[:, None] / gauge[l + 1]
             column += 1 + offsets[0] + np.arange(widths[0])
         elif l == last:
-            one_sided, coupling = trains, to_b
+            one_sided, coupling = trains, layer.constant * layer.value * beta * gauge[l][:, None]
             column += 1 + offsets[l - 1] + widths[l - 1] + np.arange(widths[l - 1])[:, None]
         else:
             coupling = np.zeros_like(d)
             energy = layer.value**2 * gauge[l][:, None] / gauge[l + 1]
-            inner.append(Inner(d, to_b, to_mu, energy, trains & ~one_sided, layer.index))
+            inner.append(Inner(d, layer.value, energy, None if (layer.constant == 1).all() else layer.constant,
+                               trains & ~one_sided, layer.index, a, beta, gauge[l], gauge[l + 1]))
         groups.append(tuple(t[one_sided] for t in (layer.index, coupling, d, column)))
         b_trains = layer.bias_index >= 0
         b_coupling = layer.bias_constant * layer.bias_value / gauge[l + 1]
@@ -172,27 +215,11 @@ def _bundle(index: np.ndarray, coupling: np.ndarray, d: np.ndarray, column: np.n
 
 def _assemble(widths: tuple[int, ...], offsets: tuple[int, ...], bundles: Bundles, inner: tuple[Inner, ...]
               ) -> EdgeChain:
-    from scipy import sparse
-
     single = np.flatnonzero(bundles.norm > 0)
     alone = np.diff(bundles.start) - (bundles.norm > 0)
     group = np.repeat(np.arange(len(bundles.d)), alone)
     rank = np.arange(len(group)) - np.repeat(np.cumsum(alone) - alone, alone)
-    rows, columns, entries, d = ([np.arange(len(single))], [bundles.column[single]], [bundles.norm[single]],
-                                 [bundles.d[single]])
-    size = len(single)
-    for h, layer in enumerate(inner):
-        i, j = np.nonzero(layer.trained)
-        row = size + np.arange(len(i))
-        size += len(i)
-        rows += [row, row]
-        columns += [offsets[h] + widths[h] + i, offsets[h + 1] + j]
-        entries += [layer.to_b[i, j], layer.to_mu[i, j]]
-        d.append(layer.d[i, j])
-    where = (np.concatenate(rows), np.concatenate(columns))
-    coupling = sparse.csr_array((np.concatenate(entries), where), shape=(size, offsets[-1]))
-    return EdgeChain(widths, offsets, bundles, bundles.d[group], group, rank, single, inner, coupling,
-                     np.concatenate(d))
+    return EdgeChain(widths, offsets, bundles, bundles.d[group], group, rank, single, inner)
 
 
 def matmul(chain: EdgeChain, u: np.ndarray) -> np.ndarray:

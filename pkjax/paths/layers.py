@@ -162,7 +162,7 @@ def _layer(x: Signal, w: Entries, edges: tuple[np.ndarray, np.ndarray, np.ndarra
     present = constant != 0
     n_out = int(np.prod(shape))
     start, to = start[present], to[present]
-    if np.unique(start * n_out + to).size != start.size:
+    if not _distinct(start * n_out + to):
         raise NotFullyConnectedError("two edges join the same pair of nodes")
 
     def matrix(entries: np.ndarray, absent: int | float) -> np.ndarray:
@@ -174,13 +174,20 @@ def _layer(x: Signal, w: Entries, edges: tuple[np.ndarray, np.ndarray, np.ndarra
     return Signal(np.arange(n_out).reshape(shape), n_out, (*x.layers, layer))
 
 
+def _distinct(positions: np.ndarray) -> bool:
+    """Whether no position occurs twice."""
+    seen = np.zeros(int(positions.max(initial=-1)) + 1, bool)
+    seen[positions] = True
+    return int(seen.sum()) == positions.size
+
+
 def _with_bias(x: Signal, bias: Entries) -> Signal:
     """Add edges from the constant node, to the last layer where it has room."""
     nodes, entries = (p.ravel() for p in np.broadcast_arrays(x.position, bias.position))
     shape = np.broadcast_shapes(x.position.shape, bias.position.shape)
     index, constant, value = bias.at(entries)
     trains = index >= 0
-    aligned = nodes.size == x.nodes and np.unique(nodes).size == x.nodes
+    aligned = nodes.size == x.nodes and _distinct(nodes)
     if not (aligned and x.layers and not (trains & (x.layers[-1].bias_constant[nodes] != 0)).any()):
         one = Entries(np.zeros((), int), np.array([-1]), np.ones(1), np.ones(1))
         x = _layer(x, one, (nodes, np.arange(nodes.size), np.zeros(nodes.size, int)), shape)
@@ -240,10 +247,10 @@ def dense_layers(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, masks: PyTr
     if not isinstance(out, Signal):
         raise NotFullyConnectedError("the output does not depend on the input")
     nodes = out.position.ravel()
-    if not out.layers or nodes.size != out.nodes or np.unique(nodes).size != out.nodes:
+    if not out.layers or nodes.size != out.nodes or not _distinct(nodes):
         one = Entries(np.zeros((), int), np.array([-1]), np.ones(1), np.ones(1))
         out = _layer(out, one, (nodes, np.arange(nodes.size), np.zeros(nodes.size, int)), out.position.shape)
     used = np.concatenate([i[i >= 0] for layer in out.layers for i in (layer.index, layer.bias_index)])
-    if np.unique(used).size != used.size:
+    if not _distinct(used):
         raise NotFullyConnectedError("a parameter is used more than once: its edges are tied")
     return out.layers
