@@ -21,6 +21,14 @@ from pkjax.data_saliency import grasp, ntk_trace_saliency, path_exclusion, snip
 from pkjax.masks import apply_masks, load_masks, masked, save_masks
 from pkjax.ntk import ntk, ntk_plan
 from pkjax.ntk_products import ntk_matvec, ntk_trace
+from pkjax.ntk_spectrum import (
+    NtkEigenpairs,
+    ntk_density,
+    ntk_effective_rank,
+    ntk_eigenpairs,
+    ntk_frobenius,
+    ntk_trace_estimate,
+)
 from pkjax.paths import NotFullyConnectedError, NotPathNetworkError
 from pkjax.plans import LeafPlan, NtkPlan
 from pkjax.prune_result import DisconnectedWarning, EmptiedLayerWarning, LayerReport, PruneResult
@@ -37,12 +45,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Connectivity", "DisconnectedWarning", "EmptiedLayerWarning", "LayerReport", "LeafPlan",
-    "NotFullyConnectedError", "NotPathNetworkError", "NtkPlan", "PruneResult", "Report",
+    "NotFullyConnectedError", "NotPathNetworkError", "NtkEigenpairs", "NtkPlan", "PruneResult", "Report",
     "analyze", "apply_masks", "connectivity", "data", "data_factor", "erk_scope", "exponential", "from_linen",
     "from_nnx", "global_scope", "grasp", "inverted", "kernels", "layer_scope", "linear", "load_masks", "magnitude",
-    "masked", "mean_input", "models", "ntk", "ntk_matvec", "ntk_plan", "ntk_trace", "ntk_trace_saliency", "ones_input",
-    "path_exclusion", "path_kernel", "paths", "plots", "prune", "random", "reinitialize", "save_masks",
-    "shuffle_masks", "snip", "synflow", "synflow_l2",
+    "masked", "mean_input", "models", "ntk", "ntk_density", "ntk_effective_rank", "ntk_eigenpairs", "ntk_frobenius",
+    "ntk_matvec", "ntk_plan", "ntk_trace", "ntk_trace_estimate", "ntk_trace_saliency", "ones_input", "path_exclusion",
+    "path_kernel", "paths", "plots", "prune", "random", "reinitialize", "save_masks", "shuffle_masks", "snip",
+    "synflow", "synflow_l2",
 ]
 
 _LAZY = ("data", "models", "plots")

@@ -94,9 +94,9 @@ def ntk_plan(apply_fn: ApplyFn, params: PyTree, X: Any, X2: Any = None, *, engin
 
     >>> import jax.numpy as jnp
     >>> x = jnp.ones((100, 30))
-    >>> plan = ntk_plan(lambda w, x: x @ w, jnp.ones((30, 2)), x, memory_limit=300_000)
-    >>> plan.engine, plan.leaves[0].route, plan.tile, plan.tiles
-    ('structured', 'Gram', 50, 3)
+    >>> plan = ntk_plan(lambda w, x: x @ w, jnp.ones((30, 2)), x, tile=50)
+    >>> plan.engine, plan.leaves[0].route, plan.tiles
+    ('structured', 'Gram', 3)
     """
     X, X2 = _check(X, X2, engine, tile, memory_limit)
     check_network(apply_fn, params, X)

@@ -10,7 +10,6 @@ theory): non-negative numbers.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -23,27 +22,11 @@ from pkjax import paths
 from pkjax.block_lanczos import NotConvergedWarning
 from pkjax.dual_gram import check_start, flat_product, log_trace_of, make_problem, product, trace_of
 from pkjax.eigensolvers import Eigenpairs, solve
+from pkjax.spectra import SpectralDensity, frobenius, quadrature
 from pkjax.trees import ApplyFn, Trainable, check_finite, check_masks, is_floating
 
 __all__ = ["Eigenpairs", "NotConvergedWarning", "SpectralDensity", "count_above", "dense", "density",
            "effective_rank", "eigenpairs", "eigenvalues", "gated_trace", "matvec", "trace"]
-
-_MASSLESS = 1e-10  # below this fraction of the largest node a quadrature node stands for zero eigenvalues
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class SpectralDensity:
-    """A spectral density: how many eigenvalues to a decade, and the quadrature that it comes from."""
-
-    points: Array
-    """(points,) eigenvalues, evenly spaced in their logarithm."""
-    density: Array
-    """(points,) number of eigenvalues to a decade."""
-    nodes: Array
-    """(samples, depth) nodes of the quadratures."""
-    weights: Array
-    """(samples, depth) their weights; each row adds up to the number of parameters that train."""
 
 
 def trace(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, masks: PyTree | None = None,
@@ -216,11 +199,9 @@ def effective_rank(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, key: Arra
     multiply, flat, train = flat_product(problem)
     scale = trace_of(problem)
     # Products of G divided by its trace neither overflow nor vanish when squared.
-    draw = jax.random.rademacher(key, (samples, flat.size), flat.dtype)
-    squares = jax.lax.map(lambda s: ((multiply(s * train) / scale) ** 2).sum(), draw, batch_size=8)
-    mean = squares.mean()
+    mean, deviation = frobenius(multiply, jax.random.rademacher(key, (samples, flat.size), flat.dtype) * train, scale)
     rank = (1 / mean).astype(scale.dtype)
-    error = (squares.std(ddof=1) / samples**0.5 / mean**2).astype(scale.dtype)
+    error = (deviation / mean**2).astype(scale.dtype)
     return (rank, error) if standard_error else rank
 
 
@@ -246,42 +227,9 @@ def density(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, key: Array, samp
     >>> float(estimate.weights[0].sum().round(2))
     12.0
     """
-    from matfree import decomp
-
     multiply, flat, train = flat_product(make_problem(apply_fn, params, check_start(params, x), masks, trainable))
-    scale = jnp.maximum(_power(multiply, flat, train, key), jnp.finfo(flat.dtype).tiny)
     draws = jax.random.rademacher(key, (samples, flat.size), flat.dtype) * train
-    tridiagonal = decomp.tridiag_sym(min(depth, flat.size), reortho="full")
-
-    def quadrature(s: Array) -> tuple[Array, Array]:
-        start = s / jnp.linalg.norm(s)
-        with jax.numpy_dtype_promotion("standard"):  # matfree mixes its counters with floats
-            _, matrix, *_ = tridiagonal(lambda u: multiply(u) / scale, start)
-        nodes, rows = jnp.linalg.eigh(_invariant(matrix))
-        return nodes * scale, rows[0] ** 2 * train.sum()
-
-    nodes, weights = jax.lax.map(quadrature, draws)
-    top = nodes.max()
-    decade = jnp.linspace(-decades, 0.2, points, dtype=flat.dtype)
-    level = jnp.log10(jnp.maximum(nodes / top, _MASSLESS))
-    mass = jnp.where(nodes > _MASSLESS * top, weights, 0)
-    bell = jnp.exp(-(((decade[:, None, None] - level) / width) ** 2) / 2) / (width * (2 * np.pi) ** 0.5)
-    return SpectralDensity(top * 10**decade, (bell * mass).sum((1, 2)) / samples, nodes, weights)
-
-
-def _power(multiply: Callable[[Array], Array], flat: Array, train: Array, key: Array) -> Array:
-    """The size of G, to the nearest factor of a few: enough to keep Lanczos in range."""
-    u = jax.random.normal(key, flat.shape, flat.dtype) * train
-    return jnp.linalg.norm(multiply(u)) / jnp.linalg.norm(u)
-
-
-def _invariant(matrix: Array) -> Array:
-    """Cut a tridiagonal matrix where its coupling is rounding: what follows an invariant subspace is noise or NaN."""
-    side = jnp.diagonal(matrix, 1)
-    size = jnp.maximum(jnp.abs(matrix[0, 0]), jnp.abs(side[:1]).max(initial=0.0))
-    small = ~(jnp.abs(side) > 100 * jnp.finfo(matrix.dtype).eps * size)
-    inside = jnp.concatenate([jnp.ones(1, bool), jnp.cumsum(small) == 0])
-    return jnp.where(inside[:, None] & inside, matrix, 0)
+    return quadrature(multiply, draws, train.sum(), key, depth=depth, points=points, decades=decades, width=width)
 
 
 def gated_trace(apply_fn: ApplyFn, params: PyTree, X: ArrayLike, *, masks: PyTree | None = None,

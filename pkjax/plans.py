@@ -109,11 +109,11 @@ class _Request:
             size = sum(self.sizes)
             return _Work((), operations + 2 * result * size + 2 * examples * self.k * size,
                          numbers + (result // self.k + examples * self.k) * size,
-                         examples * (self.k * size + working) + 2 * result)
+                         examples * (8 * self.k * size + passes + working) + 5 * result)
         costs = tuple(route(rows, columns, self.k, size, list(used), masked)
                       for size, used, masked in zip(self.sizes, self.used, self.masked, strict=True))
         return _Work(costs, operations + sum(c.operations for c in costs), numbers + sum(c.numbers for c in costs),
-                     examples * (passes + working) + max(c.held for c in costs) + result)
+                     examples * (passes + working) + max(c.held for c in costs) + 3 * result)
 
     def tiles(self, side: int) -> list[tuple[int, _Work]]:
         """The kinds of tiles that cover the kernel, and how many there are of each."""
@@ -160,7 +160,7 @@ def make_plan(apply_fn: ApplyFn, params: PyTree, entries: list[Any], whole: tupl
     train = [i for i, entry in enumerate(entries) if entry is not None]
     request = _Request(
         engine, *examples, out.shape[1], accumulator(out.dtype).itemsize, prod(x.shape) * x.dtype.itemsize,
-        tuple(jnp.size(leaves[i]) for i in train), tuple(not whole[i] for i in train),
+        tuple(prod(jnp.shape(leaves[i])) for i in train), tuple(not whole[i] for i in train),
         tuple(tuple(use for use in all_uses if use.leaf == i and i in covered) for i in train), all_uses)
     limit = default_memory_limit(devices) if memory_limit is None else memory_limit
     side = _largest(request, limit, devices) if tile is None else min(tile, max(examples[0], examples[1] or 0))
@@ -216,7 +216,7 @@ def _refuse(request: _Request, side: int, limit: int) -> None:
                      f"({_size(limit)}): {advice}")
 
 
-def _size(count: float) -> str:
+def _size(count: int | float) -> str:
     for unit in ("bytes", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {unit}"

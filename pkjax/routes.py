@@ -103,7 +103,7 @@ def route(n: int, m: int | None, k: int, size: int, used: list[Use], masked: boo
                      2 * block + result)
     p, i, j = matrix
     if p == 1 and not masked:
-        return Costs("Gram", 2 * pairs * (i + k * k * j + k * k), 3 * result + examples * (i + k * j), 2 * result)
+        return Costs("Gram", 2 * pairs * (i + k * k * j + k * k), 3 * result + examples * (i + k * j), 3 * result)
     if p == 1:
         block = masked_columns(n, columns, k, i, j)
         return Costs("masked Gram", 2 * j * pairs * (i + k * k + k // 2), j * (n * i + pairs * (1 + k)) + 3 * result,

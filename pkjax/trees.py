@@ -118,10 +118,10 @@ def naming_input(x: PyTree) -> Iterator[None]:
         raise ValueError(f"apply_fn(params, x) failed on an input of {shapes} (batch first): {error}") from error
 
 
-def check_network(apply_fn: ApplyFn, params: PyTree, x: Array) -> jax.ShapeDtypeStruct:
+def check_network(apply_fn: ApplyFn, params: PyTree, x: Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     """Return shape (N, K) and type of a network's output; raise ValueError if it has no such output for ``x``."""
-    if jnp.ndim(x) == 0 or jnp.shape(x)[0] == 0:
-        raise ValueError(f"inputs must be a batch of shape (N, *input) with N >= 1, but have shape {jnp.shape(x)}")
+    if x.ndim == 0 or x.shape[0] == 0:
+        raise ValueError(f"inputs must be a batch of shape (N, *input) with N >= 1, but have shape {x.shape}")
     with naming_input(x):
         out = jax.eval_shape(apply_fn, params, x)
     check_output(out, x)
