@@ -108,44 +108,42 @@ class _Search:
         room = self.dimension - len(locked)
         count = min(count, room)
         largest = min(max(2 * count, count + 6 * block), room)
-        basis, projected = np.zeros((0, self.dimension)), np.zeros((0, 0))
-        new = self._orthonormal(self.rng.standard_normal((block, self.dimension)), locked, basis)
+        space, projections = np.empty((largest, self.dimension)), np.zeros((largest, largest))
+        size = 0
+        new = self._orthonormal(self.rng.standard_normal((block, self.dimension)), locked, space[:0])
         while True:
             image = self.multiply(new)
             self.spent += len(new)
-            old = len(basis)
-            basis = np.concatenate([basis, new])
+            old, size = size, size + len(new)
+            space[old:size] = new
+            basis, projected = space[:size], projections[:size, :size]
             column = basis @ image.T
-            grown = np.zeros((len(basis), len(basis)))
-            grown[:old, :old] = projected
-            grown[:, old:] = column
-            grown[old:, :old] = column[:old].T
-            projected = (grown + grown.T) / 2
-            rest = image - (image @ basis.T) @ basis
+            projected[:, old:] = column
+            projected[old:, :old] = column[:old].T
+            rest = image - column.T @ basis
             rest -= (rest @ locked.T) @ locked
-            rest -= (rest @ basis.T) @ basis
-            values, s = np.linalg.eigh(projected)
+            values, s = np.linalg.eigh((projected + projected.T) / 2)
             values, s = values[::-1], s[:, ::-1]
             # Within the restarted space only the newest block's image leaves the basis.
-            residuals = np.linalg.norm(rest.T @ s[old:, :], axis=0) if len(basis) <= 64 else self._norms(rest, s[old:])
+            residuals = np.linalg.norm(rest.T @ s[old:, :], axis=0) if size <= 64 else self._norms(rest, s[old:])
             self.top = max(self.top, float(values[0]))
             limit = self.tolerance * self.top
-            full = len(basis) >= room
-            wanted = min(count, len(values))
+            full = size >= room
+            wanted = min(count, size)
             done = wanted == count and bool((residuals[:count] <= limit).all())
             if np.isfinite(floor) and values[0] + residuals[0] <= floor + 10 * limit and (
-                    residuals[0] <= 1e-3 * self.top or full) and len(basis) >= min(4 * block, room):
+                    residuals[0] <= 1e-3 * self.top or full) and size >= min(4 * block, room):
                 return None
             if done or full or self.spent >= self.most:
                 if np.isfinite(floor) and values[0] <= floor + 10 * limit and (done or full):
                     return None
                 take = slice(0, wanted)
                 return values[take], s[:, take].T @ basis, residuals[take]
-            if len(basis) + block > largest and old:
-                keep = min(max(count + block, 2 * block), len(basis), largest - block) if largest > block else 0
-                keep = max(keep, 0)
-                basis, projected = s[:, :keep].T @ basis, np.diag(values[:keep])
-            new = self._orthonormal(rest, locked, basis)[: room - len(basis)]
+            if size + block > largest and old:
+                size = min(max(count + block, 2 * block), size, largest - block)
+                space[:size] = s[:, :size].T @ basis
+                projections[:size, :size] = np.diag(values[:size])
+            new = self._orthonormal(rest, locked, space[:size])[: room - size]
 
     @staticmethod
     def _norms(rest: np.ndarray, s: np.ndarray) -> np.ndarray:
@@ -154,17 +152,19 @@ class _Search:
 
     def _orthonormal(self, x: np.ndarray, locked: np.ndarray, basis: np.ndarray) -> np.ndarray:
         """Orthonormal rows that span x, orthogonal to the rest; directions that are lost are drawn at random."""
-        out = np.zeros((0, self.dimension))
         scale = max(float(np.linalg.norm(x, axis=1).max()), self.tolerance * self.top)
-        for row in x:
-            for attempt in range(5):
-                y = row if attempt == 0 else self.rng.standard_normal(self.dimension)
-                before = float(np.linalg.norm(y))
-                for _ in range(3):
-                    for other in (locked, basis, out):
-                        y = y - (other @ y) @ other
-                length = float(np.linalg.norm(y))
-                if length > 1e-10 * (scale if attempt == 0 else before) and length > 0:
-                    out = np.concatenate([out, y[None] / length])
-                    break
-        return out
+        lost = np.ones(len(x), bool)
+        for attempt in range(8):
+            for other in (locked, basis):
+                x = x - (x @ other.T) @ other
+            q, r = np.linalg.qr(x.T)
+            x, left = q.T, np.abs(np.diagonal(r))
+            lost = ~(left > 1e-10 * scale)
+            if lost.any():
+                fresh = self.rng.standard_normal((int(lost.sum()), self.dimension))
+                x = x.copy()
+                x[lost] = fresh / np.linalg.norm(fresh, axis=1, keepdims=True)
+            elif attempt and (left > 0.5).all():     # what was orthonormal stayed so: nothing of the rest is left
+                break
+            scale = 1.0
+        return np.ascontiguousarray(x[~lost])
