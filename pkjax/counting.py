@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pkjax.edge_chain import EdgeChain, build
+from pkjax.edge_chain import EdgeChain, build, gather, scatter
 from pkjax.paths.layers import DenseLayer
 
 __all__ = ["Elimination", "count_above", "eliminate", "one_thread", "solve"]
@@ -355,11 +355,11 @@ def _lu_solve(lu: np.ndarray, pivots: np.ndarray, right: np.ndarray) -> np.ndarr
 
 def solve(chain: EdgeChain, elimination: Elimination, v: np.ndarray) -> np.ndarray:
     """Solve ``(G − shift·I) u = v`` for the columns of v (unknowns, columns); the elimination was made to keep."""
-    d = (chain.d - elimination.shift)[:, None]
-    scaled = v / d
+    inverse = 1 / (chain.d - elimination.shift)
+    scaled = np.asfortranarray(v * inverse[:, None])
     if not chain.widths:
         return scaled
-    right = -(chain.coupling.T @ scaled)
+    right = -gather(chain, scaled)
     w = np.empty_like(right)
     last = len(chain.widths) - 1
     ends = [(start, start + n, start + 2 * n) for start, n in zip(chain.offsets, chain.widths, strict=False)]
@@ -372,4 +372,7 @@ def solve(chain: EdgeChain, elimination: Elimination, v: np.ndarray) -> np.ndarr
         if h < last:
             b = b - step.x @ w[high : ends[h + 1][1]]
         w[low:middle], w[middle:high] = step.solve(right[low:middle], b)
-    return scaled - (chain.coupling @ w) / d
+    for column, image in zip(scaled.T, scatter(chain, w).T, strict=True):
+        image *= inverse
+        column -= image
+    return scaled

@@ -18,7 +18,7 @@ import numpy as np
 
 from pkjax.paths.layers import DenseLayer
 
-__all__ = ["Bundles", "EdgeChain", "Inner", "build", "lift", "lift_isolated", "matmul"]
+__all__ = ["Bundles", "EdgeChain", "Inner", "build", "gather", "lift", "lift_isolated", "matmul", "scatter"]
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,7 @@ def _assemble(widths: tuple[int, ...], offsets: tuple[int, ...], bundles: Bundle
 
 def matmul(chain: EdgeChain, u: np.ndarray) -> np.ndarray:
     """Multiply the dual Gram, the trivial eigenvectors taken out, with the columns of u (unknowns, columns)."""
-    flow = chain.coupling.T @ u
+    flow = gather(chain, u)
     w = np.empty_like(flow)
     b: Any = None
     for h in range(len(chain.widths)):
@@ -236,7 +236,26 @@ def matmul(chain: EdgeChain, u: np.ndarray) -> np.ndarray:
         mu_rows, b_rows = _rows(chain, h)
         mu = flow[b_rows] + (chain.inner[h].energy @ mu if h + 1 < len(chain.widths) else 0)
         w[mu_rows] = mu
-    return chain.d[:, None] * u + chain.coupling @ w
+    out = scatter(chain, w)
+    for column, image in zip(u.T, out.T, strict=True):
+        image += chain.d * column
+    return out
+
+
+def gather(chain: EdgeChain, u: np.ndarray) -> np.ndarray:
+    """Cᵀ u for the columns of u, (node variables, columns): one at a time, for which scipy is several times faster."""
+    out = np.empty((chain.offsets[-1], u.shape[1]), order="F")
+    for column, flow in zip(u.T, out.T, strict=True):
+        flow[:] = chain.coupling.T @ column
+    return out
+
+
+def scatter(chain: EdgeChain, w: np.ndarray) -> np.ndarray:
+    """C w for the columns of w, (unknowns, columns) in the order of columns."""
+    out = np.empty((chain.size, w.shape[1]), order="F")
+    for column, image in zip(w.T, out.T, strict=True):
+        image[:] = chain.coupling @ np.ascontiguousarray(column)
+    return out
 
 
 def _rows(chain: EdgeChain, h: int) -> tuple[slice, slice]:

@@ -19,6 +19,7 @@ __all__ = ["TopSpectrum", "top_spectrum"]
 
 _MOST = 12      # eigenvalues to an interval
 _BLOCK = 4      # columns of a Krylov block
+_LARGE = 2**21  # unknowns from which single vectors and a residual of 1e-10 must do: each takes much memory
 _TIGHT = 1e-12  # relative width at which an interval is one multiple eigenvalue
 
 
@@ -97,18 +98,21 @@ def _slice(chain: EdgeChain, k: int, vectors: bool) -> list[_Found]:
     def total(shift: float) -> int:
         return above(shift) + len(isolated) - int(np.searchsorted(isolated, shift, "right"))
 
-    high = 2 * float(chain.d.sum())
+    high = _estimate(chain) if chain.size else 0.0
     if not high > 0:
         return []
-    counts[high] = 0
-    top = low = high
+    while above(high):
+        high *= 1.25
+    # Where enough eigenvalues are known by hand, none below the last of them is looked for.
+    top = high
+    low = float(isolated[-k]) * (1 - 1e-9) if len(isolated) >= k and isolated[-k] > 1e-13 * top else high
     while total(low) < k and low > 1e-13 * top:
         low /= 2
         if not above(low):
             top = low
     # Narrow the gap between low, above which enough lie, and high, above which too few do.
     high = min((s for s in counts if s > low), default=high)
-    while total(low) > k + k // 8 + 4 and high - low > _TIGHT * high:
+    while above(low) > k + k // 8 + 4 and high - low > _TIGHT * high:
         middle = _middle(low, high)
         low, high = (middle, high) if total(middle) >= k else (low, middle)
 
@@ -145,6 +149,20 @@ def _slice(chain: EdgeChain, k: int, vectors: bool) -> list[_Found]:
     return found
 
 
+def _estimate(chain: EdgeChain) -> float:
+    """A little more than the largest eigenvalue, or somewhat less than it: a power iteration's, and a quarter."""
+    u = np.sqrt(chain.d)[:, None] * np.sign(chain.coupling.sum(1))[:, None] + 1e-3 * np.sqrt(chain.d.mean())
+    value = 0.0
+    for _ in range(8):
+        length = float(np.linalg.norm(u))
+        if not length > 0:
+            break
+        u /= length
+        image = matmul(chain, u)
+        value, u = float(u[:, 0] @ image[:, 0]), image
+    return 1.25 * value
+
+
 def _middle(low: float, high: float) -> float:
     return float(np.sqrt(low * high)) if high > 4 * low else (low + high) / 2
 
@@ -156,28 +174,32 @@ def _between(chain: EdgeChain, low: float, high: float, count: int, wanted: int,
     The vectors are orthogonal to the ``known`` columns: rounding may share a multiple eigenvalue out between two
     intervals.
     """
+    from scipy.linalg import qr
+
     tight = high - low <= _TIGHT * high
     edge = 1e-11 * high
     elimination = eliminate(chain, (low + high) / 2, keep=True)
-    block = max(wanted, _BLOCK) if tight else _BLOCK
+    block, accuracy = (max(wanted, _BLOCK) if tight else min(_BLOCK, count + 1)), 1e-12
+    if chain.size >= _LARGE:
+        block, accuracy = (wanted if tight else 1), 1e-10
     block = min(block, chain.size)
-    tolerance = max(1e-12 * high, 1e-14 * top)
-    x = rng.standard_normal((chain.size, block))
+    tolerance = max(accuracy * high, 1e-14 * top)
+    x = rng.standard_normal((block, chain.size)).T
     steps = min(3 * count // block + 20, -(-chain.size // block))
     most = min(steps * block, chain.size)
     basis = np.empty((chain.size, most), order="F")
-    image = np.empty_like(basis)
     projected = np.zeros((most, most))
     for step in range(steps):
         old, new = slice(0, step * block), slice(step * block, min((step + 1) * block, most))
         x = solve(chain, elimination, x)[:, : new.stop - new.start]
         for _ in range(2):
-            x /= np.linalg.norm(x, axis=0)
-            x -= known @ (known.T @ x)
-            x -= basis[:, old] @ (basis[:, old].T @ x)
-            x = np.linalg.qr(x)[0]
-        basis[:, new], image[:, new] = x, matmul(chain, x)
-        projected[: new.stop, new] = basis[:, : new.stop].T @ image[:, new]
+            for column in x.T:
+                column /= np.linalg.norm(column)
+            for other in (known, basis[:, old]):
+                x -= other @ (other.T @ x)
+            x = qr(x, mode="economic", overwrite_a=True, check_finite=False)[0]
+        basis[:, new] = x
+        projected[: new.stop, new] = basis[:, : new.stop].T @ matmul(chain, x)
         projected[new, old] = projected[old, new].T
         if step < steps - 1 and (new.stop < wanted + block or step % 2):
             continue
@@ -187,7 +209,7 @@ def _between(chain: EdgeChain, low: float, high: float, count: int, wanted: int,
         if len(inside) < wanted:
             continue
         u = basis[:, : new.stop] @ s[:, inside]
-        remainder = image[:, : new.stop] @ s[:, inside] - u * values[inside]
+        remainder = matmul(chain, u) - u * values[inside]
         residuals = np.linalg.norm(remainder, axis=0)
         good = np.flatnonzero(residuals <= tolerance)
         ends = np.minimum(np.abs(values[inside[good]] - low), np.abs(values[inside[good]] - high))
