@@ -153,8 +153,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--output", help="JSON file")
     options = parser.parse_args(arguments)
     names = ["tiny"] if options.quick else options.networks
-    report: dict[str, Any] = {"environment": common.environment(("jax", "jaxlib", "numpy", "neural-tangents")), "networks": {},
-                              "growth": {}}
+    environment = common.environment(("jax", "jaxlib", "numpy", "neural-tangents"))
+    report: dict[str, Any] = {"environment": environment, "networks": {}, "growth": {}}
     print(", ".join(f"{key} {value}" for key, value in report["environment"].items()))
     for name in names:
         report["networks"][name] = measure(name, options.repeats, memory=not options.quick)

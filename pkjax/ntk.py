@@ -128,7 +128,7 @@ class _Block:
     whole: tuple[bool, ...]
     engine: str
 
-    def __call__(self, params: PyTree, entries: list[Array | None], X: Array, X2: Array | None) -> Array:
+    def __call__(self, params: PyTree, entries: list[Any], X: Array, X2: Array | None) -> Array:
         with jax.default_matmul_precision("highest"):
             if self.engine == "structured":
                 return structured.theta(self.apply_fn, params, entries, self.whole, X, X2)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +16,6 @@ from pkjax.tangents import hashable, prepare, restrict
 from pkjax.trees import ApplyFn, Trainable
 
 __all__ = ["ntk_matvec", "ntk_trace"]
-
-Network = tuple[ApplyFn, PyTree, list[Array | None], tuple[bool, ...], Array, int]
 
 
 def ntk_trace(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array | np.ndarray, "N ..."], *, masks: PyTree | None = None,
@@ -82,7 +81,7 @@ def _batch(apply_fn: ApplyFn, params: PyTree, X: Array, outputs: int) -> int:
 
 
 @partial(jax.jit, static_argnames=("apply_fn", "whole"))
-def _trace(apply_fn: ApplyFn, params: PyTree, entries: list[Array | None], X: Array, *, whole: tuple[bool, ...]
+def _trace(apply_fn: ApplyFn, params: PyTree, entries: list[Any], X: Array, *, whole: tuple[bool, ...]
            ) -> Array:
     with jax.default_matmul_precision("highest"):
         out = jax.eval_shape(apply_fn, params, X)
@@ -100,7 +99,7 @@ def _trace(apply_fn: ApplyFn, params: PyTree, entries: list[Array | None], X: Ar
 
 
 @partial(jax.jit, static_argnames=("apply_fn", "size"))
-def _product(apply_fn: ApplyFn, params: PyTree, entries: list[Array | None], X: Array, v: Array, *, size: int) -> Array:
+def _product(apply_fn: ApplyFn, params: PyTree, entries: list[Any], X: Array, v: Array, *, size: int) -> Array:
     """Batches of ``size`` examples; the last one is filled up with examples that have no weight."""
     with jax.default_matmul_precision("highest"):
         f, theta = restrict(apply_fn, params, entries)

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from functools import lru_cache
 from math import ceil, prod
 from typing import Any, NamedTuple
 
@@ -151,18 +152,29 @@ def make_plan(apply_fn: ApplyFn, params: PyTree, entries: list[Any], whole: tupl
 
     Raises: ValueError where the tile asked for does not fit the limit, or none does.
     """
+    like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a)), (params, x))
+    leaves, treedef = jax.tree.flatten(like)
+    limit = default_memory_limit(devices) if memory_limit is None else memory_limit
+    trains = tuple(entry is not None for entry in entries)
+    return _make_plan(apply_fn, tuple(leaves), treedef, trains, whole, examples, engine, tile, limit, devices)
+
+
+@lru_cache(maxsize=256)
+def _make_plan(apply_fn: ApplyFn, like: tuple[Any, ...], treedef: Any, trains: tuple[bool, ...],
+               whole: tuple[bool, ...], examples: tuple[int, int | None], engine: str, tile: int | None, limit: int,
+               devices: int) -> NtkPlan:
+    params, x = jax.tree.unflatten(treedef, like)
     leaves = jax.tree.leaves(params)
     found = uses(apply_fn, params, x)
     if engine == "auto":
         engine = "structured" if found else "jacobian"
     all_uses, covered = found or ((), frozenset())
     out = jax.eval_shape(apply_fn, params, x)
-    train = [i for i, entry in enumerate(entries) if entry is not None]
+    train = [i for i, moves in enumerate(trains) if moves]
     request = _Request(
         engine, *examples, out.shape[1], accumulator(out.dtype).itemsize, prod(x.shape) * x.dtype.itemsize,
         tuple(prod(jnp.shape(leaves[i])) for i in train), tuple(not whole[i] for i in train),
         tuple(tuple(use for use in all_uses if use.leaf == i and i in covered) for i in train), all_uses)
-    limit = default_memory_limit(devices) if memory_limit is None else memory_limit
     side = _largest(request, limit, devices) if tile is None else min(tile, max(examples[0], examples[1] or 0))
     if request.peak(side) > limit:
         _refuse(request, side, limit)

@@ -39,7 +39,7 @@ from pkjax.trees import ApplyFn
 __all__ = ["energy", "theta"]
 
 
-def theta(apply_fn: ApplyFn, params: PyTree, entries: list[Array | None], whole: tuple[bool, ...],
+def theta(apply_fn: ApplyFn, params: PyTree, entries: list[Any], whole: tuple[bool, ...],
           X: Array, X2: Array | None) -> Float[Array, "N M K K"]:
     """Contract Θ over the parameters leaf by leaf, by the cheapest route that each allows.
 
@@ -57,7 +57,7 @@ def theta(apply_fn: ApplyFn, params: PyTree, entries: list[Array | None], whole:
             continue
         used = net.by_leaf.get(index, ())
         train = None if whole[index] else mask
-        name = route(rows, None if X2 is None else columns, k, mask.size,
+        name = route(rows, None if X2 is None else columns, k, jnp.size(net.leaves[index]),
                      [use(net.sites[s], net.leaves[index]) for s in used], train is not None).name
         matrices = net.sites[used[0]].matrices if len(used) == 1 else None
         if matrices is not None:
@@ -70,11 +70,11 @@ def theta(apply_fn: ApplyFn, params: PyTree, entries: list[Array | None], whole:
         else:
             left, right = net.leaf_alone(index, X), net.leaf_alone(index, X if X2 is None else X2)
         total += _contract(left, None if X2 is None else right, None if train is None else train.reshape(-1), k,
-                           blocks(max(rows, columns), mask.size), wide)
+                           blocks(max(rows, columns), jnp.size(net.leaves[index])), wide)
     return total.transpose(0, 2, 1, 3)
 
 
-def energy(apply_fn: ApplyFn, params: PyTree, entries: list[Array | None], whole: tuple[bool, ...],
+def energy(apply_fn: ApplyFn, params: PyTree, entries: list[Any], whole: tuple[bool, ...],
            x: Float[Array, "..."]) -> Float[Array, ""]:
     """The part of Tr Θ that one example brings, ``Σ_k ‖∇f_k(x)‖²``, from the norms of each leaf's gradients.
 
@@ -93,7 +93,8 @@ def energy(apply_fn: ApplyFn, params: PyTree, entries: list[Array | None], whole
         if matrices is None:
             batch = jax.tree.map(lambda a: a[None], (operands, deltas))
             jacobian = net.through_sites(index, *batch) if used else net.leaf_alone(index, x[None])
-            total += jnp.sum(jnp.where(mask.reshape(-1), jacobian(0, net.n_out).astype(wide), 0) ** 2)
+            gradients = jacobian(0, net.n_out).astype(wide)
+            total += jnp.sum((gradients if whole[index] else jnp.where(mask.reshape(-1), gradients, 0)) ** 2)
             continue
         h = matrices.rows(operands[used[0]]).astype(wide)
         d = jax.vmap(matrices.columns)(deltas[used[0]]).astype(wide)
@@ -101,10 +102,12 @@ def energy(apply_fn: ApplyFn, params: PyTree, entries: list[Array | None], whole
         if whole[index] and p * (i + k * j) < k * i * j:
             met = d.transpose(1, 0, 2).reshape(p, k * j)
             total += jnp.sum((h @ h.T) * (met @ met.T))
-        elif p == 1:
-            total += jnp.sum((matrices.entries(mask).astype(wide).T @ h[0] ** 2) * jnp.sum(d[:, 0] ** 2, 0))
+            continue
+        trains = matrices.entries(jnp.broadcast_to(mask, jnp.shape(net.leaves[index])))
+        if p == 1:
+            total += jnp.sum((trains.astype(wide).T @ h[0] ** 2) * jnp.sum(d[:, 0] ** 2, 0))
         else:
-            total += jnp.sum(jnp.where(matrices.entries(mask), jnp.einsum("pi,kpj->kij", h, d), 0) ** 2)
+            total += jnp.sum(jnp.where(trains, jnp.einsum("pi,kpj->kij", h, d), 0) ** 2)
     return total
 
 

@@ -2,6 +2,8 @@
 
 import contextlib
 from collections.abc import Hashable
+from functools import lru_cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +16,9 @@ __all__ = ["chosen", "hashable", "prepare", "restrict"]
 
 
 def prepare(apply_fn: ApplyFn, params: PyTree, X: Array, masks: PyTree | None, trainable: Trainable
-            ) -> tuple[PyTree, list[Array | None], tuple[bool, ...]]:
+            ) -> tuple[PyTree, list[Any], tuple[bool, ...]]:
     """Check the input; return masked parameters, and what of each leaf trains, as ``chosen`` says it."""
-    check_network(apply_fn, params, X)
+    _check_network(hashable(apply_fn), *_shapes(params, X))
     entries, whole = chosen(params, masks, trainable)
     check_finite(params, "params")
     check_finite(X, "X")
@@ -25,9 +27,14 @@ def prepare(apply_fn: ApplyFn, params: PyTree, X: Array, masks: PyTree | None, t
     return params, entries, whole
 
 
-def chosen(params: PyTree, masks: PyTree | None, trainable: Trainable) -> tuple[list[Array | None], tuple[bool, ...]]:
-    """Say which entries of each leaf train (None: none does), and of which leaves all do."""
+def chosen(params: PyTree, masks: PyTree | None, trainable: Trainable) -> tuple[list[Any], tuple[bool, ...]]:
+    """Say which entries of each leaf train (None: none does; a single True: all), and of which leaves all do."""
     check_masks(masks, params)
+    if masks is None and (trainable is None or callable(trainable)):
+        leaves = [(is_floating(leaf) and (trainable is None or bool(trainable(path, leaf))))
+                  for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
+        if any(leaves):
+            return [np.ones((), bool) if train else None for train in leaves], tuple(leaves)
     given = [leaf for leaf in jax.tree.leaves((masks, trainable)) if not callable(leaf)]
     # Booleans known while tracing stay known, so that whole layers keep their cheaper route under jit.
     known = not any(isinstance(leaf, jax.core.Tracer) for leaf in given)
@@ -39,6 +46,17 @@ def chosen(params: PyTree, masks: PyTree | None, trainable: Trainable) -> tuple[
     return entries, tuple(all_ for _, all_ in flags)
 
 
+def _shapes(params: PyTree, X: Array) -> tuple[tuple[Any, ...], Any]:
+    leaves, treedef = jax.tree.flatten((params, X))
+    return tuple(jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves), treedef
+
+
+@lru_cache(maxsize=256)
+def _check_network(apply_fn: ApplyFn, leaves: tuple[Any, ...], treedef: Any) -> None:
+    """Check a network once for each set of shapes."""
+    check_network(apply_fn, *jax.tree.unflatten(treedef, leaves))
+
+
 def hashable(apply_fn: ApplyFn) -> ApplyFn:
     """Let a callable that cannot be hashed be a key of the compilation cache, by identity."""
     if isinstance(apply_fn, Hashable):
@@ -48,7 +66,7 @@ def hashable(apply_fn: ApplyFn) -> ApplyFn:
     return lambda params, x: apply_fn(params, x)
 
 
-def restrict(apply_fn: ApplyFn, params: PyTree, entries: list[Array | None]) -> tuple[ApplyFn, list[Array]]:
+def restrict(apply_fn: ApplyFn, params: PyTree, entries: list[Any]) -> tuple[ApplyFn, list[Array]]:
     """Make the network a function of the leaves that train; entries that do not train are held fixed."""
     leaves, treedef = jax.tree.flatten(params)
     moving = {i: mask for i, mask in enumerate(entries) if mask is not None}

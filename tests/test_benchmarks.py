@@ -1,5 +1,6 @@
 """The benchmarks run in a tiny setting, and compare what they say they compare."""
 
+import importlib.util
 import json
 import os
 import runpy
@@ -9,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from benchmarks import bench_pruning, common
+from benchmarks import bench_ntk, bench_pruning, common
 
 
 def test_modules_load_without_pytorch(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    for module in (common, bench_pruning):
+    for module in (common, bench_ntk, bench_pruning):
         assert runpy.run_path(module.__file__, run_name="loaded")["__doc__"] == module.__doc__
 
 
@@ -101,3 +102,23 @@ def test_pruning_leaves_the_network_as_it_was():
     assert list(after) == list(before)
     assert all(torch.equal(after[name], value) for name, value in before.items())
     assert sum(int(mask.sum()) for mask in masks.values()) == round(0.25 * side.weights)
+
+
+def test_the_tangent_kernel_benchmark_compares_equal_kernels(tmp_path, capsys):
+    if importlib.util.find_spec("neural_tangents") is None:
+        pytest.skip("neural-tangents is not installed")
+    path = tmp_path / "ntk.json"
+    report = bench_ntk.main(["--quick", "--no-growth", "--repeats", "1", "--output", str(path)])
+    assert json.loads(path.read_text()) == report
+    figures = report["networks"]["tiny"]
+    assert set(figures["seconds"]) == {"pkjax", "neural-tangents 1", "neural-tangents 2"}
+    assert all(error < 1e-5 for error in figures["differ"].values())
+    assert figures["times_faster"] > 0
+    assert "times as fast" in capsys.readouterr().out
+
+
+def test_projections_notice_a_wrong_kernel():
+    case = bench_ntk.CASES["tiny"]
+    theta = bench_ntk.calls(case)["pkjax"]()
+    assert bench_ntk.projections(case, theta) < 1e-5
+    assert bench_ntk.projections(case, theta.at[0, 1].mul(2)) > 1e-3
