@@ -216,7 +216,7 @@ def _by_blocks(chain: EdgeChain, system: _System, keep: bool) -> tuple[int, list
         mine = np.flatnonzero(system.near_layer == h)
         e = len(mine)
         mu, p = system.diagonal[start : start + n], system.diagonal[start + n : start + 2 * n]
-        simple = carried is None and not e
+        simple = carried is None and not e and not keep
         if simple:
             a = mu   # of the first layer, A is diagonal
         else:
@@ -227,7 +227,6 @@ def _by_blocks(chain: EdgeChain, system: _System, keep: bool) -> tuple[int, list
         x = _ahead(chain, system, h)
         negative += int((p < 0).sum()) + _negative(a, root, sign, e)
         if keep or h < last:
-            lu = pivots = np.zeros(0)
             if simple:
                 answer = (a / _nonzero(a * p - 1))[:, None] * x
             else:
@@ -236,11 +235,8 @@ def _by_blocks(chain: EdgeChain, system: _System, keep: bool) -> tuple[int, list
                 times_p[np.arange(e, e + n), np.arange(e, e + n)] -= 1
                 lu, pivots = _factor(times_p)
                 answer = _lu_solve(lu, pivots, a[:, e:] @ x)
-            if keep:
-                if simple:
-                    a = np.diag(a)
-                    lu, pivots = _factor(a * p - np.eye(n))
-                steps.append(_Step(a, p, lu, pivots, x))
+                if keep:
+                    steps.append(_Step(a, p, lu, pivots, x))
         if h < last:
             carried = _symmetric(x, answer[e:])
             np.negative(carried, out=carried)

@@ -77,7 +77,7 @@ class EdgeChain:
 
     @property
     def single_d(self) -> np.ndarray:
-        """D of the unknowns that are groups: the first ones."""
+        """The unknowns that are groups come first: ``d`` of those."""
         return self.bundles.d[self.single]
 
     @cached_property

@@ -199,7 +199,8 @@ def effective_rank(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, key: Arra
     multiply, flat, train = flat_product(problem)
     scale = trace_of(problem)
     # Products of G divided by its trace neither overflow nor vanish when squared.
-    mean, deviation = frobenius(multiply, jax.random.rademacher(key, (samples, flat.size), flat.dtype) * train, scale)
+    draws = jax.random.rademacher(key, (samples, flat.size), flat.dtype) * train
+    mean, deviation = frobenius(multiply, draws, scale, batch_size=8)
     rank = (1 / mean).astype(scale.dtype)
     error = (deviation / mean**2).astype(scale.dtype)
     return (rank, error) if standard_error else rank

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from pkjax import paths
 from pkjax.cotangents import accumulator
 from pkjax.routes import Costs, Use, route, uses
 from pkjax.trees import ApplyFn, leaf_names
@@ -150,7 +151,8 @@ def make_plan(apply_fn: ApplyFn, params: PyTree, entries: list[Any], whole: tupl
         memory_limit: bytes for one device; None means half of its memory.
         devices: how many share the tiles.
 
-    Raises: ValueError where the tile asked for does not fit the limit, or none does.
+    Raises: ValueError where the tile asked for does not fit the limit, or none does; NotPathNetworkError where engine
+    "structured" is asked for a network without paths.
     """
     like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a)), (params, x))
     leaves, treedef = jax.tree.flatten(like)
@@ -168,6 +170,8 @@ def _make_plan(apply_fn: ApplyFn, like: tuple[Any, ...], treedef: Any, trains: t
     found = uses(apply_fn, params, x)
     if engine == "auto":
         engine = "structured" if found else "jacobian"
+    if engine == "structured" and not found:
+        paths.sites(apply_fn, params, x)     # raises, and names the operation
     all_uses, covered = found or ((), frozenset())
     out = jax.eval_shape(apply_fn, params, x)
     train = [i for i, moves in enumerate(trains) if moves]

@@ -42,9 +42,9 @@ def trace(multiply: Product, like: Array, key: Array, samples: int) -> tuple[Arr
     return mean.astype(like.dtype), error.astype(like.dtype)
 
 
-def frobenius(multiply: Product, draws: Array, scale: Array) -> tuple[Array, Array]:
+def frobenius(multiply: Product, draws: Array, scale: Array, batch_size: int | None = None) -> tuple[Array, Array]:
     """Estimate ``‖A‖_F² / scale²``, the mean of ``‖A s‖²`` over random signs s, and its standard error."""
-    squares = jax.lax.map(lambda s: ((multiply(s) / scale) ** 2).sum(), draws)
+    squares = jax.lax.map(lambda s: ((multiply(s) / scale) ** 2).sum(), draws, batch_size=batch_size)
     return squares.mean(), squares.std(ddof=1) / len(draws) ** 0.5
 
 

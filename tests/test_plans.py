@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from pkjax import ntk, ntk_plan
+from pkjax import NotPathNetworkError, ntk, ntk_plan
 from pkjax.ntk import _Block
 from pkjax.tangents import prepare
 
@@ -80,6 +80,16 @@ def test_a_kernel_that_cannot_fit_says_what_would():
     limit = (least + ntk_plan(apply_fn, params, x).peak_memory) // 2
     with pytest.raises(ValueError, match=r"tile=[1-4] would fit"):
         ntk_plan(apply_fn, params, x, tile=len(x), memory_limit=limit)
+
+
+def test_the_structured_engine_plans_nothing_for_a_network_without_paths():
+    def network(w, x):
+        return jnp.tanh(x @ w)
+
+    x, w = jnp.ones((2, 3)), jnp.ones((3, 2))
+    with pytest.raises(NotPathNetworkError, match="tanh"):
+        ntk_plan(network, w, x, engine="structured")
+    assert ntk_plan(network, w, x).engine == "jacobian"
 
 
 @pytest.mark.parametrize("value", [0, -5, True])
