@@ -64,8 +64,9 @@ class NtkPlan:
     def __str__(self) -> str:
         """A few lines for people."""
         n, m = self.examples
-        lines = [f"Θ ({n}, {m}, {self.outputs}, {self.outputs}) by the {self.engine} engine: {self.tiles} tiles of "
-                 f"{self.tile} × {self.tile} examples on {self.devices} device{'s' * (self.devices > 1)}",
+        tiles, devices = (f"{n} {what}{'s' * (n > 1)}" for n, what in ((self.tiles, "tile"), (self.devices, "device")))
+        lines = [f"Θ ({n}, {m}, {self.outputs}, {self.outputs}) by the {self.engine} engine",
+                 f"{tiles} of {self.tile} × {self.tile} examples on {devices}",
                  f"{self.operations:.3g} operations, {_size(self.bytes)} moved, {_size(self.peak_memory)} at a time "
                  f"(limit {_size(self.memory_limit)})"]
         width = max((len(leaf.name) for leaf in self.leaves), default=0)
