@@ -227,8 +227,8 @@ def _refuse(request: _Request, side: int, limit: int) -> None:
     fits = next((s for s in (2**e for e in range(20, -1, -1)) if s < side and request.peak(s) <= limit), None)
     advice = (f"tile={fits} would fit" if fits else
               f"at least memory_limit={least} is needed; fewer examples, fewer trainable leaves, or the functions that "
-              "do not form the kernel (ntk_trace, ntk_matvec, ntk_eigenvalues) need less")
-    raise ValueError(f"a tangent kernel of {_size(kernel)}, in tiles of {side} examples by the {request.engine} engine "
+              "do not form the kernel (ntk_trace, ntk_matvec, ntk_eigenpairs) need less")
+    raise ValueError(f"a tangent kernel of {_size(kernel)}, in tiles of {side} × {side} by the {request.engine} engine "
                      f"takes about {_size(request.peak(side))} at a time, more than memory_limit={limit} "
                      f"({_size(limit)}): {advice}")
 
