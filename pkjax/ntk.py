@@ -73,8 +73,9 @@ def ntk(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array | np.ndarray, "N ..."
     params, entries, whole = prepare(apply_fn, params, rows, masks, trainable)
     if columns is not None:
         check_finite(columns, "X2")
-    plan = make_plan(hashable(apply_fn), params, entries, whole, rows[:1],
-                     (len(rows), None if columns is None else len(columns)), engine, tile=tile,
+    one = jax.ShapeDtypeStruct((1, *rows.shape[1:]), rows.dtype)
+    sizes = (len(rows), None if columns is None else len(columns))
+    plan = make_plan(hashable(apply_fn), params, entries, whole, one, sizes, engine, tile=tile,
                      memory_limit=memory_limit, devices=1 if mesh is None else mesh.size)
     block = _Block(hashable(apply_fn), whole, plan.engine)
     return fill(block, (params, entries), rows, columns, plan.tile, mesh, progress)

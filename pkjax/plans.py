@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 from pkjax import paths
 from pkjax.cotangents import accumulator
 from pkjax.routes import Costs, Use, route, uses
-from pkjax.trees import ApplyFn, leaf_names
+from pkjax.trees import ApplyFn, leaf_names, shapes
 
 __all__ = ["LeafPlan", "NtkPlan", "default_memory_limit", "make_plan"]
 
@@ -155,8 +155,7 @@ def make_plan(apply_fn: ApplyFn, params: PyTree, entries: list[Any], whole: tupl
     Raises: ValueError where the tile asked for does not fit the limit, or none does; NotPathNetworkError where engine
     "structured" is asked for a network without paths.
     """
-    like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a)), (params, x))
-    leaves, treedef = jax.tree.flatten(like)
+    leaves, treedef = jax.tree.flatten(shapes((params, x)))
     limit = default_memory_limit(devices) if memory_limit is None else memory_limit
     trains = tuple(entry is not None for entry in entries)
     return _make_plan(apply_fn, tuple(leaves), treedef, trains, whole, examples, engine, tile, limit, devices)

@@ -4,22 +4,24 @@ The structured engine takes for every leaf the route that this module names, and
 """
 
 from functools import lru_cache
+from itertools import pairwise
 from math import prod
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from pkjax import paths
-from pkjax.trees import ApplyFn
+from pkjax.trees import ApplyFn, shapes
 
-__all__ = ["Costs", "Name", "Use", "blocks", "masked_columns", "over_places", "route", "use", "uses"]
+__all__ = ["Costs", "Name", "Use", "bands", "blocks", "masked_columns", "over_places", "route", "use", "uses"]
 
 ENTRIES = 2**26
 """How many numbers one intermediate array may hold: 256 MB in float32."""
 BALANCE = 32
 """Operations that take as long as a number written and read again, on machines of today."""
+BAND = 512
+"""Rows NK of a symmetric kernel from which on it is computed in bands."""
 
 Name = Literal["Gram", "Gram over places", "masked Gram", "Jacobian of the layer", "Jacobian of the leaf"]
 
@@ -62,8 +64,7 @@ def uses(apply_fn: ApplyFn, params: PyTree, x: Any) -> tuple[tuple[Use, ...], fr
 
     The network must be hashable: it is walked once for the shapes of ``params`` and of ``x``, a batch of one.
     """
-    like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a)), (params, x))
-    leaves, treedef = jax.tree.flatten(like)
+    leaves, treedef = jax.tree.flatten(shapes((params, x)))
     return _uses(apply_fn, tuple(leaves), treedef)
 
 
@@ -93,13 +94,13 @@ def route(n: int, m: int | None, k: int, size: int, used: list[Use], masked: boo
     some of its entries train.
     """
     columns, examples = (n, n) if m is None else (m, n + m)
-    pairs = n * columns
-    result = pairs * k * k
+    result = n * columns * k * k
+    pairs = n * columns if m is not None else sum((r.stop - r.start) * (c.stop - c.start) for r, c in bands(n, k))
     matrix = used[0].matrix if len(used) == 1 else None
     if matrix is None:
         block = examples * min(k, blocks(max(n, columns), size)) * size
         name: Name = "Jacobian of the layer" if used else "Jacobian of the leaf"
-        return Costs(name, 2 * result * size + 2 * examples * k * size, (result // k + examples * k) * size // k,
+        return Costs(name, 2 * pairs * k * k * size + 2 * examples * k * size, (result // k + examples * k) * size // k,
                      2 * block + result)
     p, i, j = matrix
     if p == 1 and not masked:
@@ -109,19 +110,30 @@ def route(n: int, m: int | None, k: int, size: int, used: list[Use], masked: boo
         return Costs("masked Gram", 2 * j * pairs * (i + k * k + k // 2), j * (n * i + pairs * (1 + k)) + 3 * result,
                      block * (n * i + pairs * (1 + k)) + 2 * result)
     moved = examples * p * (i + k * j)       # rows and columns in the order that the products want
-    met = n * (n // 2 + 1) if m is None else pairs     # a symmetric kernel takes each pair once
+    met = n * (n // 2 + 1) if m is None else pairs     # in a circle, each with the half that follows it
     if not masked and over_places(met, pairs, examples, k, p, i, j):
         return Costs("Gram over places", 2 * met * (p * p * (i + k * j) + p * k * k * j),
                      met * (p * p + p * k * j) + moved + result,
                      met // n * (p * p + p * k * j) + 2 * moved + result)
     block = examples * min(k, blocks(max(n, columns), i * j)) * i * j
-    return Costs("Jacobian of the layer", 2 * result * i * j + 2 * examples * p * k * i * j,
+    return Costs("Jacobian of the layer", 2 * pairs * k * k * i * j + 2 * examples * p * k * i * j,
                  (result // k + examples * k) * i * j + moved, 2 * block + moved + result)
 
 
 def masked_columns(n: int, m: int, k: int, i: int, j: int) -> int:
     """How many columns of a mask are taken at once."""
     return max(1, min(j, ENTRIES // max(1, n * max(i, m * k))))
+
+
+def bands(n: int, k: int) -> list[tuple[slice, slice]]:
+    """Rows and columns of a symmetric kernel to compute: three bands from the diagonal on, two thirds of the whole.
+
+    A small kernel is one band: its long rows take longer to copy than to multiply.
+    """
+    if n * k < BAND:
+        return [(slice(0, n), slice(0, n))]
+    edges = [0, n // 3, 2 * n // 3, n]
+    return [(slice(a, b), slice(a, n)) for a, b in pairwise(edges) if a < b]
 
 
 def blocks(examples: int, size: int) -> int:

@@ -33,7 +33,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, PyTree
 
 from pkjax.cotangents import Cotangents, LeafJacobian, accumulator
-from pkjax.routes import Name, blocks, masked_columns, route, use
+from pkjax.paths.taps import Matrices
+from pkjax.routes import Name, bands, blocks, masked_columns, route, use
 from pkjax.trees import ApplyFn
 
 __all__ = ["energy", "theta"]
@@ -50,28 +51,40 @@ def theta(apply_fn: ApplyFn, params: PyTree, entries: list[Any], whole: tuple[bo
     wide, k = accumulator(net.dtype), net.n_out
     operands, deltas = jax.vmap(net.one)(X)
     operands2, deltas2 = (operands, deltas) if X2 is None else jax.vmap(net.one)(X2)
-    rows, columns = X.shape[0], X.shape[0] if X2 is None else X2.shape[0]
-    total = jnp.zeros((rows, k, columns, k), wide)   # the order in which products of matrices come
+    columns = None if X2 is None else X2.shape[0]
+    parts = bands(X.shape[0], k) if X2 is None else [(slice(None), slice(None))]
+    total: list[Any] = [0] * len(parts)
     for index, mask in enumerate(entries):
         if mask is None:
             continue
         used = net.by_leaf.get(index, ())
         train = None if whole[index] else mask
-        name = route(rows, None if X2 is None else columns, k, jnp.size(net.leaves[index]),
-                     [use(net.sites[s], net.leaves[index]) for s in used], train is not None).name
+        size = jnp.size(net.leaves[index])
+        name = route(X.shape[0], columns, k, size, [use(net.sites[s], net.leaves[index]) for s in used],
+                     train is not None).name
         matrices = net.sites[used[0]].matrices if len(used) == 1 else None
         if matrices is not None:
-            h, h2 = (jax.vmap(matrices.rows)(o[used[0]]).astype(wide) for o in (operands, operands2))
-            d, d2 = (jax.vmap(jax.vmap(matrices.columns))(t[used[0]]).astype(wide) for t in (deltas, deltas2))
-            total += _product(name, h, d, h2, d2, None if train is None else matrices.entries(train), X2 is None)
-            continue
-        if used:
-            left, right = net.through_sites(index, operands, deltas), net.through_sites(index, operands2, deltas2)
+            terms = _product(name, matrices, *((o[used[0]], d[used[0]]) for o, d in
+                                               ((operands, deltas), (operands2, deltas2))),
+                             None if train is None else matrices.entries(train), parts, X2 is None, wide)
         else:
-            left, right = net.leaf_alone(index, X), net.leaf_alone(index, X if X2 is None else X2)
-        total += _contract(left, None if X2 is None else right, None if train is None else train.reshape(-1), k,
-                           blocks(max(rows, columns), jnp.size(net.leaves[index])), wide)
-    return total.transpose(0, 2, 1, 3)
+            if used:
+                left, right = net.through_sites(index, operands, deltas), net.through_sites(index, operands2, deltas2)
+            else:
+                left, right = net.leaf_alone(index, X), net.leaf_alone(index, X if X2 is None else X2)
+            terms = _contract(left, None if X2 is None else right, None if train is None else train.reshape(-1), k,
+                              blocks(max(X.shape[0], columns or 0), size), wide, parts)
+        total = [a + b for a, b in zip(total, terms, strict=True)]
+    return total[0].transpose(0, 2, 1, 3) if len(parts) == 1 else _mirror(total, parts)
+
+
+def _mirror(upper: list[Float[Array, "rows K columns K"]], parts: list[tuple[slice, slice]]) -> Float[Array, "N N K K"]:
+    """A symmetric kernel from bands of its rows, each from its own block on the diagonal to the last column."""
+    n = upper[0].shape[2]
+    half = jnp.concatenate([jnp.pad(rows, [(0, 0), (0, 0), (n - rows.shape[2], 0), (0, 0)]) for rows in upper])
+    half = half.transpose(0, 2, 1, 3)
+    band = np.repeat(np.arange(len(parts)), [rows.shape[0] for rows in upper])
+    return jnp.where((band[:, None] <= band)[:, :, None, None], half, half.transpose(1, 0, 3, 2))
 
 
 def energy(apply_fn: ApplyFn, params: PyTree, entries: list[Any], whole: tuple[bool, ...],
@@ -111,23 +124,36 @@ def energy(apply_fn: ApplyFn, params: PyTree, entries: list[Any], whole: tuple[b
     return total
 
 
-def _product(name: Name, h: Float[Array, "N P I"], d: Float[Array, "N K P J"], h2: Float[Array, "M P I"],
-             d2: Float[Array, "M K P J"], mask: Bool[Array, "I J"] | None, symmetric: bool) -> Float[Array, "N K M K"]:
-    """Inner products of the gradients hᵀ d of a product of matrices."""
-    if name == "Gram":
-        return (h[:, 0] @ h2[:, 0].T)[:, None, :, None] * _inner(d[:, :, 0], d2[:, :, 0])
-    if name == "masked Gram" and mask is not None:
-        return _masked_gram(h[:, 0], d[:, :, 0], h2[:, 0], d2[:, :, 0], mask)
+def _product(name: Name, matrices: Matrices, left: tuple[Array, Array], right: tuple[Array, Array],
+             mask: Bool[Array, "I J"] | None, parts: list[tuple[slice, slice]], symmetric: bool, dtype: Any
+             ) -> list[Float[Array, "rows K columns K"]]:
+    """Inner products of the gradients hᵀ δ of a product of matrices, from its operands and cotangents."""
+    k = left[1].shape[1]
+    if name == "Jacobian of the layer":
+        def jacobian(side: tuple[Array, Array], first: int, last: int) -> Array:
+            def one(h: Array, delta: Array) -> Array:
+                rows = matrices.rows(h).astype(dtype)
+                columns = jax.vmap(matrices.columns, out_axes=1)(delta).astype(dtype).reshape(rows.shape[0], -1)
+                return (columns.T @ rows).reshape(last - first, -1)
+
+            # A processor takes one example after the other, within its cache; an accelerator all at once.
+            if jax.default_backend() == "cpu":
+                return lax.map(lambda hd: one(*hd), (side[0], side[1][:, first:last]))
+            return jax.vmap(one)(side[0], side[1][:, first:last])
+
+        size = jax.eval_shape(partial(jacobian, left, 0, 1)).size // len(left[0])
+        return _contract(partial(jacobian, left), None if symmetric else partial(jacobian, right),
+                         None if mask is None else mask.T.reshape(-1), k,
+                         blocks(max(len(left[0]), len(right[0])), size), dtype, parts)
+    h, h2 = (jax.vmap(matrices.rows)(operand).astype(dtype) for operand, _ in (left, right))
+    d, d2 = (jax.vmap(jax.vmap(matrices.columns))(delta).astype(dtype) for _, delta in (left, right))
     if name == "Gram over places":
-        return _gram_over_places(h, d, h2, d2, symmetric)
-    k, size = d.shape[1], h.shape[2] * d.shape[3]
-
-    def jacobian(h: Array, d: Array, first: int, last: int) -> Array:
-        # Columns before rows: this is the order in which the product comes.
-        return jnp.einsum("nkpj,npi->nkji", d[:, first:last], h).reshape(h.shape[0], last - first, size)
-
-    return _contract(partial(jacobian, h, d), None if symmetric else partial(jacobian, h2, d2),
-                     None if mask is None else mask.T.reshape(-1), k, blocks(max(len(h), len(h2)), size), h.dtype)
+        out = _gram_over_places(h, d, h2, d2, symmetric)
+        return [out[r, :, c] for r, c in parts]
+    h, d, h2, d2 = h[:, 0], d[:, :, 0], h2[:, 0], d2[:, :, 0]     # before bands: so it is the product of the bias
+    if mask is not None:
+        return [_masked_gram(h[r], d[r], h2[c], d2[c], mask) for r, c in parts]
+    return [(h[r] @ h2[c].T)[:, None, :, None] * _inner(d[r], d2[c]) for r, c in parts]
 
 
 def _gram_over_places(h: Float[Array, "N P I"], d: Float[Array, "N K P J"], h2: Float[Array, "M P I"],
@@ -139,14 +165,16 @@ def _gram_over_places(h: Float[Array, "N P I"], d: Float[Array, "N K P J"], h2: 
     n, (m, k, p, j) = len(h), d2.shape
     count = n // 2 + 1 if symmetric else m
     if symmetric:
-        h2, d2 = (jnp.concatenate([a, a[:count - 1]]) for a in (h2, d2))
-    flat = d2.transpose(0, 2, 1, 3).reshape(len(d2), p, k * j)
+        h2, d2 = (jnp.concatenate([a, a[:count - 1]]) for a in (h, d))
+    after_all = d2.transpose(0, 2, 3, 1).reshape(len(d2), p, j * k)
 
     def row(one: tuple[Array, Array, Array]) -> Array:
         rows, cotangents, first = one
-        others, after = (lax.dynamic_slice_in_dim(a, first, count) if symmetric else a for a in (h2, flat))
+        others, after = (lax.dynamic_slice_in_dim(a, first, count) if symmetric else a for a in (h2, after_all))
         met = jnp.einsum("pi,mqi->mpq", rows, others)
-        return jnp.einsum("kpj,mplj->kml", cotangents, (met @ after).reshape(count, p, k, j))
+        # One product for each of the others, for which the cotangents are repeated: cheaper than another order of met.
+        mine = jnp.broadcast_to(cotangents.reshape(k, p * j), (count, k, p * j))
+        return (mine @ (met @ after).reshape(count, p * j, k)).transpose(1, 0, 2)
 
     out = lax.map(row, (h, d, jnp.arange(n)))
     if not symmetric:
@@ -185,7 +213,7 @@ def _inner(left: Float[Array, "N K P"], right: Float[Array, "M L P"]) -> Float[A
 
 
 def _contract(left: LeafJacobian, right: LeafJacobian | None, mask: Array | None, n_out: int, block: int,
-              dtype: Any) -> Float[Array, "N K M K"]:
+              dtype: Any, parts: list[tuple[slice, slice]]) -> list[Float[Array, "rows K columns K"]]:
     """Contract two Jacobians of a leaf over its entries, ``block`` outputs at a time; None mirrors the left one."""
     edges = [(first, min(first + block, n_out)) for first in range(0, n_out, block)]
     grid: list[list[Array]] = []
@@ -199,6 +227,9 @@ def _contract(left: LeafJacobian, right: LeafJacobian | None, mask: Array | None
                 continue
             # The mask is 0 or 1: applied on one side, it acts on the product.
             b = whole if right is None and c == r else (right or left)(*column).astype(dtype)
+            if len(edges) == 1:
+                return [_inner(a[rows], b[columns]) for rows, columns in parts]
             line.append(_inner(a, b))
         grid.append(line)
-    return jnp.concatenate([jnp.concatenate(line, axis=3) for line in grid], axis=1)
+    out = jnp.concatenate([jnp.concatenate(line, axis=3) for line in grid], axis=1)
+    return [out[rows, :, columns] for rows, columns in parts]

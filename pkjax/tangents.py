@@ -10,7 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from pkjax.trees import ApplyFn, Trainable, check_finite, check_masks, check_network, is_floating, trainable_masks
+from pkjax.trees import (
+    ApplyFn,
+    Trainable,
+    check_finite,
+    check_masks,
+    check_network,
+    is_floating,
+    shapes,
+    trainable_masks,
+)
 
 __all__ = ["chosen", "hashable", "prepare", "restrict"]
 
@@ -18,7 +27,8 @@ __all__ = ["chosen", "hashable", "prepare", "restrict"]
 def prepare(apply_fn: ApplyFn, params: PyTree, X: Array, masks: PyTree | None, trainable: Trainable
             ) -> tuple[PyTree, list[Any], tuple[bool, ...]]:
     """Check the input; return masked parameters, and what of each leaf trains, as ``chosen`` says it."""
-    _check_network(hashable(apply_fn), *_shapes(params, X))
+    leaves, treedef = jax.tree.flatten(shapes((params, X)))
+    _check_network(hashable(apply_fn), tuple(leaves), treedef)
     entries, whole = chosen(params, masks, trainable)
     check_finite(params, "params")
     check_finite(X, "X")
@@ -44,11 +54,6 @@ def chosen(params: PyTree, masks: PyTree | None, trainable: Trainable) -> tuple[
     entries = [t if some and is_floating(leaf) else None
                for t, (some, _), leaf in zip(train, flags, jax.tree.leaves(params), strict=True)]
     return entries, tuple(all_ for _, all_ in flags)
-
-
-def _shapes(params: PyTree, X: Array) -> tuple[tuple[Any, ...], Any]:
-    leaves, treedef = jax.tree.flatten((params, X))
-    return tuple(jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves), treedef
 
 
 @lru_cache(maxsize=256)

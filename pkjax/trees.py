@@ -11,7 +11,7 @@ from jaxtyping import Array, PyTree
 
 __all__ = ["ApplyFn", "Predicate", "Trainable", "check_finite", "check_like", "check_masks",
            "check_network", "check_output", "check_structure", "is_floating",
-           "kernels", "leaf_names", "naming_input", "select", "trainable_masks"]
+           "kernels", "leaf_names", "naming_input", "select", "shapes", "trainable_masks"]
 
 ApplyFn = Callable[[PyTree, Array], Array]
 """A network: maps (parameters, batch of inputs (N, *input)) to outputs (N, K)."""
@@ -36,9 +36,19 @@ def _name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/") or "(root)"
 
 
+def shapes(tree: PyTree) -> PyTree:
+    """Shape and type of each leaf, in its place."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), _dtype(leaf)), tree)
+
+
 def is_floating(leaf: Any) -> bool:
     """Whether a leaf holds floating-point numbers, and so can train."""
-    return bool(jnp.issubdtype(jnp.result_type(leaf), jnp.floating))
+    return bool(jnp.issubdtype(_dtype(leaf), jnp.floating))
+
+
+def _dtype(leaf: Any) -> Any:
+    # result_type knows the types that Python's numbers and NumPy's arrays take, but is slow to say an array's own.
+    return leaf.dtype if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) else jnp.result_type(leaf)
 
 
 def kernels(path: tuple[Any, ...], leaf: Any) -> bool:
