@@ -64,8 +64,8 @@ def theta(apply_fn: ApplyFn, params: PyTree, entries: list[Any], whole: tuple[bo
                      train is not None).name
         matrices = net.sites[used[0]].matrices if len(used) == 1 else None
         if matrices is not None:
-            terms = _product(name, matrices, *((o[used[0]], d[used[0]]) for o, d in
-                                               ((operands, deltas), (operands2, deltas2))),
+            s = used[0]
+            terms = _product(name, matrices, (operands[s], deltas[s]), (operands2[s], deltas2[s]),
                              None if train is None else matrices.entries(train), parts, X2 is None, wide)
         else:
             if used:

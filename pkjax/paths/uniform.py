@@ -1,0 +1,135 @@
+"""Paths alive for both of two inputs, counted for all pairs of a batch at once where every unit of a layer is alike.
+
+With every weight 1, the units of a dense layer hold the same number, s(x, x') for a pair of inputs; gates make them
+differ only by a factor g(x) g(x') of each unit. The next layer sums those factors: s ← s ∘ (g gᵀ), one Gram matrix of
+the batch in place of a forward pass for every pair. A layer that mixes differently (a convolution, a residual sum of
+gated signals) has no such form.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from pkjax.paths.interpreter import PathSum, interpret
+from pkjax.paths.layers import IDENTITIES, REARRANGEMENTS
+from pkjax.trees import ApplyFn
+
+__all__ = ["NotUniformError", "uniform_pairs"]
+
+
+class NotUniformError(ValueError):
+    """An operation makes the units of a layer differ by more than a factor of each input."""
+
+
+class Pairs(NamedTuple):
+    """A signal of shape s for all pairs: level[x, x'] · factor[x] ∘ factor[x']."""
+
+    level: Array
+    """(N, N)."""
+    factor: Array | None
+    """(N, *s); None where it is 1 throughout."""
+
+
+UNITS = "ones"
+"""What a parameter, or a constant without zeros, holds."""
+
+
+class Uniform:
+    """The algebra of pairs: every weight and constant 1, gates as given."""
+
+    signed = False
+    known = False
+    natural_max = False
+
+    def __init__(self, gates: Sequence[Array]):
+        self.gates = list(gates)
+        self.used = 0
+
+    def lift(self, constant: Any) -> str:
+        """Hold a constant whose entries are all on paths."""
+        if isinstance(constant, jax.core.Tracer) or not np.all(np.asarray(constant)):
+            raise NotUniformError("a constant is 0, or not known")
+        return UNITS
+
+    def true_value(self, operand: PathSum) -> Any:
+        """Return nothing: true values are not known."""
+        return None
+
+    def gated(self, operand: PathSum, gate: Callable[[], Any]) -> Pairs:
+        """Multiply by the next gate."""
+        held: Pairs = operand.value
+        if held is UNITS or self.used == len(self.gates) or self.gates[self.used].shape[1:] != operand.shape:
+            raise NotUniformError("a gate of another shape than the signal's, as of max-pooling")
+        g = self.gates[self.used].astype(held.level.dtype)
+        self.used += 1
+        return held._replace(factor=g if held.factor is None else held.factor * g)
+
+    def linear(self, op: str, fn: Callable[..., Any], operands: Sequence[PathSum]) -> Any:
+        """Rearrange a signal, or add to one whose units are alike."""
+        signals = [s.value for s in operands if s.value is not UNITS]
+        if len(operands) == 1 and (op in IDENTITIES or op in REARRANGEMENTS or op == "add"):
+            if not signals or signals[0].factor is None:
+                return operands[0].value
+            return signals[0]._replace(factor=jax.vmap(fn)(signals[0].factor))
+        if op not in ("add", "sub", "add_any") or any(s.factor is not None for s in signals):
+            raise NotUniformError(f"the operation '{op}' joins units that differ")
+        if not signals:
+            raise NotUniformError(f"the operation '{op}' joins parameters")
+        return Pairs(sum(s.level for s in signals) + (len(operands) - len(signals)), None)
+
+    def bilinear(self, op: str, fn: Callable[..., Any], a: PathSum, b: PathSum) -> Any:
+        """Scale a signal, or sum over its units."""
+        signal = a if a.value is not UNITS else b
+        held = signal.value
+        if op == "mul":
+            if held is UNITS or held.factor is None:
+                return held
+            return held._replace(factor=jnp.broadcast_to(
+                held.factor, (len(held.factor), *np.broadcast_shapes(a.shape, b.shape))))
+        if op != "dot_general" or held is UNITS:
+            raise NotUniformError(f"the operation '{op}' shares parameters between positions")
+        contracted, batch = fn.keywords["dimension_numbers"]  # type: ignore[attr-defined]
+        axes = contracted[0] if signal is a else contracted[1]
+        if any(batch) or any(n != 1 for d, n in enumerate(signal.shape) if d not in axes):
+            raise NotUniformError("a matrix acts on several positions")
+        if held.factor is None:
+            return held._replace(level=held.level * int(np.prod([signal.shape[d] for d in axes])))
+        units = held.factor.reshape(len(held.factor), -1)
+        return Pairs(held.level * (units @ units.T), None)
+
+
+def uniform_pairs(apply_fn: ApplyFn, params: PyTree, X: Float[Array, "N ..."], gates: Sequence[Array]
+                  ) -> Float[Array, "K N N"]:
+    """Sum a_p(x) a_p(x') x_s x'_s over the paths p to each output, for all pairs of inputs.
+
+    Args:
+      apply_fn: the network.
+      params: its parameters; of them shapes and types count.
+      X: (N, *input).
+      gates: those of each example as a batch of one, stacked: (N, 1, ...).
+
+    Raises:
+      NotUniformError: a layer has no such form.
+      NotPathNetworkError: an operation has no paths.
+
+    >>> import jax.numpy as jnp
+    >>> x = jnp.asarray([[1., 0.], [1., 2.]])
+    >>> uniform_pairs(lambda w, x: x @ w, jnp.ones((2, 1)), x, [])
+    Array([[[1., 1.],
+            [1., 5.]]], ...)
+    """
+    n = len(X)
+    algebra = Uniform(gates)
+    out = interpret(algebra, apply_fn, params, X[:1], lambda _, leaf: UNITS,
+                    lambda x: Pairs(jnp.ones((n, n), x.dtype), X[:, None]))
+    if out.value is UNITS:
+        raise NotUniformError("the output does not depend on the input")
+    level, factor = out.value
+    if factor is None:
+        return jnp.broadcast_to(level, (out.shape[1], n, n))
+    ends = factor.reshape(n, -1).T
+    return level * ends[:, :, None] * ends[:, None, :]
