@@ -1,6 +1,8 @@
 """The data factor A = J_v^f J_v^fᵀ of the tangent kernel, without listing paths."""
 
+import contextlib
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +10,9 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from pkjax import paths
-from pkjax.trees import ApplyFn, check_finite, check_masks, check_network
+from pkjax.trees import ApplyFn, check_finite, check_masks, check_network, is_floating
 
-__all__ = ["data_factor"]
+__all__ = ["data_blocks", "data_factor"]
 
 ENTRIES = 2**25
 """How many numbers the gates and inputs of the pairs taken at once may hold."""
@@ -24,8 +26,9 @@ def data_factor(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array | np.ndarray,
 
     the sum over the paths that end in output k and are alive for both inputs: one forward pass of the path network
     for each pair, with the gates and the inputs of the two multiplied together, every weight 1 (or its mask) and
-    every constant 1. For a dense network without biases it is (x·x') Π_l (g_l(x)·g_l(x')), g_l the gates of layer
-    l. Each block is symmetric to the last bit and positive semi-definite; its eigenvalues are ν_i = σ_i(J_v^f)².
+    every constant 1. For a dense network without masks all pairs are taken at once as Gram matrices of gates: without
+    biases (x·x') Π_l (g_l(x)·g_l(x')), g_l the gates of layer l. Each block is symmetric to the last bit and positive
+    semi-definite; its eigenvalues are ν_i = σ_i(J_v^f)².
 
     Args:
         apply_fn: maps (params, inputs (N, *input)) to outputs (N, K).
@@ -36,6 +39,7 @@ def data_factor(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array | np.ndarray,
     Raises:
         ValueError: for masks of another structure, NaN or infinity in params or X, an empty X.
         NotPathNetworkError: where the network is no sum over paths.
+        FloatingPointError: where the paths are too many for the type (convolutional networks in float32).
 
     Source: Gebhart et al. 2021, equation 9 (the factor J_v^f of the path decomposition of the tangent kernel).
 
@@ -50,25 +54,38 @@ def data_factor(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array | np.ndarray,
     check_network(apply_fn, params, X)
     check_finite(params, "params")
     check_finite(X, "X")
-    return _blocks(apply_fn, params, X, masks)
+    blocks = data_blocks(apply_fn, params, X, masks)
+    if not isinstance(blocks, jax.core.Tracer) and not np.isfinite(blocks).all():
+        raise FloatingPointError(f"the paths of this network are too many for {blocks.dtype}: call data_factor on "
+                                 "float64 parameters and inputs, with jax.enable_x64(True)")
+    return blocks
 
 
-def _blocks(apply_fn: ApplyFn, params: PyTree, X: Array, masks: PyTree | None) -> Array:
+def data_blocks(apply_fn: ApplyFn, params: PyTree, X: Array, masks: PyTree | None, dtype: Any = None
+                ) -> Float[Array, "K N N"]:
+    """A, unchecked. Gates are in the parameters' type, sums over paths in ``dtype`` (None: the same)."""
     present = params
     if masks is not None:
         present = jax.tree.map(lambda p, m: jnp.where(m, p, jnp.zeros_like(p)), params, masks)
     n = X.shape[0]
     rows, columns = np.triu_indices(n)
 
+    def wide(leaf: Array) -> Array:
+        return leaf if dtype is None or not is_floating(leaf) else leaf.astype(dtype)
+
     @jax.jit
     def upper(present: PyTree, X: Array, masks: PyTree | None) -> Array:
         with jax.default_matmul_precision("highest"):
-            ones = paths.unit_weights(present)
             gates = jax.vmap(lambda x: paths.gates(apply_fn, present, x[None]))(X)
+            ones, X = jax.tree.map(wide, (paths.unit_weights(present), X))
+            if masks is None:
+                with contextlib.suppress(paths.NotUniformError):
+                    full = paths.uniform_pairs(apply_fn, ones, X, gates)
+                    return jnp.triu(full) + jnp.triu(full, 1).transpose(0, 2, 1)
 
             def pair(ij: tuple[Array, Array]) -> Array:
                 i, j = ij
-                joint = jax.tree.map(lambda g: g[i] * g[j], gates)
+                joint = jax.tree.map(lambda g: wide(g[i] * g[j]), gates)
                 return paths.polynomial(apply_fn, ones, (X[i] * X[j])[None], q=0, gates=joint, masks=masks)[0]
 
             each = sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves((gates, X)))

@@ -64,8 +64,10 @@ def theta(apply_fn: ApplyFn, params: PyTree, entries: list[Any], whole: tuple[bo
                      train is not None).name
         matrices = net.sites[used[0]].matrices if len(used) == 1 else None
         if matrices is not None:
-            s = used[0]
-            terms = _product(name, matrices, (operands[s], deltas[s]), (operands2[s], deltas2[s]),
+            h, h2 = operands[used[0]], operands2[used[0]]
+            assert h is not None
+            assert h2 is not None
+            terms = _product(name, matrices, (h, deltas[used[0]]), (h2, deltas2[used[0]]),
                              None if train is None else matrices.entries(train), parts, X2 is None, wide)
         else:
             if used:

@@ -27,6 +27,11 @@ def leaky_residual(p, x):
     return h @ p["e"] + p["d"]
 
 
+def gated_residual(p, x):
+    h = relu(x @ p["a"])
+    return (h + relu(h @ p["b"])) @ p["e"]
+
+
 def convnet(p, x):
     y = jax.lax.conv_general_dilated(x, p["k"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
     y = jax.lax.reduce_window(relu(y), -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
@@ -36,6 +41,7 @@ def convnet(p, x):
 NETS = {
     "two layers": (two_layers, dict(a=(3, 4), c=(4,), b=(4, 3), d=(3,), e=(3, 2)), (3,)),
     "leaky residual": (leaky_residual, dict(a=(3, 3), b=(3, 3), e=(3, 2), d=(2,)), (3,)),
+    "gated residual": (gated_residual, dict(a=(3, 3), b=(3, 3), e=(3, 2)), (3,)),
     "convnet": (convnet, dict(k=(3, 3, 1, 2), e=(2, 2)), (4, 4, 1)),
 }
 
@@ -106,6 +112,59 @@ def test_a_of_a_dense_network_without_biases_is_a_product_of_gram_matrices():
     want = np.asarray(x @ x.T) * (g1 @ g1.T) * (g2 @ g2.T)
     a = data_factor(lambda p, x: relu(relu(x @ p["a"]) @ p["b"]) @ p["e"], params, x)
     np.testing.assert_allclose(a, np.stack([want] * 3), rtol=1e-12, atol=1e-12)
+
+
+def count_pair_passes(monkeypatch):
+    """How often the forward pass for a single pair is traced."""
+    module, calls = importlib.import_module("pkjax.data_factor"), []
+    real = module.paths.polynomial
+    monkeypatch.setattr(module.paths, "polynomial", lambda *a, **k: calls.append(1) or real(*a, **k))
+    return calls
+
+
+def leaky_and_scaled(p, x):
+    h = x.reshape(len(x), -1) @ p["a"] * p["s"] + p["c"]
+    h = jnp.where(h > 0, h, 0.1 * h)
+    return jnp.maximum(h @ p["b"], 0.0) @ p["e"] + 3.0 * p["d"]
+
+
+def gated_output(p, x):
+    return relu(relu(x.reshape(len(x), -1) @ p["a"] + p["c"]) @ p["f"])
+
+
+@pytest.mark.parametrize("net", [leaky_and_scaled, gated_output])
+def test_all_pairs_of_a_dense_network_are_taken_at_once_and_masks_that_keep_all_change_nothing(net, monkeypatch):
+    params = draw(dict(a=(6, 5), s=(5,), c=(5,), b=(5, 4), e=(4, 3), d=(3,), f=(5, 3)))
+    x = jax.random.normal(jax.random.key(1), (7, 2, 3), jnp.float64)
+    calls = count_pair_passes(monkeypatch)
+    at_once = data_factor(net, params, x)
+    assert not calls
+    pair_by_pair = data_factor(net, params, x, masks=jax.tree.map(lambda p: jnp.ones(p.shape, bool), params))
+    assert calls
+    assert np.abs(at_once).max() > 0.1
+    np.testing.assert_allclose(at_once, pair_by_pair, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["gated residual", "convnet"])
+def test_networks_whose_units_differ_go_pair_by_pair(name, monkeypatch):
+    apply_fn, params, x = case(name)
+    calls = count_pair_passes(monkeypatch)
+    data_factor(apply_fn, params, x)
+    assert calls
+    with pytest.raises(paths.NotUniformError):
+        paths.uniform_pairs(apply_fn, params, x, jax.vmap(lambda x: paths.gates(apply_fn, params, x[None]))(x))
+
+
+def test_too_many_paths_for_the_type_are_an_error_and_not_infinity():
+    def net(p, x):
+        for _ in range(40):
+            x = relu(x @ p)
+        return x
+
+    p, x = jnp.ones((64, 64), jnp.float32), jnp.ones((2, 64), jnp.float32)
+    with pytest.raises(FloatingPointError, match=r"too many for float32: call data_factor on float64"):
+        data_factor(net, p, x)
+    np.testing.assert_allclose(data_factor(net, p.astype(jnp.float64), x.astype(jnp.float64))[0, 0, 0], 64.0**40)
 
 
 def test_blocks_are_symmetric_to_the_last_bit_and_positive_semi_definite():

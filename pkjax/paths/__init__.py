@@ -6,9 +6,11 @@ from pkjax.paths.layers import DenseLayer, dense_layers
 from pkjax.paths.polynomial import gates, polynomial, tied, unit_weights
 from pkjax.paths.scaled import log_count, power_of_two, scaled_polynomial
 from pkjax.paths.taps import Site, sites, tapped
+from pkjax.paths.uniform import NotUniformError, uniform_pairs
 
 __all__ = [
-    "DenseLayer", "Factorization", "NotFullyConnectedError", "NotPathNetworkError", "Path", "Site", "dense_layers",
+    "DenseLayer", "Factorization", "NotFullyConnectedError", "NotPathNetworkError", "NotUniformError",
+    "Path", "Site", "dense_layers",
     "factorize", "gates", "log_count", "polynomial", "power_of_two", "scaled_polynomial", "sites", "tapped", "tied",
-    "unit_weights",
+    "uniform_pairs", "unit_weights",
 ]
