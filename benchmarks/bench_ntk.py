@@ -8,8 +8,9 @@ before anything is timed, each must agree with pkjax to 1e-4 of the largest entr
 patience (FC-2000: a Jacobian of 86 GB), random projections take their place: ``uᵀ Θ u = ‖J_θᵀ u‖²`` from one backward
 pass of the network.
 
-Peak memory is what one warm call adds to a fresh process. Growth with N, width and depth is the exponent of a power
-law fitted to the median times.
+A turn lasts half a second or one call, whichever is longer, and counts as the median of its calls. Peak memory is what
+one warm call adds to a fresh process. Growth with N, width and depth is the exponent of a power law fitted to the
+median times; ``--plot`` draws it.
 """
 
 import argparse
@@ -27,6 +28,8 @@ from pkjax import nt_loader
 from benchmarks import common
 
 AGREEMENT = 1e-4
+TURN = 0.5
+"""Seconds."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ def projections(case: Case, theta: jax.Array, count: int = 3) -> float:
 def measure(name: str, repeats: int, memory: bool = True) -> dict[str, Any]:
     """Times, agreement, peak memory and the plan of one case."""
     case = CASES[name]
-    timings, results = common.alternate(calls(case), repeats)
+    timings, results = common.alternate(calls(case), repeats, TURN)
     theta = results["pkjax"]
     scale = float(jnp.abs(theta).max())
     differing = {side: float(jnp.abs(other - theta).max()) / scale for side, other in results.items()
@@ -122,10 +125,10 @@ def growth(along: str, repeats: int, points: int | None = None) -> dict[str, Any
     """Median seconds of pkjax along one size, and the exponent of the fitted power."""
     sizes, seconds = [], []
     for case, size in GROWTH[along][:points]:
-        timings, _ = common.alternate({"pkjax": calls(case)["pkjax"]}, repeats)
+        timings, _ = common.alternate({"pkjax": calls(case)["pkjax"]}, repeats, TURN)
         sizes.append(size)
         seconds.append(timings["pkjax"].summary()["median"])
-    return {"sizes": sizes, "seconds": seconds, "exponent": float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])}
+    return common.fit(sizes, seconds)
 
 
 def table(name: str, figures: dict[str, Any]) -> str:
@@ -151,6 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--no-growth", action="store_true", help="leave out growth with N, width and depth")
     parser.add_argument("--quick", action="store_true", help="a tiny network, to try the benchmark itself")
     parser.add_argument("--output", help="JSON file")
+    parser.add_argument("--plot", help="picture of the growth, PNG or SVG")
     options = parser.parse_args(arguments)
     names = ["tiny"] if options.quick else options.networks
     environment = common.environment(("jax", "jaxlib", "numpy", "neural-tangents"))
@@ -167,6 +171,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     report["environment"]["load_after"] = common.load()
     if options.output:
         common.write_json(options.output, report)
+    if options.plot and report["growth"]:
+        common.draw_growth(report["growth"], options.plot)
     return report
 
 

@@ -87,11 +87,14 @@ class Timing:
                 "compiling": statistics.median(self.compiling[1:]) / divisor, "repeats": len(warm)}
 
 
-def alternate(calls: Mapping[str, Callable[[], Any]], repeats: int) -> tuple[dict[str, Timing], dict[str, Any]]:
-    """Time calls in turns, so that what else the machine does strikes all alike: once each, then ``repeats`` times.
+def alternate(calls: Mapping[str, Callable[[], Any]], repeats: int, least: float = 0.0
+              ) -> tuple[dict[str, Timing], dict[str, Any]]:
+    """Time calls in turns, so that what else the machine does strikes all alike: once each, then ``repeats`` turns.
 
-    The order turns around from round to round, and a pause lets the threads of one library go to sleep before the
-    next starts. Returns the timing of every call and what it returned last, by name.
+    A turn lasts ``least`` seconds or longer and counts as the median of its calls, so that a call of milliseconds is
+    measured as it is in use, not as the first after a pause. The order turns around from round to round, and a pause
+    lets the threads of one library go to sleep before the next starts. Returns the timing of every call and what it
+    returned last, by name.
     """
     timings = {name: Timing() for name in calls}
     results = {}
@@ -99,10 +102,14 @@ def alternate(calls: Mapping[str, Callable[[], Any]], repeats: int) -> tuple[dic
         for name in list(calls) if turn % 2 == 0 else reversed(list(calls)):
             gc.collect()
             time.sleep(0.02)
-            before, start = _compiling(), time.perf_counter()
-            results[name] = jax.block_until_ready(calls[name]())
-            timings[name].seconds.append(time.perf_counter() - start)
-            timings[name].compiling.append(_compiling() - before)
+            before, began, seconds = _compiling(), time.perf_counter(), []
+            while not seconds or (turn and time.perf_counter() - began < least):
+                results.pop(name, None)
+                start = time.perf_counter()
+                results[name] = jax.block_until_ready(calls[name]())
+                seconds.append(time.perf_counter() - start)
+            timings[name].seconds.append(statistics.median(seconds))
+            timings[name].compiling.append((_compiling() - before) / len(seconds))
     return timings, results
 
 
@@ -192,6 +199,31 @@ def peak_memory(call: Callable[[], Any]) -> int | None:
 def _status(field: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+
+
+def fit(sizes: Sequence[float], seconds: Sequence[float]) -> dict[str, Any]:
+    """Sizes, seconds, and the exponent of the power law fitted to them."""
+    exponent = float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
+    return {"sizes": list(sizes), "seconds": list(seconds), "exponent": exponent}
+
+
+def draw_growth(growth: Mapping[str, Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
+    """Draw what ``fit`` returned, a panel each: medians on logarithmic axes and the fitted power."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(growth), figsize=(3 * len(growth), 2.8), squeeze=False, layout="constrained")
+    for ax, (along, found) in zip(axes[0], growth.items(), strict=True):
+        sizes, seconds = np.asarray(found["sizes"], float), np.asarray(found["seconds"])
+        middle = np.exp(np.mean(np.log(seconds)) + found["exponent"] * (np.log(sizes) - np.mean(np.log(sizes))))
+        ax.plot(sizes, 1e3 * middle, color="0.6", label=f"power {found['exponent']:.2f}")
+        ax.plot(sizes, 1e3 * seconds, "o", color="#0072B2")
+        ax.set(xscale="log", yscale="log", xlabel=along, title=f"growth with {along}")
+        ax.set_xticks(sizes, [f"{size:g}" for size in sizes])
+        ax.minorticks_off()
+        ax.legend(frameon=False)
+    axes[0, 0].set_ylabel("milliseconds")
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:

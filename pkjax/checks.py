@@ -8,7 +8,9 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
+from pkjax.gram_spectra import Spectrum, TangentSpectrum
 from pkjax.ntk import ntk
+from pkjax.ntk_products import ntk_trace
 from pkjax.paths import gates
 from pkjax.paths.polynomial import path_sum
 from pkjax.trees import ApplyFn, Trainable, is_floating
@@ -42,7 +44,7 @@ def _relative(a: ArrayLike, b: ArrayLike) -> float:
     return float(np.abs(left - right).max(initial=0.0) / max(np.abs(right).max(initial=0.0), TINY))
 
 
-def exactness(apply_fn: ApplyFn, params: PyTree, X: Array, theta: np.ndarray, lam: np.ndarray, nu: np.ndarray,
+def exactness(apply_fn: ApplyFn, params: PyTree, X: Array, tangent: TangentSpectrum, data: Spectrum,
               pi: np.ndarray, energy: np.ndarray, vectors: np.ndarray, trace_pi: float, *, complete: bool,
               masks: PyTree | None = None, trainable: Trainable = None) -> dict[str, Check]:
     """Recompute by other means what the analyzer found.
@@ -51,9 +53,8 @@ def exactness(apply_fn: ApplyFn, params: PyTree, X: Array, theta: np.ndarray, la
       apply_fn: the network.
       params: its parameters θ.
       X: (N, *input).
-      theta: Θ as (NK, NK), rows (example, output).
-      lam: λ.
-      nu: ν.
+      tangent: λ and products with Θ.
+      data: ν.
       pi: π.
       energy: √(ν_i π_j) O_ij.
       vectors: the eigenvectors of A.
@@ -70,7 +71,7 @@ def exactness(apply_fn: ApplyFn, params: PyTree, X: Array, theta: np.ndarray, la
     loose = max(1e-12, 100 * eps)
     found: dict[str, Check] = {}
     alive = params if masks is None else jax.tree.map(lambda p, q: jnp.where(q, p, jnp.zeros_like(p)), params, masks)
-    few, outputs = X[:FEW], theta.shape[0] // X.shape[0]
+    few, outputs = X[:FEW], tangent.rows // len(X)
 
     @jax.jit
     def identities(theta: PyTree, z: Array) -> tuple[Any, ...]:
@@ -89,8 +90,9 @@ def exactness(apply_fn: ApplyFn, params: PyTree, X: Array, theta: np.ndarray, la
                                       "∇_θ f = ∇_θ of the gated path sum, gates held")
     found["homogeneity"] = _check(_relative(euler, f), loose,
                                   "∇_x f · x + (paths from biases and constants) = f (Euler)")
-    rows = few.shape[0] * outputs
-    block = theta[:rows, :rows].reshape(few.shape[0], outputs, few.shape[0], outputs).transpose(0, 2, 1, 3)
+    rows = len(few) * outputs
+    block = tangent.multiply(np.eye(rows, tangent.rows))[:, :rows]
+    block = block.reshape(len(few), outputs, len(few), outputs).transpose(0, 2, 1, 3)
 
     def engine(name: str) -> np.ndarray:
         return np.asarray(ntk(apply_fn, params, few, engine=name, masks=masks, trainable=trainable))
@@ -104,7 +106,7 @@ def exactness(apply_fn: ApplyFn, params: PyTree, X: Array, theta: np.ndarray, la
         found["Θ from neural-tangents"] = _check(_relative(block, other), max(1e-12, 1e3 * eps),
                                                  f"agreement with neural-tangents on {few.shape[0]} examples")
     # Bessel: an incomplete list of eigenvectors of Π cannot carry more of Θ than there is, direction by direction.
-    carried, whole = (energy**2).sum(1), np.einsum("ai,ab,bi->i", vectors, theta, vectors)
+    carried, whole = (energy**2).sum(1), np.einsum("ai,ia->i", vectors, tangent.multiply(vectors.T))
     excess = float(np.max(carried - whole)) / max(float(whole.max()), TINY)
     if complete:
         found["overlaps"] = _check(_relative(carried, whole), max(1e-10, 1e4 * eps),
@@ -113,6 +115,13 @@ def exactness(apply_fn: ApplyFn, params: PyTree, X: Array, theta: np.ndarray, la
                                      "Tr Π = Σ π_j")
     else:
         found["overlaps"] = _check(max(excess, 0.0), max(1e-10, 1e4 * eps), "Σ_{j≤k} ν_i π_j O_ij² ≤ V_iᵀ Θ V_i")
-    found["trace of Θ"] = _check(_relative(np.array([lam.sum()]), np.array([np.trace(theta)])), max(1e-10, 1e3 * eps),
-                                 "Tr Θ = Σ λ_i")
+    if len(tangent.values) == tangent.rows:
+        found["trace of Θ"] = _check(_relative(np.array([tangent.values.sum()]), np.array([tangent.trace])),
+                                     max(1e-10, 1e3 * eps), "Tr Θ = Σ λ_i")
+    else:
+        norms = float(ntk_trace(apply_fn, params, X, masks=masks, trainable=trainable))
+        found["trace of Θ"] = _check(_relative(np.array([norms]), np.array([tangent.trace])), max(1e-10, 1e3 * eps),
+                                     "Tr Θ = Σ ‖∇f_k(x)‖², from norms of gradients")
+        found["largest of Θ and A"] = Check(tangent.converged and data.converged, 0.0, 0.0,
+                                            "the searches for the largest λ and ν are complete")
     return found

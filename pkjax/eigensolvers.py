@@ -13,11 +13,13 @@ from jaxtyping import Array, PyTree
 from pkjax import paths
 from pkjax.block_lanczos import NotConvergedWarning, block_lanczos
 from pkjax.dual_gram import check_start, flat_product, make_problem
+from pkjax.plans import default_memory_limit
 from pkjax.trees import ApplyFn, Trainable, is_floating, trainable_masks
 
 __all__ = ["Eigenpairs", "exact", "solve"]
 
 _DENSE_BELOW = 3000
+_AT_ONCE = 2**24   # entries of the vectors that G multiplies at a time
 
 
 @jax.tree_util.register_dataclass
@@ -99,17 +101,22 @@ def solve(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, k: int, masks: PyTree
 def _restricted(apply_fn: ApplyFn, params: PyTree, x: np.ndarray, masks: PyTree | None, trainable: Trainable
                 ) -> Callable[[np.ndarray], np.ndarray]:
     """Products of G with rows over the parameters that train, in float64 on the host."""
-    multiply, flat, train = flat_product(make_problem(apply_fn, params, jnp.asarray(x), masks, trainable))
-    where = np.flatnonzero(np.asarray(train))
+    train = np.concatenate([np.asarray(t).ravel() for p, t in zip(
+        jax.tree.leaves(params), jax.tree.leaves(trainable_masks(params, trainable, masks)), strict=True)
+        if is_floating(p)])
+    where, whole = np.flatnonzero(train), bool(train.all())
 
     @jax.jit
-    def rows(u: Array) -> Array:
-        def one(v: Array) -> Array:
-            return multiply(jnp.zeros_like(flat).at[where].set(v))[where]
-        with jax.default_matmul_precision("highest"):
-            return jax.lax.map(one, u, batch_size=16)
+    def rows(params: PyTree, u: Array) -> Array:
+        multiply, flat, _ = flat_product(make_problem(apply_fn, params, jnp.asarray(x), masks, trainable))
 
-    return lambda u: np.array(rows(jnp.asarray(u)), np.float64)
+        def one(v: Array) -> Array:
+            return multiply(v) if whole else multiply(jnp.zeros_like(flat).at[where].set(v))[where]
+
+        with jax.default_matmul_precision("highest"):
+            return jax.lax.map(one, u, batch_size=max(1, min(16, _AT_ONCE // train.size)))
+
+    return lambda u: np.array(rows(params, jnp.asarray(u)), np.float64)
 
 
 Pairs = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, bool]
@@ -126,10 +133,20 @@ def _dense_pairs(multiply: Callable[[np.ndarray], np.ndarray], size: int, k: int
 
 
 def _lanczos_pairs(multiply: Callable[[np.ndarray], np.ndarray], size: int, k: int, tolerance: float) -> Pairs:
-    found = block_lanczos(multiply, size, k, tolerance=tolerance)
+    found = block_lanczos(multiply, size, k, block=_block(size, k), tolerance=tolerance)
     # Kahan: k eigenvalues lie within the residual block's norm of these values, one each.
     bounds = np.full(k, np.linalg.norm(found.residuals) if found.converged else np.inf)
     return np.maximum(found.values, 0), found.vectors, found.residuals, bounds, found.converged
+
+
+def _block(size: int, k: int) -> int:
+    """Rows to a block of Lanczos: 8, fewer where the vectors would not fit half of the memory."""
+    limit, row = default_memory_limit(), 8 * size
+    block = min(8, (limit // row - 3 * k) // 8)       # locked pairs, space and their products hold that many rows
+    if block < 1:
+        raise ValueError(f"{k} eigenpairs of {size} parameters take {row * (3 * k + 8):.3g} bytes by Lanczos, and half "
+                         f"of the memory is {limit:.3g}: at most {max(0, (limit // row - 8) // 3)} fit")
+    return block
 
 
 def _unflatten(rows: np.ndarray | None, params: PyTree) -> PyTree:

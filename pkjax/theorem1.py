@@ -26,7 +26,7 @@ class Claim(NamedTuple):
 
 
 def claims(lam: Float[np.ndarray, "n"], nu: Float[np.ndarray, "l"], pi: Float[np.ndarray, "k"], *,
-           tolerance: float = 1e-5) -> dict[str, Claim]:
+           rest: tuple[float, float] = (0.0, 0.0), tolerance: float = 1e-5) -> dict[str, Claim]:
     """Test every bound that relates the spectra of Θ = J Π Jᵀ, A = J Jᵀ and Π, with J = J_v^f.
 
     λ_i ≤ ν_i π_i for every i is the paper's first claim and false in general; true are the bound on λ_1, the sums
@@ -38,6 +38,8 @@ def claims(lam: Float[np.ndarray, "n"], nu: Float[np.ndarray, "l"], pi: Float[np
       nu: eigenvalues of A, as many, descending.
       pi: the largest eigenvalues of Π, descending. Where there are fewer than ``lam``, the last one stands in as an
         upper bound on the rest, which keeps the sums and products valid; bounds index by index stop there.
+      rest: sums of the λ and of the ν that are not listed. Σ λ_i ≤ Σ ν_i π_i takes them in, the other claims are
+        tested on what is listed; Σ λ_i ≤ Σ σ_i π_i is left out, for it needs every σ.
       tolerance: relative rounding that a bound may be exceeded by.
 
     Returns:
@@ -88,10 +90,11 @@ def claims(lam: Float[np.ndarray, "n"], nu: Float[np.ndarray, "l"], pi: Float[np
         return verdict(lam, bounds, True, "λ_{i+j-1} ≤ ν_i π_j for every i and j")
     sums: Callable[[np.ndarray], np.ndarray] = np.cumsum
     sigma = np.sqrt(nu)
-    return {
+    total = lam.sum(keepdims=True) + rest[0]
+    found = {
         "per index": verdict(lam[:known], nu[:known] * pi[:known], False, "λ_i ≤ ν_i π_i for every i"),
         "largest": verdict(lam[:1], nu[:1] * pi[:1], True, "λ_1 ≤ ν_1 π_1"),
-        "total": verdict(sums(lam)[-1:], sums(nu * upper)[-1:], True, "Σ λ_i ≤ Σ ν_i π_i"),
+        "total": verdict(total, (nu * upper).sum(keepdims=True) + rest[1] * upper[-1], True, "Σ λ_i ≤ Σ ν_i π_i"),
         "partial sums": verdict(sums(lam), sums(nu * upper), True, "Σ_{i≤n} λ_i ≤ Σ_{i≤n} ν_i π_i for every n"),
         "partial products": products(),
         "shifted": shifted(),
@@ -99,5 +102,8 @@ def claims(lam: Float[np.ndarray, "n"], nu: Float[np.ndarray, "l"], pi: Float[np
         "by largest π": verdict(lam, pi[0] * nu, True, "λ_i ≤ π_1 ν_i for every i"),
         "per index, σ for ν": verdict(lam[:known], sigma[:known] * pi[:known], False,
                                       "λ_i ≤ σ_i(J) π_i for every i"),
-        "total, σ for ν": verdict(sums(lam)[-1:], sums(sigma * upper)[-1:], False, "Σ λ_i ≤ Σ σ_i(J) π_i"),
+        "total, σ for ν": verdict(total, sums(sigma * upper)[-1:], False, "Σ λ_i ≤ Σ σ_i(J) π_i"),
     }
+    if rest[1]:
+        del found["total, σ for ν"]
+    return found

@@ -11,6 +11,13 @@ hook = install_import_hook("pkjax", "beartype.beartype")
 hook.__enter__()
 
 
+def pytest_configure(config):
+    """Compile what several tests, workers or runs share once: half of their time is XLA's compiler."""
+    jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("compiled")))
+    jax.config.update("jax_compilation_cache_max_size", 2**30)     # workers take turns by a lock
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
 @pytest.fixture
 def key():
     return jax.random.key(0)

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from benchmarks import bench_ntk, bench_pruning, common
+from benchmarks import bench_ntk, bench_path_kernel, bench_pruning, common
 
 
 def test_modules_load_without_pytorch(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    for module in (common, bench_ntk, bench_pruning):
+    for module in (common, bench_ntk, bench_path_kernel, bench_pruning):
         assert runpy.run_path(module.__file__, run_name="loaded")["__doc__"] == module.__doc__
 
 
@@ -37,6 +37,36 @@ def test_calls_are_timed_in_turns_and_the_first_stands_apart():
     summary = common.Timing([8.0, 1.0, 4.0, 2.0], [6.0, 0.0, 1.0, 0.0]).summary(2)
     assert summary == {"first": 4, "median": 1, "min": 0.5, "max": 2, "compiling": 0, "repeats": 3}
     assert len(timings["a"].seconds) == len(timings["b"].compiling) == 3
+
+
+def test_a_turn_lasts_and_counts_as_the_median_of_its_calls(monkeypatch):
+    clock = iter(range(10**6))
+    monkeypatch.setattr(common.time, "perf_counter", lambda: next(clock))
+    made = []
+    timings, _ = common.alternate({"a": lambda: made.append(1)}, 1, least=20.0)
+    assert timings["a"].seconds == [1, 1]
+    assert len(made) > 3, "more than one call in the warm turn"
+
+
+def test_growth_is_fitted_and_drawn(tmp_path):
+    found = common.fit([1, 2, 4], [3.0, 12.0, 48.0])
+    assert found["exponent"] == pytest.approx(2)
+    common.draw_growth({"width": found, "depth": common.fit([1, 2], [1.0, 1.0])}, tmp_path / "growth.png")
+    assert (tmp_path / "growth.png").stat().st_size > 5000
+
+
+def test_the_path_kernel_benchmark_agrees_with_enumeration(tmp_path, capsys):
+    path = tmp_path / "path_kernel.json"
+    report = bench_path_kernel.main(["--quick", "--repeats", "1", "--output", str(path)])
+    assert json.loads(path.read_text()) == report
+    figures = report["networks"]["tiny"]
+    assert figures["passes"] > 0
+    assert figures["counting"]["count"] >= 1
+    assert figures["top"]["converged"]
+    assert figures["top"]["bound"] < 1e-8
+    assert [case["paths"] for case in report["enumeration"]] == [16, 128]
+    assert all(case["differ"] < 1e-8 for case in report["enumeration"])
+    assert max(map(len, capsys.readouterr().out.splitlines()[1:])) <= 80
 
 
 def test_json_appears_whole_or_not_at_all(tmp_path):

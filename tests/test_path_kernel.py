@@ -178,6 +178,20 @@ def test_block_lanczos_finds_every_copy_of_multiple_eigenvalues():
     np.testing.assert_allclose(found.vectors @ found.vectors.T, np.eye(70), atol=1e-10)
 
 
+def test_block_lanczos_finds_any_number_of_eigenpairs_of_small_matrices():
+    rng = np.random.default_rng(0)
+    for trial in range(60):
+        n, rank = (int(v) for v in rng.integers(1, 60, 2))
+        k = int(rng.integers(1, n + 1))
+        root = rng.normal(size=(n, rank)) * np.exp(rng.normal(size=(n, 1)) * (trial % 4))
+        gram = np.diag(np.repeat(rng.random(n), 3)[:n]) if trial % 5 == 0 else root @ root.T
+        found = block_lanczos(lambda rows, gram=gram: rows @ gram, n, k)
+        want = np.linalg.eigvalsh(gram)[::-1][:k]
+        np.testing.assert_allclose(found.values, want, rtol=0, atol=1e-9 * want[0])
+        np.testing.assert_allclose(found.vectors @ found.vectors.T, np.eye(k), atol=1e-10)
+        assert found.converged
+
+
 def test_block_lanczos_says_when_it_did_not_converge():
     diagonal = np.linspace(0, 1, 3000)
     with pytest.warns(NotConvergedWarning, match="of 40 eigenpairs converged"):

@@ -1,0 +1,115 @@
+"""Spectra of Θ and A on one batch: whole where the matrices are small, their largest eigenvalues where they are not."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from pkjax.block_lanczos import block_lanczos
+from pkjax.data_factor import data_blocks
+from pkjax.ntk import ntk
+from pkjax.ntk_products import ntk_matvec, ntk_trace
+from pkjax.plans import default_memory_limit
+from pkjax.trees import ApplyFn, Trainable
+
+__all__ = ["LARGEST", "Spectrum", "TangentSpectrum", "data_spectrum", "tangent_spectrum"]
+
+WHOLE = 4096
+"""Rows of a matrix up to which all its eigenvalues are found."""
+LARGEST = 256
+"""How many are found of larger ones."""
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """The largest eigenvalues of a Gram matrix."""
+
+    rows: int
+    """NK."""
+    values: Float[np.ndarray, "l"]
+    """Descending; all of them where NK is at most ``WHOLE``."""
+    trace: float
+    """Of the whole matrix."""
+    converged: bool
+    """Whether an iteration vouches for the list; True where there was none."""
+
+    @property
+    def rest(self) -> float:
+        """The sum of the eigenvalues that are not listed."""
+        return 0.0 if len(self.values) == self.rows else max(self.trace - float(self.values.sum()), 0.0)
+
+
+@dataclass(frozen=True)
+class TangentSpectrum(Spectrum):
+    """Θ's, with its products."""
+
+    multiply: Callable[[np.ndarray], np.ndarray]
+    """Maps rows (r, NK) in the order (example, output) to their products with Θ."""
+
+
+def tangent_spectrum(apply_fn: ApplyFn, params: PyTree, X: Array, size: int, *, masks: PyTree | None,
+                     trainable: Trainable) -> TangentSpectrum:
+    """λ, by way of Θ where three matrices of its size fit half of the memory, else by products over batches."""
+    options = {"masks": masks, "trainable": trainable}
+    width = jnp.finfo(jax.eval_shape(apply_fn, params, X[:1]).dtype)
+    if 3 * size**2 * width.bits // 8 <= default_memory_limit():
+        theta = np.asarray(ntk(apply_fn, params, X, **options)).transpose(0, 2, 1, 3).reshape(size, size)
+        if size <= WHOLE:
+            dense = theta.astype(np.float64)
+            dense = (dense + dense.T) / 2
+            lam = np.maximum(np.linalg.eigvalsh(dense)[::-1], 0.0)
+            return TangentSpectrum(size, lam, float(np.trace(dense)), True, partial(_times, dense))
+        trace = float(np.trace(theta, dtype=np.float64))
+
+        def multiply(rows: np.ndarray) -> np.ndarray:
+            return _times(theta, rows)
+    else:
+        product = ntk_matvec(apply_fn, params, X, **options)
+        shape = jax.eval_shape(apply_fn, params, X)
+        each = jax.jit(lambda rows: jax.lax.map(lambda v: product(v.reshape(shape.shape)).ravel(), rows))
+        trace = float(ntk_trace(apply_fn, params, X, **options))
+
+        def multiply(rows: np.ndarray) -> np.ndarray:
+            return np.asarray(each(jnp.asarray(rows, shape.dtype)), np.float64)
+    found = block_lanczos(multiply, size, min(size, LARGEST), tolerance=100 * float(width.eps))
+    return TangentSpectrum(size, np.maximum(found.values, 0.0), trace, found.converged, multiply)
+
+
+def data_spectrum(apply_fn: ApplyFn, params: PyTree, X: Array, *, masks: PyTree | None
+                  ) -> tuple[Spectrum, Float[np.ndarray, "NK l"]]:
+    """ν, and eigenvectors V of A with rows (example, output); A is zero between different outputs.
+
+    Sums over paths are taken in float64: convolutional networks have more paths than float32 counts.
+    """
+    with jax.enable_x64(True):
+        blocks = np.asarray(data_blocks(apply_fn, params, X, masks, jnp.float64))
+    if not np.isfinite(blocks).all():
+        raise FloatingPointError("the number of paths of this network is beyond what float64 holds")
+    outputs, n, _ = blocks.shape
+    most = n * outputs if n * outputs <= WHOLE else LARGEST
+    converged, parts = True, []
+    for block in blocks:
+        if n <= WHOLE:
+            found, vectors = np.linalg.eigh(block)
+            parts.append((found[::-1][:most], vectors[:, ::-1][:, :most]))
+        else:
+            pairs = block_lanczos(partial(_times, block), n, most)
+            converged &= pairs.converged
+            parts.append((pairs.values, pairs.vectors.T))
+    values = np.concatenate([found for found, _ in parts])
+    full = np.zeros((n, outputs, outputs, len(values) // outputs))
+    for k, (_, vectors) in enumerate(parts):
+        full[:, k, k] = vectors
+    order = np.argsort(values, kind="stable")[::-1][:most]
+    trace = float(np.trace(blocks, axis1=1, axis2=2).sum())
+    return (Spectrum(n * outputs, np.maximum(values[order], 0.0), trace, converged),
+            full.reshape(n * outputs, -1)[:, order])
+
+
+def _times(matrix: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Products of a symmetric matrix with rows, taken in its own type."""
+    return (rows.astype(matrix.dtype) @ matrix).astype(np.float64)

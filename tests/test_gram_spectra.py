@@ -1,0 +1,100 @@
+"""Large matrices: the largest eigenvalues alone, from products; the same as of the whole ones."""
+
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from pkjax import gram_spectra
+from pkjax.analysis import analyze
+
+analysis = importlib.import_module("pkjax.analysis")
+eigensolvers = importlib.import_module("pkjax.eigensolvers")
+
+
+def net(w, x):
+    return jax.nn.relu(jax.nn.relu(x @ w["a"] + w["c"]) @ w["b"]) @ w["e"]
+
+
+def case(dtype=jnp.float64):
+    keys = jax.random.split(jax.random.key(0), 5)
+    shapes = {"a": (4, 6), "c": (6,), "b": (6, 5), "e": (5, 3)}
+    w = {name: jax.random.normal(k, shape, dtype) for k, (name, shape) in zip(keys, shapes.items(), strict=False)}
+    return w, jax.random.normal(keys[4], (9, 4), dtype)
+
+
+@pytest.fixture
+def large(monkeypatch):
+    """Treat nine examples as very many."""
+    monkeypatch.setattr(gram_spectra, "WHOLE", 5)
+    monkeypatch.setattr(gram_spectra, "LARGEST", 7)
+
+
+def test_the_largest_eigenvalues_of_a_kernel_that_is_formed_are_those_of_the_whole(large, monkeypatch):
+    w, X = case()
+    some = {"a": True, "b": False, "c": False, "e": True}
+    found = gram_spectra.tangent_spectrum(net, w, X, 27, masks=None, trainable=some)
+    theta = np.asarray(gram_spectra.ntk(net, w, X, trainable=some)).transpose(0, 2, 1, 3).reshape(27, 27)
+    np.testing.assert_allclose(found.values, np.linalg.eigvalsh(theta)[::-1][:7], rtol=1e-9)
+    np.testing.assert_allclose([found.trace, found.rest], [np.trace(theta), np.trace(theta) - found.values.sum()])
+    np.testing.assert_allclose(found.multiply(np.eye(2, 27)), theta[:2], rtol=1e-12)
+    assert found.converged
+
+
+def test_the_largest_eigenvalues_and_what_follows_from_them_are_those_of_the_whole(large, monkeypatch):
+    w, X = case()
+    masks = {n: jax.random.bernoulli(jax.random.key(i), 0.8, v.shape) for i, (n, v) in enumerate(w.items())}
+    options = {"masks": masks, "k": 10}
+    with monkeypatch.context() as small:
+        small.setattr(gram_spectra, "WHOLE", 4096)
+        whole = analyze(net, w, X, **options)
+    monkeypatch.setattr(gram_spectra, "default_memory_limit", lambda: 3 * 27**2 * 8 - 1)
+    monkeypatch.setattr(gram_spectra, "ntk", None)      # Θ is not formed
+    part = analyze(net, w, X, **options)
+    assert whole.lam.shape == (27,)
+    assert part.lam.shape == part.nu.shape == (7,)
+    np.testing.assert_allclose(part.lam, whole.lam[:7], rtol=1e-9)
+    np.testing.assert_allclose(part.nu, whole.nu[:7], rtol=1e-9)
+    for name in ("trace_ntk", "captured", "gated_trace", "trace_pi"):
+        np.testing.assert_allclose(getattr(part, name), getattr(whole, name), rtol=1e-9)
+    assert part.overlaps.shape == (7, 10)
+    assert all(check.passed for check in part.checks.values()), part.checks
+    assert all(claim.holds for claim in part.claims.values() if claim.proven)
+    assert set(whole.claims) - set(part.claims) == {"total, σ for ν"}
+    # Σ λ over the whole, against Σ ν π with the last known π on the rest.
+    left, right = whole.lam.sum(), (whole.nu[:7] * whole.pi[:7]).sum() + whole.nu[7:].sum() * whole.pi[6]
+    np.testing.assert_allclose(part.claims["total"].slack, 1 - left / right, rtol=1e-6)
+
+
+def test_a_search_that_does_not_end_is_reported(large, monkeypatch):
+    w, X = case()
+    real = gram_spectra.block_lanczos
+    monkeypatch.setattr(gram_spectra, "block_lanczos", lambda *a, **k: real(*a, **k, most_products=9))
+    with pytest.warns(UserWarning, match="eigenpairs converged"):
+        found = gram_spectra.tangent_spectrum(net, w, X, 27, masks=None, trainable=None)
+    assert not found.converged
+
+
+def test_eigenvectors_of_the_path_kernel_stay_within_memory(monkeypatch):
+    w, X = case()
+    monkeypatch.setattr(analysis, "BYTES", 5 * 8 * sum(v.size for v in w.values()) + 7)
+    assert len(analyze(net, w, X).pi) == 5
+    monkeypatch.setattr(eigensolvers, "default_memory_limit", lambda: 8 * 1000 * 60)
+    assert eigensolvers._block(1000, 4) == 6
+    assert eigensolvers._block(1000, 17) == 1
+    with pytest.raises(ValueError, match=r"18 eigenpairs of 1000 parameters take 4.96e\+05 bytes.* at most 17 fit"):
+        eigensolvers._block(1000, 18)
+
+
+def test_paths_beyond_float32_are_counted():
+    def deep(w, x):
+        for kernel in w:
+            x = x @ kernel
+        return x
+
+    w = [jax.random.normal(k, (8, 8), jnp.float32) / 8**0.5 for k in jax.random.split(jax.random.key(0), 44)]
+    data, _ = gram_spectra.data_spectrum(deep, w, jnp.ones((2, 8), jnp.float32), masks=None)
+    np.testing.assert_allclose(data.values[0], 2 * 8.0**44, rtol=1e-12)
+    with pytest.raises(FloatingPointError, match="beyond what float64 holds"):
+        gram_spectra.data_spectrum(deep, w * 8, jnp.ones((2, 8), jnp.float32), masks=None)
