@@ -18,6 +18,7 @@ from pkjax.trees import (
     check_network,
     is_floating,
     shapes,
+    trainable_leaves,
     trainable_masks,
 )
 
@@ -40,11 +41,9 @@ def prepare(apply_fn: ApplyFn, params: PyTree, X: Array, masks: PyTree | None, t
 def chosen(params: PyTree, masks: PyTree | None, trainable: Trainable) -> tuple[list[Any], tuple[bool, ...]]:
     """Say which entries of each leaf train (None: none does; a single True: all), and of which leaves all do."""
     check_masks(masks, params)
-    if masks is None and (trainable is None or callable(trainable)):
-        leaves = [(is_floating(leaf) and (trainable is None or bool(trainable(path, leaf))))
-                  for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
-        if any(leaves):
-            return [np.ones((), bool) if train else None for train in leaves], tuple(leaves)
+    leaves = jax.tree.leaves(trainable_leaves(params, trainable))
+    if masks is None and all(isinstance(train, bool) for train in leaves):
+        return [np.ones((), bool) if train else None for train in leaves], tuple(leaves)
     given = [leaf for leaf in jax.tree.leaves((masks, trainable)) if not callable(leaf)]
     # Booleans known while tracing stay known, so that whole layers keep their cheaper route under jit.
     known = not any(isinstance(leaf, jax.core.Tracer) for leaf in given)

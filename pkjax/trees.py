@@ -11,7 +11,7 @@ from jaxtyping import Array, PyTree
 
 __all__ = ["ApplyFn", "Predicate", "Trainable", "check_finite", "check_like", "check_masks",
            "check_network", "check_output", "check_structure", "is_floating",
-           "kernels", "leaf_names", "naming_input", "select", "shapes", "trainable_masks"]
+           "kernels", "leaf_names", "naming_input", "select", "shapes", "trainable_leaves", "trainable_masks"]
 
 ApplyFn = Callable[[PyTree, Array], Array]
 """A network: maps (parameters, batch of inputs (N, *input)) to outputs (N, K)."""
@@ -146,14 +146,11 @@ def check_output(out: PyTree, x: PyTree) -> None:
                          f"{shapes} for an input of shape {jax.tree.map(jnp.shape, x)}")
 
 
-def trainable_masks(params: PyTree, trainable: Trainable = None, masks: PyTree | None = None) -> PyTree:
-    """Say entry by entry what Θ and Π differentiate: floating, chosen by ``trainable``, not masked away.
+def trainable_leaves(params: PyTree, trainable: Trainable = None) -> PyTree:
+    """Say leaf by leaf what Θ and Π differentiate: a tree like ``params`` of single booleans, or arrays where given.
 
-    Returns a tree like ``params`` of boolean arrays with the leaves' shapes.
-
-    Raises ValueError where a tree does not match or nothing is left to train.
+    Raises ValueError where the tree does not match or no leaf is left to train.
     """
-    check_masks(masks, params)
     if trainable is None:
         chosen = select(lambda _, leaf: is_floating(leaf), params)
     elif callable(trainable):
@@ -163,5 +160,17 @@ def trainable_masks(params: PyTree, trainable: Trainable = None, masks: PyTree |
         chosen = jax.tree.map(lambda t, leaf: t if is_floating(leaf) else False, trainable, params)
     if not any(not isinstance(t, bool) or t for t in jax.tree.leaves(chosen)):
         raise ValueError("trainable selects no floating leaf of params: nothing to differentiate")
+    return chosen
+
+
+def trainable_masks(params: PyTree, trainable: Trainable = None, masks: PyTree | None = None) -> PyTree:
+    """Say entry by entry what Θ and Π differentiate: floating, chosen by ``trainable``, not masked away.
+
+    Returns a tree like ``params`` of boolean arrays with the leaves' shapes.
+
+    Raises ValueError where a tree does not match or nothing is left to train.
+    """
+    check_masks(masks, params)
+    chosen = trainable_leaves(params, trainable)
     full = jax.tree.map(lambda t, leaf: jnp.broadcast_to(jnp.asarray(t, bool), jnp.shape(leaf)), chosen, params)
     return full if masks is None else jax.tree.map(jnp.logical_and, full, masks)
