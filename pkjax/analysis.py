@@ -24,7 +24,9 @@ __all__ = ["Report", "analyze"]
 
 
 FEW = 16
-"""Eigenpairs of Π that are asked of an iterative solver by default."""
+"""Eigenpairs of Π that are asked of an iterative solver by default,"""
+ENTRIES = 2**23
+"""in vectors of no more entries than this altogether: of large networks the largest alone."""
 BYTES = 10**9
 """What the eigenvectors of Π may take by default."""
 
@@ -102,8 +104,8 @@ def analyze(apply_fn: ApplyFn, params: PyTree, X: ArrayLike, *, masks: PyTree | 
       masks: booleans like ``params``; masked weights are absent.
       trainable: which parameters Θ and Π differentiate; all that float by default.
       k: how many eigenpairs of Π to find. By default as many as there are λ (or all, if there are fewer) where the
-        spectrum is exact; 16 where it comes from an iteration (large networks that are not fully connected); no more
-        than 1 GB holds.
+        spectrum is exact, within 1 GB; 16 where it comes from an iteration (large networks that are not fully
+        connected), fewer above half a million parameters, 1 above four million.
       x: (1, *input), the input of the path kernel; all ones by default.
       key: randomness of the effective rank's estimate.
       progress: called with the name of each part as it begins.
@@ -152,7 +154,8 @@ def analyze(apply_fn: ApplyFn, params: PyTree, X: ArrayLike, *, masks: PyTree | 
     tangent = part("tangent kernel", lambda: tangent_spectrum(apply_fn, params, X, len(X) * outputs, **options))
     lam = tangent.values
     direct = exact(apply_fn, params, x, **options)
-    wanted = min(m, len(lam) if direct else FEW, max(1, BYTES // (8 * m))) if k is None else k
+    wanted = k if k is not None else min(m, len(lam), max(1, BYTES // (8 * m))) if direct else (
+        min(m, FEW, max(1, ENTRIES // m)))
     if not 1 <= wanted <= m:
         raise ValueError(f"k must be between 1 and the {m} parameters that train, but is {k}")
     data, vectors = part("data factor", lambda: data_spectrum(apply_fn, params, X, masks=masks))

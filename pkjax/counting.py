@@ -7,7 +7,9 @@ multiplicities included, whatever the numbers of parameters and of paths. The sa
 """
 
 import contextlib
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,9 +88,13 @@ def count_above(layers: Sequence[DenseLayer], thresholds: Any, *, inputs: np.nda
         raise ValueError(f"thresholds must be finite and greater than 0, got {thresholds}")
     chain = build(layers, inputs)
     isolated = np.sort(chain.isolated)
-    with one_thread(chain):
-        counts = [len(isolated) - int(np.searchsorted(isolated, v, "right")) + eliminate(chain, float(v)).above
-                  for v in values.ravel()]
+
+    def count(threshold: float) -> int:
+        return len(isolated) - int(np.searchsorted(isolated, threshold, "right")) + eliminate(chain, threshold).above
+
+    # Small blocks leave the cores to the thresholds, a core each.
+    with one_thread(chain), ThreadPoolExecutor(os.cpu_count() if _small(chain) else 1) as pool:
+        counts = list(pool.map(count, values.ravel().tolist()))
     return np.asarray(counts, np.int64).reshape(values.shape)
 
 
@@ -96,7 +102,11 @@ def one_thread(chain: EdgeChain) -> Any:
     """Keep BLAS to one thread where blocks are small: threads then cost up to a hundred times what they bring."""
     from threadpoolctl import threadpool_limits
 
-    return threadpool_limits(1) if max(chain.widths, default=0) < 400 else contextlib.nullcontext()
+    return threadpool_limits(1) if _small(chain) else contextlib.nullcontext()
+
+
+def _small(chain: EdgeChain) -> bool:
+    return max(chain.widths, default=0) < 400
 
 
 def eliminate(chain: EdgeChain, shift: float, *, keep: bool = False) -> Elimination:

@@ -192,6 +192,16 @@ def test_block_lanczos_finds_any_number_of_eigenpairs_of_small_matrices():
         assert found.converged
 
 
+def test_a_value_far_above_all_others_is_vouched_for_in_few_products():
+    """What lies below converges slowly, a bulk without gaps; it need not."""
+    diagonal = np.concatenate([[2.0], np.linspace(0, 1, 4999)])
+    spent = []
+    found = block_lanczos(lambda u: spent.append(len(u)) or u * diagonal, 5000, 1)
+    assert found.converged
+    np.testing.assert_allclose(found.values, [2.0], rtol=1e-12)
+    assert sum(spent) < 300
+
+
 def test_block_lanczos_says_when_it_did_not_converge():
     diagonal = np.linspace(0, 1, 3000)
     with pytest.warns(NotConvergedWarning, match="of 40 eigenpairs converged"):
