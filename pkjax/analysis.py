@@ -196,14 +196,14 @@ def _projected(apply_fn: ApplyFn, params: PyTree, X: Array, vectors: PyTree, tra
     floating = jax.tree.map(lambda p: jnp.issubdtype(jnp.result_type(p), jnp.floating), params)
     alive = params if masks is None else jax.tree.map(lambda p, q: jnp.where(q, p, jnp.zeros_like(p)), params, masks)
 
-    def of(p: PyTree) -> Array:
-        return apply_fn(jax.tree.map(lambda f, new, old: new if f else old, floating, p, alive), X).ravel()
-
     @jax.jit
-    def project(z: PyTree) -> Array:
+    def project(alive: PyTree, X: Array, z: PyTree) -> Array:
+        def of(p: PyTree) -> Array:
+            return apply_fn(jax.tree.map(lambda f, new, old: new if f else old, floating, p, alive), X).ravel()
+
         with jax.default_matmul_precision("highest"):
             tangent = jax.tree.map(lambda v, t, p: jnp.where(t, v.astype(p.dtype), jnp.zeros_like(p)), z, trains, alive)
             return jax.jvp(of, (alive,), (tangent,))[1]
     count = jax.tree.leaves(vectors)[0].shape[0]
-    return np.stack([np.asarray(project(jax.tree.map(lambda v, j=j: jnp.asarray(v[j]), vectors)), np.float64)
+    return np.stack([np.asarray(project(alive, X, jax.tree.map(lambda v, j=j: jnp.asarray(v[j]), vectors)), np.float64)
                      for j in range(count)], axis=1)
