@@ -7,9 +7,7 @@ multiplicities included, whatever the numbers of parameters and of paths. The sa
 """
 
 import contextlib
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,9 +90,8 @@ def count_above(layers: Sequence[DenseLayer], thresholds: Any, *, inputs: np.nda
     def count(threshold: float) -> int:
         return len(isolated) - int(np.searchsorted(isolated, threshold, "right")) + eliminate(chain, threshold).above
 
-    # Small blocks leave the cores to the thresholds, a core each.
-    with one_thread(chain), ThreadPoolExecutor(os.cpu_count() if _small(chain) else 1) as pool:
-        counts = list(pool.map(count, values.ravel().tolist()))
+    with one_thread(chain):
+        counts = [count(threshold) for threshold in values.ravel().tolist()]
     return np.asarray(counts, np.int64).reshape(values.shape)
 
 
@@ -102,11 +99,7 @@ def one_thread(chain: EdgeChain) -> Any:
     """Keep BLAS to one thread where blocks are small: threads then cost up to a hundred times what they bring."""
     from threadpoolctl import threadpool_limits
 
-    return threadpool_limits(1) if _small(chain) else contextlib.nullcontext()
-
-
-def _small(chain: EdgeChain) -> bool:
-    return max(chain.widths, default=0) < 400
+    return threadpool_limits(1) if max(chain.widths, default=0) < 400 else contextlib.nullcontext()
 
 
 def eliminate(chain: EdgeChain, shift: float, *, keep: bool = False) -> Elimination:
