@@ -125,7 +125,7 @@ def enumerated(width: int, repeats: int) -> dict[str, Any]:
 
 def growth(quick: bool, repeats: int) -> dict[str, Any]:
     """Exponents of Tr Π and of one count with width, of Tr Π with depth."""
-    widths, depths = ((100, 200), (4, 8)) if quick else ((250, 500, 1000, 2000), (8, 16, 32, 64))
+    widths, depths = ((8, 16), (2, 4)) if quick else ((250, 500, 1000, 2000), (8, 16, 32, 64))
 
     def trace(module: Callable[[], Any]) -> float:
         timings, _ = common.alternate({"trace": trace_and_gradient(Case(module))["trace"]}, repeats, TURN)

@@ -217,7 +217,7 @@ def draw_growth(growth: Mapping[str, Mapping[str, Any]], path: str | os.PathLike
         middle = np.exp(np.mean(np.log(seconds)) + found["exponent"] * (np.log(sizes) - np.mean(np.log(sizes))))
         ax.plot(sizes, 1e3 * middle, color="0.6", label=f"power {found['exponent']:.2f}")
         ax.plot(sizes, 1e3 * seconds, "o", color="#0072B2")
-        ax.set(xscale="log", yscale="log", xlabel=along, title=f"growth with {along}")
+        ax.set(xscale="log", yscale="log", xlabel=along)
         ax.set_xticks(sizes, [f"{size:g}" for size in sizes])
         ax.minorticks_off()
         ax.legend(frameon=False)

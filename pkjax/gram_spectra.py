@@ -97,7 +97,7 @@ def data_spectrum(apply_fn: ApplyFn, params: PyTree, X: Array, *, masks: PyTree 
             found, vectors = np.linalg.eigh(block)
             parts.append((found[::-1][:most], vectors[:, ::-1][:, :most]))
         else:
-            pairs = block_lanczos(partial(_times, block), n, most)
+            pairs = block_lanczos(partial(_times, block), n, min(n, most))
             converged &= pairs.converged
             parts.append((pairs.values, pairs.vectors.T))
     values = np.concatenate([found for found, _ in parts])
