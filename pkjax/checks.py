@@ -9,11 +9,11 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
 from pkjax.gram_spectra import Spectrum, TangentSpectrum
-from pkjax.ntk import ntk
+from pkjax.ntk import ntk, ntk_plan
 from pkjax.ntk_products import ntk_trace
 from pkjax.paths import gates
 from pkjax.paths.polynomial import path_sum
-from pkjax.trees import ApplyFn, Trainable, is_floating
+from pkjax.trees import ApplyFn, Trainable, is_floating, trainable_masks
 
 __all__ = ["Check", "exactness"]
 
@@ -82,8 +82,8 @@ def exactness(apply_fn: ApplyFn, params: PyTree, X: Array, tangent: TangentSpect
             sources = path_sum(apply_fn, theta, jnp.zeros_like(z), gates=held)
             _, along_z = jax.jvp(lambda v: apply_fn(theta, v), (z,), (z,))
             random = jax.random.normal(jax.random.key(1), f.shape, f.dtype)
-            return f, sums, along_z + sources, pull(random)[0], pull_sums(random)[0]
-    f, sums, euler, gradient, gradient_of_sums = jax.device_get(identities(alive, few))
+            return f, sums, along_z + sources, random, pull(random)[0], pull_sums(random)[0]
+    f, sums, euler, random, gradient, gradient_of_sums = jax.device_get(identities(alive, few))
     found["f is its gated path sum"] = _check(_relative(sums, f), loose, "f(x) = Σ_p c_p v_p(θ) a_p(x) x_s(p)")
     both = zip(jax.tree.leaves(gradient_of_sums), jax.tree.leaves(gradient), strict=True)
     found["gradients agree"] = _check(max(_relative(a, b) for a, b in both if is_floating(a)), loose,
@@ -94,15 +94,28 @@ def exactness(apply_fn: ApplyFn, params: PyTree, X: Array, tangent: TangentSpect
     block = tangent.multiply(np.eye(rows, tangent.rows))[:, :rows]
     block = block.reshape(len(few), outputs, len(few), outputs).transpose(0, 2, 1, 3)
 
-    def engine(name: str) -> np.ndarray:
+    def engine(name: str) -> np.ndarray | None:
+        try:
+            ntk_plan(apply_fn, params, few, engine=name, masks=masks, trainable=trainable)
+        except ValueError:      # the Jacobian of a single example is beyond the memory limit
+            return None
         return np.asarray(ntk(apply_fn, params, few, engine=name, masks=masks, trainable=trainable))
-    found["Θ from the full Jacobian"] = _check(_relative(block, engine("jacobian")), max(1e-12, 1e3 * eps),
-                                               f"Θ = ∇f ∇fᵀ on {few.shape[0]} examples")
+    dense = engine("jacobian")
+    if dense is not None:
+        found["Θ from the full Jacobian"] = _check(_relative(block, dense), max(1e-12, 1e3 * eps),
+                                                   f"Θ = ∇f ∇fᵀ on {few.shape[0]} examples")
+    else:
+        trains = trainable_masks(params, trainable, masks)
+        norm = sum(float(np.sum(np.square(g, dtype=np.float64), where=np.asarray(t)))
+                   for g, t in zip(jax.tree.leaves(gradient), jax.tree.leaves(trains), strict=True) if is_floating(g))
+        product = np.einsum("ia,ijab,jb->", random, block, random, dtype=np.float64)
+        found["Θ along a random direction"] = _check(_relative(product, norm), max(1e-12, 1e3 * eps),
+                                                     f"uᵀΘu = ‖∇(u · f)‖² on {few.shape[0]} examples")
     try:
         other = engine("neural-tangents")
     except ImportError:
-        pass
-    else:
+        other = None
+    if other is not None:
         found["Θ from neural-tangents"] = _check(_relative(block, other), max(1e-12, 1e3 * eps),
                                                  f"agreement with neural-tangents on {few.shape[0]} examples")
     # Bessel: an incomplete list of eigenvectors of Π cannot carry more of Θ than there is, direction by direction.

@@ -198,9 +198,9 @@ def effective_rank(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, key: Arra
     problem = make_problem(apply_fn, params, check_start(params, x), masks, trainable)
     multiply, flat, train = flat_product(problem)
     scale = trace_of(problem)
-    # Products of G divided by its trace neither overflow nor vanish when squared.
-    draws = jax.random.rademacher(key, (samples, flat.size), flat.dtype) * train
-    mean, deviation = frobenius(multiply, draws, scale, batch_size=8)
+    # Products of G divided by its trace neither overflow nor vanish when squared. Signs are drawn as they are needed.
+    mean, deviation = frobenius(lambda draw: multiply(jax.random.rademacher(draw, flat.shape, flat.dtype) * train),
+                                jax.random.split(key, samples), scale, batch_size=max(1, min(8, 2**22 // flat.size)))
     rank = (1 / mean).astype(scale.dtype)
     error = (deviation / mean**2).astype(scale.dtype)
     return (rank, error) if standard_error else rank
@@ -253,12 +253,15 @@ def gated_trace(apply_fn: ApplyFn, params: PyTree, X: ArrayLike, *, masks: PyTre
     check_masks(masks, params)
     X = jnp.asarray(X)
 
-    def one(x: Array) -> Array:
-        opened = tuple(g**2 for g in paths.gates(apply_fn, params, x[None], masks=masks))
+    def of(some: Array) -> Array:
+        opened = tuple(g**2 for g in paths.gates(apply_fn, params, some, masks=masks))
 
-        def total(phi: PyTree) -> Array:
-            return paths.polynomial(apply_fn, phi, (x**2)[None], q=2, gates=opened, masks=masks).sum()
+        def total(phi: PyTree) -> Array:    # summed over the examples, so that one gradient serves them all
+            return paths.polynomial(apply_fn, phi, some**2, q=2, gates=opened, masks=masks).sum()
 
-        return trace_of(make_problem(apply_fn, params, x[None], masks, trainable, total))
+        return trace_of(make_problem(apply_fn, params, some[:1], masks, trainable, total))
 
-    return jax.lax.map(one, X, batch_size=min(batch_size, len(X))).sum()
+    side = max(1, min(batch_size, len(X)))
+    whole = len(X) - len(X) % side
+    batches = jax.lax.map(of, X[:whole].reshape(-1, side, *X.shape[1:])).sum()
+    return batches if whole == len(X) else batches + of(X[whole:])

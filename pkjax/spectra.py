@@ -43,7 +43,10 @@ def trace(multiply: Product, like: Array, key: Array, samples: int) -> tuple[Arr
 
 
 def frobenius(multiply: Product, draws: Array, scale: Array, batch_size: int | None = None) -> tuple[Array, Array]:
-    """Estimate ``‖A‖_F² / scale²``, the mean of ``‖A s‖²`` over random signs s, and its standard error."""
+    """Estimate ``‖A‖_F² / scale²``, the mean of ``‖A s‖²`` over random signs s, and its standard error.
+
+    ``multiply`` maps each of the draws to A s: signs themselves, or keys that it draws them by.
+    """
     squares = jax.lax.map(lambda s: ((multiply(s) / scale) ** 2).sum(), draws, batch_size=batch_size)
     return squares.mean(), squares.std(ddof=1) / len(draws) ** 0.5
 

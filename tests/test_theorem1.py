@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
-from pkjax import paths
+from pkjax import paths, plans
 from pkjax.analysis import analyze
+from pkjax.ntk import ntk_plan
 from pkjax.theorem1 import claims
 
 from tests.cases import cases, live
@@ -114,6 +115,25 @@ def test_a_check_fails_where_a_custom_rule_gives_another_slope():
     assert not report.checks["f is its gated path sum"].passed
     assert not report.checks["homogeneity"].passed
     assert report.checks["trace of Θ"].passed
+
+
+def test_where_no_jacobian_fits_a_random_direction_checks_the_kernel(monkeypatch):
+    def net(w, x):
+        return jax.nn.relu(x @ w["a"]) @ w["b"]
+    rng = np.random.default_rng(2)
+    w = {"a": jnp.asarray(rng.normal(size=(30, 400))), "b": jnp.asarray(rng.normal(size=(400, 5)))}
+    X = jnp.asarray(rng.normal(size=(3, 30)))
+    masks = {"a": jnp.asarray(rng.random((30, 400)) < 0.5), "b": jnp.ones((400, 5), bool)}
+    needed = {name: ntk_plan(net, w, X, engine=name, tile=1).peak_memory for name in ("structured", "jacobian")}
+    limit = needed["jacobian"] - 1
+    assert needed["structured"] <= limit
+    monkeypatch.setattr(plans, "default_memory_limit", lambda devices=1: limit)
+    report = analyze(net, w, X, masks=masks, k=3)
+    assert "Θ from the full Jacobian" not in report.checks
+    check = report.checks["Θ along a random direction"]
+    assert check.passed
+    assert check.error <= 1e-12
+    assert all(check.passed for check in report.checks.values())
 
 
 def test_a_report_becomes_json():
