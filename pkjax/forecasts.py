@@ -13,6 +13,8 @@ from pkjax.dynamics_checks import common_shape, floats, nonnegative
 
 __all__ = ["ForecastFit", "fit_forecast", "forecast"]
 
+PROGRESS = "trace_pi · learning_rate · t"
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def forecast(trace_pi: ArrayLike, *, learning_rate: ArrayLike, t: ArrayLike, a: 
     """
     z = _progress(trace_pi, learning_rate, t)
     top, bottom = floats(a), None if b is None else floats(b)
-    common_shape(z=z, a=top, **({} if bottom is None else {"b": bottom}))
+    common_shape(**{PROGRESS: z, "a": top}, **({} if bottom is None else {"b": bottom}))
     risen = -top * jnp.expm1(-z)
     return risen if bottom is None else risen + bottom * jnp.exp(-z)
 
@@ -85,7 +87,7 @@ def fit_forecast(trace_pi: ArrayLike, values: ArrayLike, *, learning_rate: Array
     z, measured = _progress(trace_pi, learning_rate, t), floats(values)
     if not isinstance(measured, jax.core.Tracer) and not np.isfinite(measured).all():
         raise ValueError("values must be finite, but some are NaN or infinite")
-    shape = common_shape(z=z, values=measured)
+    shape = common_shape(**{PROGRESS: z, "values": measured})
     fit, rank = _least_squares(jnp.broadcast_to(z, shape), jnp.broadcast_to(measured, shape), start=start)
     if not isinstance(rank, jax.core.Tracer) and rank < 1 + start:
         least, most = (f"{float(f(z, initial=i)):.3g}" for f, i in ((np.min, np.inf), (np.max, 0)))

@@ -409,7 +409,7 @@ def test_bad_requests_of_the_other_functions_are_refused():
         ("params_t leaf 'a' has shape", lambda: linearize(mlp, params, x)(params | {"a": np.ones(3)})),
         ("t must be finite", lambda: forecast(1.0, learning_rate=0.1, t=np.inf, a=1.0)),
         ("trace_pi must be finite and 0 or more", lambda: forecast(-1.0, learning_rate=0.1, t=1, a=1.0)),
-        (r"broadcast, got z \(3,\), a \(2,\)",
+        (r"broadcast, got trace_pi · learning_rate · t \(3,\), a \(2,\)",
          lambda: forecast(np.ones(3), learning_rate=0.1, t=1, a=np.ones(2))),
         ("2 values .* do not determine a and b",
          lambda: fit_forecast(np.full(2, 1e9), np.ones(2), learning_rate=0.1, t=1, start=True)),
