@@ -5,7 +5,7 @@
     apply_fn, params = pk.from_linen(module, variables)
 
 Every function takes a network as ``(apply_fn, params)``, where ``apply_fn(params, x)`` maps a batch
-(N, *input) to (N, K). ``pk.models``, ``pk.data`` and ``pk.plots`` load when they are first used.
+(N, *input) to (N, K). ``pk.models``, ``pk.data``, ``pk.dynamics`` and ``pk.plots`` load when they are first used.
 """
 
 import importlib
@@ -39,22 +39,22 @@ from pkjax.scopes import erk_scope, global_scope, layer_scope
 from pkjax.trees import kernels
 
 if TYPE_CHECKING:
-    from pkjax import data, models, plots
+    from pkjax import data, dynamics, models, plots
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "Connectivity", "DisconnectedWarning", "EmptiedLayerWarning", "LayerReport", "LeafPlan",
-    "NotFullyConnectedError", "NotPathNetworkError", "NtkEigenpairs", "NtkPlan", "PruneResult", "Report",
-    "analyze", "apply_masks", "connectivity", "data", "data_factor", "erk_scope", "exponential", "from_linen",
-    "from_nnx", "global_scope", "grasp", "inverted", "kernels", "layer_scope", "linear", "load_masks", "magnitude",
-    "masked", "mean_input", "models", "ntk", "ntk_density", "ntk_effective_rank", "ntk_eigenpairs", "ntk_frobenius",
+    "Connectivity", "DisconnectedWarning", "EmptiedLayerWarning", "LayerReport", "LeafPlan", "NotFullyConnectedError",
+    "NotPathNetworkError", "NtkEigenpairs", "NtkPlan", "PruneResult", "Report", "analyze", "apply_masks",
+    "connectivity", "data", "data_factor", "dynamics", "erk_scope", "exponential", "from_linen", "from_nnx",
+    "global_scope", "grasp", "inverted", "kernels", "layer_scope", "linear", "load_masks", "magnitude", "masked",
+    "mean_input", "models", "ntk", "ntk_density", "ntk_effective_rank", "ntk_eigenpairs", "ntk_frobenius",
     "ntk_matvec", "ntk_plan", "ntk_trace", "ntk_trace_estimate", "ntk_trace_saliency", "ones_input", "path_exclusion",
     "path_kernel", "paths", "plots", "prune", "random", "reinitialize", "save_masks", "shuffle_masks", "snip",
     "synflow", "synflow_l2",
 ]
 
-_LAZY = ("data", "models", "plots")
+_LAZY = ("data", "dynamics", "models", "plots")
 
 
 def __getattr__(name: str) -> Any:

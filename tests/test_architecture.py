@@ -13,7 +13,8 @@ import pytest
 PACKAGE = Path(pkjax.__file__).parent
 # Lowest first. A module may import from its own row and from lower ones; what no row names belongs to "core".
 FOUNDATION = {"trees", "paths"}
-THEOREM = {"gram_spectra", "theorem1", "checks", "analysis", "dynamics"}
+THEOREM = {"gram_spectra", "theorem1", "checks", "analysis", "dynamics", "dynamics_checks", "linear_network",
+           "forecasts"}
 TOP = {"models", "data", "training", "experiments", "plots", "html", "summary", "screen", "options", "commands", "cli",
        "__main__"}
 # Side by side in the picture: analysis knows nothing of pruning.

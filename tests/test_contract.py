@@ -1,4 +1,4 @@
-"""The names under saliency and pruning, each called as the interface is written, in one list."""
+"""The names under saliency, pruning and dynamics, each called as the interface is written, in one list."""
 
 import jax
 import jax.numpy as jnp
@@ -62,3 +62,16 @@ def test_what_is_pruned_is_saved_and_loaded_and_stays_zero_in_training(case, tmp
     for mask, before, after in zip(*map(jax.tree.leaves, (masks, sparse, trained)), strict=True):
         assert not np.asarray(after)[~np.asarray(mask)].any()
         assert (np.asarray(before) != np.asarray(after)).any()
+
+
+def test_training_is_solved_from_the_kernel_and_forecast_from_the_trace(case):
+    apply_fn, params, X, _ = case
+    theta, f0 = pk.ntk(apply_fn, params, X), apply_fn(params, X)
+    y = jnp.eye(*f0.shape, dtype=f0.dtype)
+    run = pk.dynamics.linearized(theta, f0, y, learning_rate=0.1, t=jnp.arange(4))
+    assert run.outputs.shape == run.coefficients.shape == (4, *f0.shape)
+    assert run.weight_change[0] == 0 < run.weight_change[1]
+    trace_pi = pk.path_kernel.trace(apply_fn, params, pk.ones_input((5,)))
+    start = pk.dynamics.forecast(trace_pi, learning_rate=0.001, t=0, a=2.0, b=0.5)
+    assert pk.dynamics.forecast(trace_pi, learning_rate=0.001, t=0, a=2.0, b=None) == 0
+    assert start == 0.5

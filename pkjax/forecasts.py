@@ -1,0 +1,113 @@
+"""Forecasts of training from one number, the trace of the path kernel."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from pkjax.dynamics_checks import common_shape, floats, nonnegative
+
+__all__ = ["ForecastFit", "fit_forecast", "forecast"]
+
+PROGRESS = "trace_pi · learning_rate · t"
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ForecastFit:
+    """The free parameters of ``forecast`` that fit measured values best."""
+
+    a: Array
+    """The level that is approached."""
+    b: Array | None
+    """The level at the start, None where it is 0 by assumption."""
+    r_squared: Array
+    """1 − (sum of squared residuals) / (sum of squared deviations from the mean): below 0 where the mean fits better,
+    NaN where all values are equal."""
+
+
+def forecast(trace_pi: ArrayLike, *, learning_rate: ArrayLike, t: ArrayLike, a: ArrayLike,
+             b: ArrayLike | None = None) -> Float[Array, "..."]:
+    """Forecast how far training gets from the trace of the path kernel alone, which stands for Θ.
+
+        ‖ω_t‖ ≈ a (1 − e^{−ηTr(Π)t}),   with b: ‖f⁻_t‖ ≈ a (1 − e^{−ηTr(Π)t}) + b e^{−ηTr(Π)t}
+
+    Args:
+        trace_pi: Tr Π, of one network or of many.
+        learning_rate: η.
+        t: time, or steps.
+        a: the level that is approached.
+        b: the level at the start; None means 0.
+
+    Returns: the forecast, in the shape that the arguments broadcast to. Works under ``jit``, ``vmap`` and ``grad``.
+
+    Raises: ValueError for shapes that do not broadcast, and for a trace, learning rate or time that is negative or
+        not finite.
+
+    Source: Gebhart, Saxena and Schrater (2021), section 5.1 and figure 1.
+
+    >>> round(float(forecast(2.0, learning_rate=0.001, t=500, a=3.0, b=1.0)), 3)
+    2.264
+    """
+    z = _progress(trace_pi, learning_rate, t)
+    top, bottom = floats(a), None if b is None else floats(b)
+    common_shape(**{PROGRESS: z, "a": top}, **({} if bottom is None else {"b": bottom}))
+    risen = -top * jnp.expm1(-z)
+    return risen if bottom is None else risen + bottom * jnp.exp(-z)
+
+
+def fit_forecast(trace_pi: ArrayLike, values: ArrayLike, *, learning_rate: ArrayLike, t: ArrayLike,
+                 start: bool = False) -> ForecastFit:
+    """Fit the free parameters of ``forecast`` to measured values, by linear least squares.
+
+    Args:
+        trace_pi: Tr Π of the networks.
+        values: ``‖ω_t‖`` or ``‖f_t‖`` as measured, one for each network or time.
+        learning_rate: η.
+        t: time, or steps.
+        start: fit the level b at the start too; else it is 0.
+
+    Returns: a, b and the share of the variance that the curve explains. Works under ``jit``.
+
+    Raises: ValueError as ``forecast``, for values that are not finite, and where they cannot tell the parameters:
+        fewer points than parameters, or all so early or so late that one of them has no weight.
+
+    Source: Gebhart, Saxena and Schrater (2021), section 5.1 and figure 1.
+
+    >>> traces = jnp.asarray([1., 10., 100.])
+    >>> measured = forecast(traces, learning_rate=0.01, t=5, a=3.0, b=1.0)
+    >>> fit = fit_forecast(traces, measured, learning_rate=0.01, t=5, start=True)
+    >>> round(float(fit.a), 3), round(float(fit.b), 3), round(float(fit.r_squared), 3)
+    (3.0, 1.0, 1.0)
+    """
+    z, measured = _progress(trace_pi, learning_rate, t), floats(values)
+    if not isinstance(measured, jax.core.Tracer) and not np.isfinite(measured).all():
+        raise ValueError("values must be finite, but some are NaN or infinite")
+    shape = common_shape(**{PROGRESS: z, "values": measured})
+    fit, rank = _least_squares(jnp.broadcast_to(z, shape), jnp.broadcast_to(measured, shape), start=start)
+    if not isinstance(rank, jax.core.Tracer) and rank < 1 + start:
+        least, most = (f"{float(f(z, initial=i)):.3g}" for f, i in ((np.min, np.inf), (np.max, 0)))
+        raise ValueError(f"{measured.size} values at ηTr(Π)t between {least} and {most} do not determine "
+                         f"{'a and b' if start else 'a'}: take points where the curve bends, ηTr(Π)t near 1")
+    return fit
+
+
+@partial(jax.jit, static_argnames="start")
+def _least_squares(z: Array, values: Array, *, start: bool) -> tuple[ForecastFit, Array]:
+    z, values = z.ravel(), values.ravel()
+    design = jnp.stack([-jnp.expm1(-z), jnp.exp(-z)][:1 + start], 1)
+    found, _, rank, _ = jnp.linalg.lstsq(design, values)
+    residual, deviation = values - design @ found, values - values.mean()
+    explained = 1 - (residual**2).sum() / (deviation**2).sum()
+    return ForecastFit(found[0], found[1] if start else None, explained), rank
+
+
+def _progress(trace_pi: ArrayLike, learning_rate: ArrayLike, t: ArrayLike) -> Array:
+    parts = {"trace_pi": trace_pi, "learning_rate": learning_rate, "t": t}
+    arrays = {name: nonnegative(name, value) for name, value in parts.items()}
+    common_shape(**arrays)
+    return arrays["trace_pi"] * arrays["learning_rate"] * arrays["t"]

@@ -1,0 +1,133 @@
+"""The network linearised at its parameters: its outputs, on the training set and elsewhere, and its weights."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, PyTree, Shaped
+
+from pkjax.dynamics_checks import batched, floats, matrix_of
+from pkjax.tangents import hashable, prepare, restrict
+from pkjax.trees import ApplyFn, Trainable, check_like
+
+__all__ = ["linearize", "predict", "weight_change"]
+
+
+def linearize(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array | np.ndarray, "N ..."], *,
+              masks: PyTree | None = None, trainable: Trainable = None) -> Callable[[PyTree], Array]:
+    """Return the linearised network on a batch, a function of the parameters θ_t alone.
+
+        f⁻(X, θ_t) = f(X, θ_0) + ∇_θ f(X, θ_0) (θ_t − θ_0)
+
+    by one forward derivative, which ``grad`` and ``jit`` go through. Arguments and errors are those of ``ntk``; what
+    is masked or does not train counts as unmoved, and parameters θ_t of another structure or shapes raise ValueError.
+
+    Source: Gebhart, Saxena and Schrater (2021), equation 4.
+
+    >>> square = linearize(lambda w, x: w**2 * x, jnp.asarray(3.), jnp.asarray([[1.]]))
+    >>> square(jnp.asarray(4.))                                    # 9 + 6 · 1
+    Array([[15.]], ...)
+    """
+    X = jnp.asarray(X)
+    params, entries, _ = prepare(apply_fn, params, X, masks, trainable)
+    net = hashable(apply_fn)
+
+    def tangent(params_t: PyTree) -> Float[Array, "N K"]:
+        check_like(params_t, params, "params_t")
+        return _push(net, params, entries, X, params_t)
+
+    return tangent
+
+
+def weight_change(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array | np.ndarray, "N ..."],
+                  coefficients: Float[Array | np.ndarray, "..."], *, masks: PyTree | None = None,
+                  trainable: Trainable = None) -> PyTree:
+    """Return the change of the parameters that coefficients stand for.
+
+        ω_t = −∇_θ f(X, θ_0)ᵀ c_t
+
+    Args:
+        apply_fn: the network.
+        params: its parameters θ_0.
+        X: (N, *input) the training set.
+        coefficients: (N, K) or (T, N, K), as in ``Trajectory``.
+        masks: booleans like ``params``; weights that are absent do not change.
+        trainable: which parameters train; masks and trainable are to be those that ``ntk`` had.
+
+    Returns:
+        A tree like ``params``, with leading axis T where the coefficients have it; 0 in what does not train.
+
+    Raises: ValueError for coefficients of another shape, and as ``ntk``.
+
+    Source: Gebhart, Saxena and Schrater (2021), equation 7.
+
+    >>> weight_change(lambda w, x: x @ w, jnp.zeros((2, 1)), jnp.asarray([[3., 4.]]), jnp.asarray([[-0.5]]))
+    Array([[1.5],
+           [2. ]], ...)
+    """
+    X = jnp.asarray(X)
+    params, entries, _ = prepare(apply_fn, params, X, masks, trainable)
+    net = hashable(apply_fn)
+    out = jax.eval_shape(net, params, X)
+    c = batched(coefficients, out.shape).astype(out.dtype)
+    moved = iter(_pull(net, params, entries, X, c))
+    leaves, treedef = jax.tree.flatten(params)
+    return jax.tree.unflatten(treedef, [
+        jnp.zeros((*c.shape[:-2], *jnp.shape(leaf)), jnp.result_type(leaf)) if mask is None else next(moved)
+        for leaf, mask in zip(leaves, entries, strict=True)])
+
+
+def predict(theta_cross: Float[Array | np.ndarray, "..."], f0: Float[Array | np.ndarray, "M K"],
+            coefficients: Float[Array | np.ndarray, "..."]) -> Float[Array, "*T M K"]:
+    """Return the outputs of the linearised network on inputs that it was not trained on.
+
+        f⁻(x, θ_t) = f(x, θ_0) − Θ(x, X) c_t
+
+    Args:
+        theta_cross: (M, N, K, K) as ``ntk(apply_fn, params, X2, X)`` returns it, or its matrix (MK, NK).
+        f0: (M, K) the network's outputs on X2 at the start.
+        coefficients: (N, K) or (T, N, K), as in ``Trajectory``.
+
+    Returns: outputs (M, K) or (T, M, K). Works under ``jit``, ``vmap`` and ``grad``.
+
+    Raises: ValueError for shapes that do not fit.
+
+    Source: Gebhart, Saxena and Schrater (2021), equations 4 and 7.
+
+    >>> predict(jnp.ones((1, 2, 1, 1)), jnp.zeros((1, 1)), jnp.asarray([[-1.], [-2.]]))
+    Array([[3.]], ...)
+    """
+    start = floats(f0)
+    columns = np.shape(coefficients)[-2] if np.ndim(coefficients) > 1 else 0
+    c = batched(coefficients, (columns, start.shape[1])).astype(start.dtype)
+    matrix = matrix_of(theta_cross, start.shape, columns, "theta_cross")
+    moved = jnp.matmul(c.reshape(*c.shape[:-2], -1), matrix.T, precision="highest")
+    return start - moved.reshape(*c.shape[:-2], *start.shape)
+
+
+@partial(jax.jit, static_argnames="apply_fn")
+def _pull(apply_fn: ApplyFn, params: PyTree, entries: list[Any], X: Array, c: Array) -> list[Array]:
+    """−Jᵀ c, one example of c after the other."""
+    with jax.default_matmul_precision("highest"):
+        f, theta = restrict(apply_fn, params, entries)
+        _, pullback = jax.vjp(lambda p: f(p, X), theta)
+
+        def change(v: Array) -> list[Array]:
+            return [-g for g in pullback(v)[0]]
+
+        return change(c) if c.ndim == 2 else lax.map(change, c)
+
+
+@partial(jax.jit, static_argnames="apply_fn")
+def _push(apply_fn: ApplyFn, params: PyTree, entries: list[Any], X: Array, params_t: PyTree) -> Array:
+    """Evaluate f + J (θ_t − θ_0)."""
+    with jax.default_matmul_precision("highest"):
+        f, theta = restrict(apply_fn, params, entries)
+        there = [leaf for leaf, mask in zip(jax.tree.leaves(params_t), entries, strict=True) if mask is not None]
+        omega = [jnp.asarray(a).astype(b.dtype) - b for a, b in zip(there, theta, strict=True)]
+        out, change = jax.jvp(lambda p: f(p, X), (theta,), (omega,))
+        return out + change
