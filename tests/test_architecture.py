@@ -23,7 +23,7 @@ PRUNING = {"saliency", "data_saliency", "score_trees", "streams", "masks", "sche
            "prune_plan", "pruning", "baselines"}
 
 HEAVY = ("tensorflow", "flax", "tensorflow_datasets", "matplotlib", "neural_tangents", "optax", "sklearn",
-         "rich", "tyro")
+         "rich", "tyro", "pandas")
 
 
 def module_name(file):

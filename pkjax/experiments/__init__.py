@@ -1,0 +1,1 @@
+"""The paper's experiments: sweeps, their records and figures."""

@@ -1,0 +1,165 @@
+"""How the figures of a sweep are drawn: one style per pruner, grids of panels, legends and notes.
+
+Okabe and Ito's (2008) colours, with grey for the ninth; markers and line styles differ as well.
+"""
+
+from collections.abc import Iterable
+from itertools import cycle
+from textwrap import wrap
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pkjax.plots import BLACK, BLUE, GREEN, ORANGE, SMALL, VERMILLION, _figure, _finish
+
+__all__ = ["STYLES", "Style", "by_data", "count", "finish", "grid", "known", "legend", "line_style", "note", "number",
+           "percent", "r2_text", "scale"]
+
+SKY, YELLOW, PURPLE, GREY = "#56B4E9", "#F0E442", "#CC79A7", "#8C8C8C"
+ACROSS = 4
+"""Panels side by side."""
+
+
+class Style(NamedTuple):
+    """How a pruner is drawn."""
+
+    label: str
+    colour: Any
+    marker: str
+    dashes: Any
+    filled: bool = True
+
+
+STYLES = {
+    "random": Style("Random", GREY, "X", (0, (1, 1))),
+    "magnitude": Style("Magnitude", YELLOW, "^", (0, (5, 1))),
+    "snip": Style("SNIP", GREEN, "v", "-."),
+    "grasp": Style("GraSP", PURPLE, "P", (0, (5, 1, 1, 1, 1, 1))),
+    "synflow": Style("SynFlow", BLUE, "o", "-"),
+    "synflow-dist": Style("SynFlow-Dist", SKY, "o", (0, (4, 1.5)), False),
+    "synflow-l2": Style("SynFlow-L2", VERMILLION, "s", "-"),
+    "synflow-l2-dist": Style("SynFlow-L2-Dist", ORANGE, "s", (0, (4, 1.5)), False),
+    "none": Style("dense", BLACK, "*", "--"),
+}
+"""Pruner → style: the -Dist variants are the paler, open, dashed ones of their counterparts."""
+
+
+def known(names: Iterable[Any]) -> list[str]:
+    """Return the pruners among ``names`` in the order of ``STYLES``.
+
+    Raises: ValueError for a pruner that has no style.
+
+    >>> known(["synflow", "snip", "snip"])
+    ['snip', 'synflow']
+    """
+    names = set(names)
+    if unknown := sorted(map(str, names - set(STYLES))):
+        raise ValueError(f"no style for pruner {', '.join(map(repr, unknown))}; there are {', '.join(STYLES)}")
+    return [name for name in STYLES if name in names]
+
+
+def line_style(style: Style) -> dict[str, Any]:
+    """Return the keyword arguments with which ``plot`` draws a style."""
+    faint = style.colour == YELLOW                       # hard to see on white without something dark beside it
+    return {"color": style.colour, "linestyle": style.dashes, "gapcolor": "#555555" if faint else None,
+            "linewidth": 1.4, "marker": style.marker, "markersize": 4.5,
+            "markerfacecolor": style.colour if style.filled else "white",
+            "markeredgecolor": "#444444" if faint else style.colour, "markeredgewidth": 0.5 if style.filled else 1.0,
+            "label": style.label}
+
+
+def scale(values: Iterable[float]) -> dict[float, Style]:
+    """Give every compression a colour from light to dark, and markers and dashes in turn."""
+    import matplotlib
+
+    levels = sorted(set(values))
+    colours = map(tuple, matplotlib.colormaps["cividis_r"](np.linspace(0.1, 1.0, len(levels))))
+    looks = zip(cycle("os^vDPX*"), cycle(("-", "--", "-.", ":")), strict=False)
+    return {level: Style(f"ρ = {level:g}", colour, marker, dashes)
+            for level, colour, (marker, dashes) in zip(levels, colours, looks, strict=False)}
+
+
+def grid(panels: int, width: float, height: float, *, across: int = ACROSS, **shared: Any) -> tuple[Any, list[Any]]:
+    """Return a figure and one axes per panel, ``across`` side by side; sizes are a panel's, in inches."""
+    columns = min(panels, across)
+    rows = -(-panels // columns)
+    figure = _figure(width * columns, height * rows + 0.5)
+    axes = list(figure.subplots(rows, columns, squeeze=False, **shared).flat)
+    for unused in axes[panels:]:
+        unused.remove()
+    return figure, axes[:panels]
+
+
+def by_data(panels: list[tuple[str, str, str, Any]], **shared: Any) -> tuple[Any, list[Any]]:
+    """Return a figure and one axes per panel, a new row for each data set, of at most ``ACROSS``."""
+    places: list[tuple[int, int]] = []
+    for i, (data, *_) in enumerate(panels):
+        row, column = places[-1] if places else (-1, 0)
+        new = not places or data != panels[i - 1][0] or column + 1 == ACROSS
+        places.append((row + 1, 0) if new else (row, column + 1))
+    rows, columns = (max(place) + 1 for place in zip(*places, strict=True))
+    figure = _figure(max(min(2.6 * columns, 7.5), 5.2), (2.5 if columns < 3 else 2.1) * rows + 0.6)
+    axes = figure.subplots(rows, columns, squeeze=False, **shared)
+    for place in set(np.ndindex(rows, columns)) - set(places):
+        axes[place].remove()
+    return figure, [axes[place] for place in places]
+
+
+def finish(ax: Any, title: str, x: str, y: str) -> None:
+    """Title and label a panel."""
+    ax.grid(True, which="major", linewidth=0.4, alpha=0.5)
+    _finish(ax, title, x, y)
+
+
+def legend(figure: Any, axes: list[Any]) -> None:
+    """Put one legend for all panels above them, each label once, pruners in their order."""
+    handles = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    order = {style.label: place for place, style in enumerate(STYLES.values())}
+    labels = sorted(handles, key=lambda label: order.get(label, len(order)))
+    if labels:
+        figure.legend([handles[label] for label in labels], labels, fontsize=SMALL - 1, frameon=False,
+                      loc="outside upper left", ncols=max(1, min(len(labels), int(figure.get_figwidth() / 1.15))),
+                      handlelength=3)
+
+
+def note(figure: Any, *parts: str) -> None:
+    """Write the parts below the panels, in lines of the figure's width."""
+    if parts:
+        text = "\n".join(wrap("; ".join(parts), int(16 * figure.get_figwidth())))
+        figure.supxlabel(text, fontsize=SMALL - 1, x=0.01, ha="left")
+
+
+def count(left_out: int, one: str, many: str) -> list[str]:
+    """Return the part of a note that says how many were left out, none for none.
+
+    >>> count(1, "run", "runs"), count(1200, "run", "runs"), count(0, "run", "runs")
+    (['1 run left out'], ['1,200 runs left out'], [])
+    """
+    return [f"{left_out:,} {one if left_out == 1 else many} left out"] if left_out else []
+
+
+def number(value: float) -> str:
+    """Write a number with three digits, "–" for none.
+
+    >>> number(46900.), number(-0.12345), number(3e-9), number(float("nan"))
+    ('46,900', '-0.123', '3e-09', '–')
+    """
+    if not np.isfinite(value):
+        return "–"
+    return f"{value:,.0f}" if 1e3 <= abs(value) < 1e6 else f"{value:.3g}"
+
+
+def r2_text(value: float) -> str:
+    """Write R² with two decimals, "–" for none.
+
+    >>> r2_text(0.98765), r2_text(-1e-16), r2_text(float("nan"))
+    ('R² 0.99', 'R² 0.00', 'R² –')
+    """
+    return f"R² {round(value, 2) + 0.0:.2f}" if np.isfinite(value) else "R² –"
+
+
+def percent() -> Any:
+    """Return a formatter of fractions as percentages."""
+    from matplotlib.ticker import PercentFormatter
+
+    return PercentFormatter(1.0, decimals=0)
