@@ -39,22 +39,22 @@ from pkjax.scopes import erk_scope, global_scope, layer_scope
 from pkjax.trees import kernels
 
 if TYPE_CHECKING:
-    from pkjax import data, dynamics, models, plots
+    from pkjax import data, dynamics, experiments, models, plots, training
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Connectivity", "DisconnectedWarning", "EmptiedLayerWarning", "LayerReport", "LeafPlan", "NotFullyConnectedError",
     "NotPathNetworkError", "NtkEigenpairs", "NtkPlan", "PruneResult", "Report", "analyze", "apply_masks",
-    "connectivity", "data", "data_factor", "dynamics", "erk_scope", "exponential", "from_linen", "from_nnx",
-    "global_scope", "grasp", "inverted", "kernels", "layer_scope", "linear", "load_masks", "magnitude", "masked",
-    "mean_input", "models", "ntk", "ntk_density", "ntk_effective_rank", "ntk_eigenpairs", "ntk_frobenius",
+    "connectivity", "data", "data_factor", "dynamics", "erk_scope", "experiments", "exponential", "from_linen",
+    "from_nnx", "global_scope", "grasp", "inverted", "kernels", "layer_scope", "linear", "load_masks", "magnitude",
+    "masked", "mean_input", "models", "ntk", "ntk_density", "ntk_effective_rank", "ntk_eigenpairs", "ntk_frobenius",
     "ntk_matvec", "ntk_plan", "ntk_trace", "ntk_trace_estimate", "ntk_trace_saliency", "ones_input", "path_exclusion",
     "path_kernel", "paths", "plots", "prune", "random", "reinitialize", "save_masks", "shuffle_masks", "snip",
-    "synflow", "synflow_l2",
+    "synflow", "synflow_l2", "training",
 ]
 
-_LAZY = ("data", "dynamics", "models", "plots")
+_LAZY = ("data", "dynamics", "experiments", "models", "plots", "training")
 
 
 def __getattr__(name: str) -> Any:

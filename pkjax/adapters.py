@@ -16,17 +16,17 @@ from jaxtyping import Array, Float, PyTree, Shaped
 
 from pkjax.trees import ApplyFn
 
-__all__ = ["from_linen", "from_nnx", "mean_input", "ones_input"]
+__all__ = ["from_linen", "from_nnx", "mean_input", "mode_flags", "ones_input"]
 
 # The names under which a module's __call__ chooses between training and evaluation; the value for evaluation.
 _EVALUATION = {"train": False, "training": False, "is_training": False, "use_running_average": True,
                "deterministic": True}
 
 
-def _evaluation_flags(call: Callable[..., Any]) -> dict[str, bool]:
-    """Find the keywords that put a module into evaluation mode, as far as its signature names them."""
+def mode_flags(call: Callable[..., Any], training: bool) -> dict[str, bool]:
+    """Find the keywords that put a module into training or evaluation mode, as far as its signature names them."""
     named = inspect.signature(call).parameters
-    return {name: value for name, value in _EVALUATION.items()
+    return {name: value != training for name, value in _EVALUATION.items()
             if name in named and named[name].kind not in (inspect.Parameter.POSITIONAL_ONLY,
                                                           inspect.Parameter.VAR_POSITIONAL,
                                                           inspect.Parameter.VAR_KEYWORD)}
@@ -68,7 +68,7 @@ def from_linen(module: Any, variables: Mapping[str, Any]) -> tuple[ApplyFn, PyTr
         raise ValueError(f"variables has no collection 'params' (it {held}); pass what "
                          "module.init(key, x) returns, or {'params': params}")
     constants = {name: value for name, value in variables.items() if name != "params"}
-    flags = _evaluation_flags(type(module).__call__)
+    flags = mode_flags(type(module).__call__, training=False)
 
     def evaluate(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         layer = context.module
@@ -124,7 +124,7 @@ def from_nnx(module: Any) -> tuple[ApplyFn, PyTree]:
     params = nnx.to_pure_dict(state)
     if not jax.tree.leaves(params):
         raise ValueError(f"{type(module).__name__} has no nnx.Param: nothing to analyse")
-    flags = _evaluation_flags(type(module).__call__)
+    flags = mode_flags(type(module).__call__, training=False)
 
     frozen = jax.tree.leaves(constants)
 

@@ -60,8 +60,10 @@ class Report:
     """Whether a path leads from any input entry to any output."""
     overlaps: Float[np.ndarray, "l k"]
     """O_ij: inner products of the eigenvectors of A with those of Π; 0 where ν_i or π_j is 0."""
+    carried: Float[np.ndarray, "k"]
+    """Share of Tr Θ that each of the listed eigenvectors of Π carries: ‖∇f z_j‖² / Tr Θ = Σ_i ν_i π_j O_ij² / Tr Θ."""
     captured: float
-    """Share of Tr Θ that the listed eigenvectors of Π carry: Σ_j ‖∇f z_j‖² / Tr Θ = Σ ν_i π_j O_ij² / Tr Θ."""
+    """Share that they carry together."""
     claims: dict[str, Claim]
     """Every bound of theorem 1, and what became of it here."""
     checks: dict[str, Check]
@@ -167,6 +169,7 @@ def analyze(apply_fn: ApplyFn, params: PyTree, X: ArrayLike, *, masks: PyTree | 
     energy = vectors.T @ projected          # V_iᵀ (∇f) z_j = √(ν_i π_j) O_ij
     scale = np.sqrt(np.outer(nu, pi))
     overlaps = np.where(scale > 1e-6 * scale.max(initial=0.0), energy / np.maximum(scale, 1e-300), 0.0)
+    carried = (projected**2).sum(0) / (tangent.trace or 1.0)
     key = jax.random.key(0) if key is None else key
 
     @jax.jit
@@ -185,7 +188,7 @@ def analyze(apply_fn: ApplyFn, params: PyTree, X: ArrayLike, *, masks: PyTree | 
         lam=lam, nu=nu, pi=pi, pi_bounds=np.asarray(pairs.bounds, np.float64), trace_ntk=tangent.trace,
         trace_pi=trace_pi, gated_trace=gated, effective_rank=rank, log_paths=links.log10_paths,
         log_effective_paths=links.log10_effective_paths, connected=links.connected, overlaps=overlaps,
-        captured=float((projected**2).sum() / tangent.trace) if tangent.trace else 0.0,
+        carried=carried, captured=float(carried.sum()),
         claims=claims(lam, nu, pi, rest=(tangent.rest, data.rest)), checks=checks, layers=links.layers,
         samples=len(X), outputs=outputs, parameters=m, seconds=seconds)
 

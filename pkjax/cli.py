@@ -1,4 +1,4 @@
-"""The command line: `pkjax analyze` and `pkjax prune`."""
+"""The command line: `pkjax analyze`, `prune`, `train`, `sweep` and `figures`."""
 
 import contextlib
 import io
@@ -6,14 +6,14 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Union
 
 import pkjax
-from pkjax.options import Analyze, Prune
+from pkjax.options import Analyze, Figures, Prune, Sweep, Train
 
 __all__ = ["main"]
 
+Options = Analyze | Prune | Train | Sweep | Figures
 DESCRIPTION = "Neural networks as sums over paths: path kernels, tangent kernels, pruning."
 
 
@@ -40,7 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
         return _fail(str(error))
     except KeyboardInterrupt:
-        print("pkjax: interrupted, nothing written", file=sys.stderr)
+        kept = ("what was complete is kept, the same command goes on" if arguments[:1] in (["train"], ["sweep"])
+                else "nothing written")
+        print(f"pkjax: interrupted, {kept}", file=sys.stderr)
         return 130
 
 
@@ -57,16 +59,17 @@ def _fail(text: str) -> int:
     return 2
 
 
-def _parse(arguments: list[str]) -> Analyze | Prune:
+def _parse(arguments: list[str]) -> Options:
     """Parse with tyro, whose framed error messages become one line."""
     import tyro
 
-    commands: Any = (Annotated[Analyze, tyro.conf.subcommand("analyze")]
-                     | Annotated[Prune, tyro.conf.subcommand("prune")])
+    commands: Any = Union[tuple(  # noqa: UP007 (made from a list)
+        Annotated[kind, tyro.conf.subcommand(kind.__name__.lower())] for kind in Options.__args__)]
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(commands, args=arguments, prog="pkjax", description=DESCRIPTION)
+            return tyro.cli(commands, args=arguments, prog="pkjax", description=DESCRIPTION,
+                            config=(tyro.conf.PositionalRequiredArgs,))
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 2
         raise _UsageError(code, _unframed(said.getvalue()) if code else "") from None
@@ -85,23 +88,33 @@ def _unframed(box: str) -> str:
     return f"{' '.join(kept).rstrip('.')} (pkjax --help shows the options)"
 
 
-def _run(options: Analyze | Prune) -> None:
+def _run(options: Options) -> None:
     from rich.console import Console
 
     from pkjax import commands, screen
 
     console = Console(highlight=False)
     with _progress() as progress:
-        if isinstance(options, Prune):
-            result = commands.prune(options, progress)
-        else:
-            reports = commands.analyze(options, progress)
-    if isinstance(options, Prune):
+        result: Any = getattr(commands, type(options).__name__.lower())(options, progress)
+    if isinstance(options, Analyze):
+        screen.show(console, result, commands.settings(options))
+        said = f"report: {options.output / 'report.html'}"
+    elif isinstance(options, Prune):
         console.print(screen.layers(result))
-        console.print(f"masks: {options.output}", soft_wrap=True)
+        said = f"masks: {options.output}"
+    elif isinstance(options, Train):
+        console.print(screen.training(result))
+        said = f"record, masks, picture and checkpoint: {options.output}"
+    elif isinstance(options, Sweep):
+        (run, failed, before), table = result
+        said = f"{run} runs, {failed} of them failed, {before} recorded before; table: {table}"
     else:
-        screen.show(console, reports, commands.settings(options))
-        console.print(f"report: {Path(options.output) / 'report.html'}", soft_wrap=True)
+        found, picture = result
+        if found is not None:
+            console.print(screen.claims(found))
+        said = "" if picture is None else f"picture: {picture}"
+    if said:
+        console.print(said, soft_wrap=True)
 
 
 @contextlib.contextmanager
@@ -117,6 +130,6 @@ def _progress(after: float = 1.0) -> Iterator[Callable[[str], None]]:
         task = bar.add_task("", total=None, visible=False)
 
         def report(part: str) -> None:
-            bar.update(task, description=f"{part:<34.34}", visible=time.monotonic() - began >= after)
+            bar.update(task, description=f"{part:<42.42}", visible=time.monotonic() - began >= after)
 
         yield report

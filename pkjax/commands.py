@@ -1,25 +1,22 @@
-"""What the commands do: prune, analyze, and write results whole or not at all."""
+"""What the commands do; results are written whole or not at all."""
 
-import json
-import math
-import os
-import platform
-import secrets
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import jax
 from jaxtyping import PyTree
 
 import pkjax as pk
-from pkjax import html, plots
-from pkjax.options import Analyze, Common, Network, Prune, check, network, score, steps_of
+from pkjax import experiments, files, html, plots
+from pkjax.environment import environment
+from pkjax.experiments.methods import score, steps_of
+from pkjax.experiments.records import export
+from pkjax.experiments.settings import Settings, read_grid
+from pkjax.experiments.sweeps import Outcome
+from pkjax.options import Analyze, Common, Figures, Network, Prune, Sweep, Train, check, network
 
-__all__ = ["analyze", "environment", "prune", "settings"]
+__all__ = ["analyze", "figures", "prune", "settings", "sweep", "train"]
 
 Progress = Callable[[str], None]
 
@@ -40,13 +37,14 @@ def prune(options: Prune, progress: Progress) -> pk.PruneResult:
 
 def _pruned(options: Common, net: Network, progress: Progress) -> pk.PruneResult:
     progress(f"pruning by {options.pruner}")
-    return pk.prune(score(options, net), net.params, compression=options.compression, steps=steps_of(options))
+    return pk.prune(score(options.pruner, net.apply_fn, net.dataset, seed=options.seed), net.params,
+                    compression=options.compression, steps=steps_of(options.pruner, options.steps))
 
 
 def analyze(options: Analyze, progress: Progress) -> dict[str, pk.Report]:
     """Analyze the network dense and pruned, and write the folder of results."""
     check(options)
-    with _folder(options.output) as folder:
+    with files.folder(options.output) as folder:
         progress("loading images, initialising")
         net = network(options)
         if options.masks is None:
@@ -64,8 +62,7 @@ def analyze(options: Analyze, progress: Progress) -> dict[str, pk.Report]:
             html.page(reports, title=title, settings=said, environment=environment()), encoding="utf-8")
         content = {"settings": said, "environment": environment(),
                    **{name: report.to_dict() for name, report in reports.items()}}
-        (folder / "report.json").write_text(json.dumps(_finite(content), allow_nan=False, ensure_ascii=False),
-                                            encoding="utf-8")
+        (folder / "report.json").write_text(files.to_json(content), encoding="utf-8")
         pk.save_masks(folder / "masks.npz", masks)
     return reports
 
@@ -75,51 +72,56 @@ def _report(options: Analyze, net: Network, masks: PyTree | None, name: str, pro
                       progress=lambda part: progress(f"{name}: {part}"))
 
 
+def train(options: Train, progress: Progress) -> dict[str, Any]:
+    """Train as the options say, go on from a checkpoint in the folder, and write record, masks and picture into it."""
+    asked = asdict(options)
+    output, asked["prune_steps"] = Path(asked.pop("output")), asked.pop("steps")
+    chosen = Settings(**asked)
+    if output.exists() and not output.is_dir():
+        raise NotADirectoryError(f"{output} is a file; --output names the folder to write")
+    if not output.absolute().parent.is_dir():
+        raise FileNotFoundError(f"no folder {output.parent} to write {output.name} into")
+    record, masks = experiments.run(chosen, checkpoint=output / "checkpoint", progress=progress)
+    progress("drawing and writing")
+    with files.folder(output) as folder:
+        (folder / "record.json").write_text(files.to_json(record), encoding="utf-8")
+        plots.training(record["history"], title=f"{chosen.model} on {chosen.data}").savefig(folder / "training.png")
+        pk.save_masks(folder / "masks.npz", masks)
+    return record
+
+
+def sweep(options: Sweep, progress: Progress) -> tuple[Outcome, Path]:
+    """Run the sweep of a file; return how many runs there were, and the table's file."""
+    runs = read_grid(options.config)
+    output = options.output or options.config.with_suffix("")
+    outcome = experiments.sweep(runs, output, workers=options.workers, ray=options.ray, gpus=options.gpus,
+                                retry=options.retry, progress=progress)
+    return outcome, export(output)
+
+
+def figures(options: Figures, progress: Progress) -> tuple[Any, Path | None]:
+    """Draw a figure of results and return its file; or the table of claims, and no file."""
+    from pkjax.experiments import figures, findings
+
+    progress("reading records")
+    table = experiments.table(options.results)
+    if options.figure == "claims":
+        return findings.claims(table), None
+    draw = getattr(figures, f"figure{options.figure}" if options.figure.isdigit() else options.figure)
+    output = options.output or options.results / f"figure-{options.figure}.png"
+    if not output.absolute().parent.is_dir():
+        raise FileNotFoundError(f"no folder {output.parent} to write {output.name} into")
+    progress("drawing")
+    figure = draw(table)
+    with files.replacing(output) as part:
+        figure.savefig(part, format=output.suffix[1:] or "png")
+    return None, output
+
+
 def settings(options: Common) -> dict[str, Any]:
     """Say in plain values what was run."""
     said = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(options).items()
             if name != "output" and value is not None}
     if "masks" in said:
         return {name: value for name, value in said.items() if name not in ("pruner", "compression", "steps")}
-    return {**said, "steps": steps_of(options)}
-
-
-def environment() -> dict[str, str]:
-    """Name the versions and the device that numbers depend on."""
-    device = jax.devices()[0]
-    return {"pkjax": pk.__version__, "jax": jax.__version__, "python": platform.python_version(),
-            "device": f"{device.platform} ({device.device_kind})",
-            "precision": str(jax.dtypes.canonicalize_dtype(float))}
-
-
-def _finite(value: Any) -> Any:
-    """Replace what JSON cannot hold (NaN, infinity) by null."""
-    if isinstance(value, dict):
-        return {name: _finite(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-@contextmanager
-def _folder(target: Path) -> Iterator[Path]:
-    """Fill a folder beside its place and move it there when the block ends well; else leave nothing behind.
-
-    Where the folder is there already, its files of the same names are replaced, one by one and whole.
-    """
-    if target.exists() and not target.is_dir():
-        raise NotADirectoryError(f"{target} is a file; --output names the folder to write")
-    parent = target.absolute().parent
-    if not parent.is_dir():
-        raise FileNotFoundError(f"no folder {target.parent} to write {target.name} into")
-    part = parent / f".{target.absolute().name}.{secrets.token_hex(8)}.part"
-    part.mkdir()
-    try:
-        yield part
-        if target.exists():
-            for file in sorted(part.iterdir()):
-                os.replace(file, target / file.name)
-        else:
-            os.replace(part, target)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    return {**said, "steps": steps_of(options.pruner, options.steps)}

@@ -1,12 +1,13 @@
-"""Labelled images as arrays: scikit-learn's digits, and MNIST and CIFAR through TFDS without TensorFlow."""
+"""Labelled images as arrays: scikit-learn's digits, MNIST and CIFAR through TFDS without TensorFlow, Tiny ImageNet."""
 
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Float32, Int, UInt8
 
 __all__ = ["Dataset", "load", "names"]
 
@@ -16,34 +17,49 @@ _STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "fashion_mnist": ((0.2860,), (0.3530,)),
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "tiny_imagenet": ((0.480, 0.448, 0.397), (0.276, 0.269, 0.282)),
 }
-_CLASSES = {"digits": 10, "mnist": 10, "fashion_mnist": 10, "cifar10": 10, "cifar100": 100}
+_CLASSES = {"digits": 10, "mnist": 10, "fashion_mnist": 10, "cifar10": 10, "cifar100": 100, "tiny_imagenet": 200}
 names = tuple(_CLASSES)
 """The data sets that `load` knows."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Labelled images.
+    """Labelled images, held as they are stored: one byte a pixel and channel.
 
-    ``images`` is (raw − mean) / std with raw pixels in [0, 1]; mean and std, per channel, are 0 and 1 where
-    the images were not normalised, so ``raw`` always gives the pixels back.
+    ``images`` is (raw − mean) / std with ``raw`` the pixels in [0, 1]; mean and std, per channel, are 0 and 1 where
+    the images are not to be normalised.
     """
 
-    images: Float32[np.ndarray, "n h w c"]
+    pixels: UInt8[np.ndarray, "n h w c"]
     labels: Int[np.ndarray, " n"]
-    mean: Float[np.ndarray, " c"]
-    std: Float[np.ndarray, " c"]
+    mean: Float32[np.ndarray, " c"]
+    std: Float32[np.ndarray, " c"]
     classes: int
     name: str
     levels: int
     """Steps of the pixels' scale from black to white."""
 
+    def __len__(self) -> int:
+        """Count the examples."""
+        return len(self.labels)
+
+    @cached_property
+    def images(self) -> Float32[np.ndarray, "n h w c"]:
+        """The normalised images."""
+        return self.normalized(self.raw)
+
     @property
     def raw(self) -> Float32[np.ndarray, "n h w c"]:
         """The pixels in [0, 1], whose mean over examples serves the -Dist scores."""
-        # Rounding to the scale's steps undoes the rounding of the normalisation: black is 0 again.
-        return (np.round((self.images * self.std + self.mean) * self.levels) / self.levels).astype(np.float32)
+        return self.pixels.astype(np.float32) / np.float32(self.levels)
+
+    def normalized(self, raw: T) -> T:
+        """Normalise pixels in [0, 1], NumPy's or JAX's, as ``images`` are."""
+        return (raw - self.mean) / self.std
 
 
 def load(name: str = "digits", *, split: str = "train", samples: int | None = None, seed: int = 0,
@@ -51,10 +67,11 @@ def load(name: str = "digits", *, split: str = "train", samples: int | None = No
          download: bool = True) -> Dataset:
     """Load labelled images, all of a split or a seeded choice of them.
 
-    "digits" are the 8×8 images that scikit-learn ships, the last 360 of them the test split. The others come
-    through TFDS, without TensorFlow, from ``data_dir`` (default ``$TFDS_DATA_DIR``, else
-    ``~/tensorflow_datasets``), and are downloaded first where they are missing and ``download`` allows it.
-    The first n samples of a seed are the same whatever ``samples`` asks for.
+    "digits" are the 8×8 images that scikit-learn ships, the last 360 of them the test split. "tiny_imagenet" is read
+    from its unpacked folder ``tiny-imagenet-200`` in ``data_dir``, its validation images the test split. The others
+    come through TFDS, without TensorFlow, and are downloaded first where they are missing and ``download`` allows it.
+    ``data_dir`` is ``$TFDS_DATA_DIR`` by default, else ``~/tensorflow_datasets``. The first n samples of a seed are
+    the same whatever ``samples`` asks for.
 
     Shapes: images (N, H, W, C), normalised per channel unless ``normalize`` is False; labels (N,).
     Units: pixels in [0, 1], or standard deviations of the training images.
@@ -70,21 +87,31 @@ def load(name: str = "digits", *, split: str = "train", samples: int | None = No
         raise ValueError(f"no data set {name!r}; there are {', '.join(names)}")
     if split not in ("train", "test"):
         raise ValueError(f"split must be 'train' or 'test', got {split!r}")
-    source = _digits(split) if name == "digits" else _tfds(name, split, data_dir, download)
+    source = _source(name, split, data_dir, download)
     total = len(source)
     if samples is not None and not 1 <= samples <= total:
         raise ValueError(f"the {split} split of {name} has {total} examples, so samples must be between 1 "
                          f"and {total}, got {samples}")
     chosen = np.arange(total) if samples is None else np.random.default_rng(seed).permutation(total)[:samples]
     pixels, labels = source[chosen]
-    levels = 16 if name == "digits" else 255
-    raw = pixels.astype(np.float32) / np.float32(levels)
-    channels = raw.shape[-1]
+    channels = pixels.shape[-1]
     mean, std = np.zeros(channels), np.ones(channels)
     if normalize:
         mean, std = (np.array(v) for v in (_STATISTICS[name] if name in _STATISTICS else _digit_statistics()))
-    images = ((raw - mean) / std).astype(np.float32)
-    return Dataset(images, labels, mean, std, _CLASSES[name], name, levels)
+    return Dataset(pixels.astype(np.uint8), labels, mean.astype(np.float32), std.astype(np.float32), _CLASSES[name],
+                   name, 16 if name == "digits" else 255)
+
+
+def _source(name: str, split: str, data_dir: str | os.PathLike[str] | None, download: bool) -> Any:
+    """Find the examples of a split: something with a length, to be indexed by an array."""
+    if name == "digits":
+        return _digits(split)
+    folder = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    if name == "tiny_imagenet":
+        from pkjax.tiny_imagenet import TinyImageNet
+
+        return TinyImageNet(folder, split)
+    return _tfds(name, split, folder, download)
 
 
 class _Arrays:
@@ -130,7 +157,7 @@ def _digit_statistics() -> tuple[tuple[float, ...], tuple[float, ...]]:
     return (float(raw.mean()),), (float(raw.std()),)
 
 
-def _tfds(name: str, split: str, data_dir: str | os.PathLike[str] | None, download: bool) -> _Source:
+def _tfds(name: str, split: str, folder: Path, download: bool) -> _Source:
     try:
         # Read without TensorFlow, TFDS still needs these two, and says so only deep inside.
         import importlib_resources  # noqa: F401
@@ -139,7 +166,6 @@ def _tfds(name: str, split: str, data_dir: str | os.PathLike[str] | None, downlo
     except ImportError as error:
         raise ImportError(f"{name} is read through tensorflow-datasets, which is not all there "
                           f"(no module {error.name!r}): pip install 'pkjax[data]'") from error
-    folder = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
     way_out = (f"download it once where there is a network, with tfds.data_source({name!r}, "
                f"data_dir={str(folder)!r}), or point data_dir or TFDS_DATA_DIR at a folder that holds it")
     if not download and not any(folder.glob(f"{name}/*/dataset_info.json")):

@@ -1,25 +1,18 @@
-"""Options of the command line, and the networks, data and pruners that their names stand for."""
+"""Options of the command line, and the networks and images that they choose."""
 
-import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import jax
-import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
 import pkjax as pk
 from pkjax.data import Dataset
+from pkjax.experiments.methods import PRUNERS, model
 from pkjax.trees import ApplyFn
 
-__all__ = ["PRUNERS", "Analyze", "Network", "Prune", "check", "network", "score", "steps_of"]
-
-MODELS = ("vgg11", "vgg16", "resnet20", "wide_resnet20", "resnet18", "wide_resnet18")
-PRUNERS = ("random", "magnitude", "snip", "grasp", "synflow", "synflow-l2", "synflow-dist", "synflow-l2-dist")
-GRASP_TEMPERATURE = 200.0
-
+__all__ = ["Analyze", "Figures", "Network", "Prune", "Sweep", "Train", "check", "network"]
 
 @dataclass(frozen=True)
 class Common:
@@ -27,9 +20,9 @@ class Common:
 
     model: str = "fc-100"
     """Network: fc-WIDTH (six hidden layers), fc-WIDTHxDEPTH, vgg11, vgg16, resnet20, wide_resnet20, resnet18,
-    wide_resnet18."""
+    wide_resnet18; with -plain, without BatchNorm."""
     data: str = "digits"
-    """Data set: digits (ships with scikit-learn), mnist, fashion_mnist, cifar10, cifar100."""
+    """Data set: digits (ships with scikit-learn), mnist, fashion_mnist, cifar10, cifar100, tiny_imagenet."""
     pruner: str = "synflow-l2"
     """Score: random, magnitude, snip, grasp, synflow, synflow-l2, synflow-dist, synflow-l2-dist."""
     compression: float = 1.0
@@ -65,13 +58,86 @@ class Prune(Common):
     """File to write: bit-packed npz, to be read by pkjax.load_masks."""
 
 
+@dataclass(frozen=True)
+class Train:
+    """Train a network, dense or pruned at initialisation, as the paper does.
+
+    Writes record.json, masks.npz, training.png and a checkpoint into a folder; the same command goes on where it was
+    interrupted.
+    """
+
+    model: str = "fc-100"
+    """Network: fc-WIDTH (six hidden layers), fc-WIDTHxDEPTH, vgg11, vgg16, resnet20, wide_resnet20, resnet18,
+    wide_resnet18; with -plain, without BatchNorm."""
+    data: str = "digits"
+    """Data set: digits (ships with scikit-learn), mnist, fashion_mnist, cifar10, cifar100, tiny_imagenet."""
+    pruner: str = "none"
+    """Score: none (train all weights), random, magnitude, snip, grasp, synflow, synflow-l2, synflow-dist,
+    synflow-l2-dist."""
+    compression: float = 1.0
+    """ρ: keep the fraction 10^-ρ of the weights."""
+    steps: int | None = None
+    """Pruning steps; by default 100 for the synflow family and 1 for the others."""
+    epochs: int | None = None
+    """Epochs; by default, here and below, what the paper's tables say for the network and the data."""
+    learning_rate: float | None = None
+    """Learning rate of Adam at the beginning."""
+    batch_size: int | None = None
+    """Images in a batch."""
+    weight_decay: float | None = None
+    """Weight of the ℓ2 term in the gradient."""
+    drops: tuple[int, ...] | None = None
+    """Epochs after which the learning rate falls to a tenth."""
+    train_samples: int | None = None
+    """Training images, chosen by the seed; by default all."""
+    seed: int = 0
+    """Seed of everything random."""
+    output: Path = Path("pkjax-run")
+    """Folder to write."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Run a grid of experiments from a TOML file; a killed sweep goes on with the same command.
+
+    Writes a folder with a record of every run, and table.parquet of them all.
+    """
+
+    config: Path
+    """TOML file with [defaults] and tables [[grid]]; a list of values is an axis of the grid."""
+    output: Path | None = None
+    """Folder of results; by default the name of the file without .toml."""
+    workers: int = 1
+    """Local processes; one is right where there is an accelerator."""
+    ray: str | None = None
+    """Address of a Ray cluster to run on, auto for the running one."""
+    gpus: float = 0.0
+    """GPUs that one run takes of the cluster."""
+    retry: bool = False
+    """Run again what failed before."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Draw a figure of the paper, or one that it lacks, from the results of a sweep."""
+
+    figure: Literal["1", "2", "3", "predictors", "captured", "claims"]
+    """1: training against Tr Π and its forecast; 2: against log Tr Π at initialisation; 3: accuracy against
+    compression; predictors: traces and bounds side by side; captured: Tr Θ in the top path eigenvectors; claims: a
+    table on the screen."""
+    results: Path
+    """Folder of results of pkjax sweep."""
+    output: Path | None = None
+    """Picture to write; by default figure-NAME.png in the folder of results."""
+
+
 def check(options: Common) -> None:
     """Raise ValueError for options that no run could satisfy, before anything is computed."""
     if options.pruner not in PRUNERS:
         raise ValueError(f"no pruner {options.pruner!r}; there are {', '.join(PRUNERS)}")
     if options.data not in pk.data.names:
         raise ValueError(f"no data set {options.data!r}; there are {', '.join(pk.data.names)}")
-    _builder(options.model)
+    model(options.model, 10)
     for name in ("samples", "steps"):
         value = getattr(options, name)
         if value is not None and value < 1:
@@ -80,15 +146,6 @@ def check(options: Common) -> None:
         raise ValueError(f"--seed must not be negative, got {options.seed}")
     if not 0 <= options.compression < float("inf"):
         raise ValueError(f"--compression must be a number of at least 0, got {options.compression}")
-
-
-def _builder(name: str) -> Callable[[int], Any]:
-    if found := re.fullmatch(r"fc-([1-9]\d{0,5})(?:x([1-9]\d?))?", name):
-        width, depth = int(found[1]), int(found[2] or 6)
-        return lambda classes: pk.models.fc(width, depth, classes)
-    if name in MODELS:
-        return lambda classes: getattr(pk.models, name)(classes)
-    raise ValueError(f"no model {name!r}; there are fc-WIDTH and fc-WIDTHxDEPTH (as in fc-100x6), {', '.join(MODELS)}")
 
 
 @dataclass(frozen=True)
@@ -103,34 +160,7 @@ class Network:
 def network(options: Common) -> Network:
     """Load the images that the options choose and initialise the network they name."""
     dataset = pk.data.load(options.data, samples=options.samples, seed=options.seed)
-    module = _builder(options.model)(dataset.classes)
+    module = model(options.model, dataset.classes)
     variables = jax.jit(module.init)(jax.random.key(options.seed), dataset.images[:1])
     apply_fn, params = pk.from_linen(module, variables)
     return Network(apply_fn, params, dataset)
-
-
-def steps_of(options: Common) -> int:
-    """Count the pruning steps: what was asked for, else 100 for the SynFlow family and 1 for the others."""
-    return options.steps if options.steps is not None else 100 if options.pruner.startswith("synflow") else 1
-
-
-def score(options: Common, net: Network) -> Callable[[PyTree], PyTree]:
-    """Build the score function that the options name; -dist takes the mean of the raw images as its input."""
-    images, labels = jnp.asarray(net.dataset.images), jnp.asarray(net.dataset.labels)
-    ones = pk.ones_input(images.shape[1:])
-
-    def loss(params: PyTree, temperature: float = 1.0) -> Array:
-        logits = jax.nn.log_softmax(net.apply_fn(params, images) / temperature)
-        return -jnp.mean(jnp.take_along_axis(logits, labels[:, None], axis=1))
-
-    def synflow(params: PyTree) -> PyTree:
-        z = pk.mean_input(net.dataset.raw) if options.pruner.endswith("-dist") else ones
-        saliency = pk.synflow_l2 if "-l2" in options.pruner else pk.synflow
-        return saliency(net.apply_fn, params, z)
-
-    return {
-        "random": lambda params: pk.random(params, key=jax.random.key(options.seed)),
-        "magnitude": pk.magnitude,
-        "snip": lambda params: pk.snip(loss, params),
-        "grasp": lambda params: pk.grasp(lambda p: loss(p, GRASP_TEMPERATURE), params),
-    }.get(options.pruner, synflow)

@@ -1,9 +1,10 @@
-"""Pictures of a report: the spectra with their bound, the overlaps, the layers.
+"""Pictures: a report's spectra with their bound, its overlaps and layers, and a training's accuracies.
 
 Every function returns a Matplotlib figure, draws on ``ax`` where one is given, and leaves pyplot's state alone. Colours
 are Okabe and Ito's (2008), which colour-blind readers tell apart; curves differ in their line style too.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["layers", "overlaps", "report", "spectra"]
+__all__ = ["layers", "overlaps", "report", "spectra", "training"]
 
 BLUE, ORANGE, GREEN, VERMILLION, BLACK = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#000000"
 SMALL = 8
@@ -131,6 +132,22 @@ def layers(report: Report, ax: "Axes | None" = None) -> "Figure":
     ax.set_xlim(0, 1.02)
     title = "Weights kept" + (f" (the {MAX_BARS} layers that keep least)" if len(report.layers) > MAX_BARS else "")
     return _finish(ax, title, "share of the layer's weights", "")
+
+
+def training(history: Sequence[Mapping[str, Any]], ax: "Axes | None" = None, title: str = "") -> "Figure":
+    """Draw accuracy on training and test images epoch by epoch, as ``pk.training.fit`` records it.
+
+    Units: percent.
+    """
+    ax = _axes(ax, 4.6, 3.4)
+    for name, label, colour, style in (("train_accuracy", "training images", BLUE, "--"),
+                                       ("test_accuracy", "test images", VERMILLION, "-")):
+        rows = [(row["epoch"], 100 * row[name]) for row in history if name in row]
+        ax.plot(*zip(*rows, strict=True), style, color=colour, label=label, linewidth=1.6,
+                marker="o" if len(rows) <= 12 else None, markersize=3)
+    ax.grid(True, linewidth=0.4, alpha=0.5)
+    ax.legend(fontsize=SMALL - 1, frameon=False, loc="lower right")
+    return _finish(ax, title or "Training", "epoch", "accuracy in %")
 
 
 def report(report: Report, title: str = "") -> "Figure":

@@ -1,7 +1,7 @@
 """Reports and pruning results as tables for a terminal, readable in 80 columns."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pkjax.analysis import Report
 from pkjax.prune_result import PruneResult
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-__all__ = ["layers", "show"]
+__all__ = ["claims", "layers", "show", "training"]
 
 
 def show(console: "Console", reports: Mapping[str, Report], settings: Mapping[str, object]) -> None:
@@ -54,6 +54,35 @@ def layers(result: PruneResult) -> "Table":
                       Text("empty", style="bold red") if layer.emptied else f"{layer.density:.4f}")
     table.add_section()
     table.add_row("all", "", f"{result.kept:,}", f"{result.total:,}", f"{result.density:.4f}")
+    return table
+
+
+def training(record: Mapping[str, Any]) -> "Table":
+    """Build the table of a training's epochs: all of up to twelve, else the first, the last and some between."""
+    history = record["history"]
+    count = len(history)
+    shown = range(count) if count <= 12 else sorted({round(i * (count - 1) / 11) for i in range(12)})
+    table = _table("epoch", "train loss", "train acc.", "test loss", "test acc.", "‖ω‖", "ln Tr Π")
+    for column in table.columns:
+        column.justify = "right"
+    for row in (history[i] for i in shown):
+        accuracies = [f"{100 * row[name]:.2f} %" if name in row else "" for name in ("train_accuracy", "test_accuracy")]
+        losses = [f"{row[name]:.4f}" if name in row else "" for name in ("train_loss", "test_loss")]
+        table.add_row(str(row["epoch"]), losses[0], accuracies[0], losses[1], accuracies[1],
+                      f"{row['weight_change']:.2f}", f"{row['log_trace_pi']:.2f}")
+    return table
+
+
+def claims(found: Any) -> "Table":
+    """Build the table of the paper's claims, as ``findings.claims`` finds them."""
+    from rich.text import Text
+
+    table = _table("claim and finding", "data, model", "held")
+    verdict = {True: ("yes", "green"), False: ("no", "yellow"), None: ("cannot tell", "dim")}
+    for row in found.itertuples():
+        text, style = verdict[row.held]
+        table.add_row(Text(f"{row.claim}\n") + Text(row.found, style="dim"), f"{row.data}\n{row.model}",
+                      Text(text, style=style))
     return table
 
 

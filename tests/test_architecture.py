@@ -15,7 +15,8 @@ PACKAGE = Path(pkjax.__file__).parent
 FOUNDATION = {"trees", "paths"}
 THEOREM = {"gram_spectra", "theorem1", "checks", "analysis", "dynamics", "dynamics_checks", "linear_network",
            "forecasts"}
-TOP = {"models", "data", "training", "experiments", "plots", "html", "summary", "screen", "options", "commands", "cli",
+TOP = {"models", "data", "tiny_imagenet", "augmentation", "recipes", "trainables", "checkpoints", "training",
+       "experiments", "environment", "files", "plots", "html", "summary", "screen", "options", "commands", "cli",
        "__main__"}
 # Side by side in the picture: analysis knows nothing of pruning.
 SPECTRAL = {"path_kernel", "data_factor", "ntk"}

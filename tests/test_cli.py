@@ -13,6 +13,7 @@ import pkjax as pk
 import pytest
 from pkjax import commands, options
 from pkjax.cli import main
+from pkjax.experiments import methods
 
 from tests.fake_report import report as fake
 
@@ -83,7 +84,7 @@ def test_prune_keeps_exactly_the_largest_weights_and_analyze_takes_its_masks(cap
     assert "pruner" not in said["settings"]
 
 
-@pytest.mark.parametrize("pruner", options.PRUNERS)
+@pytest.mark.parametrize("pruner", methods.PRUNERS)
 def test_every_pruner_keeps_the_exact_count(pruner):
     assert main(["prune", "--model", "fc-6x1", "--samples", "8", "--pruner", pruner, "--steps", "2"]) == 0
     masks = pk.load_masks("masks.npz", like=initial().params)
@@ -93,7 +94,7 @@ def test_every_pruner_keeps_the_exact_count(pruner):
 def test_dist_scores_take_the_mean_of_the_raw_images():
     chosen = options.Prune(model="fc-6x1", samples=8, pruner="synflow-dist")
     net = options.network(chosen)
-    got = options.score(chosen, net)(net.params)
+    got = methods.score(chosen.pruner, net.apply_fn, net.dataset, seed=0)(net.params)
     mean = pk.data.load("digits", samples=8, normalize=False).images.mean(0, keepdims=True)
     want = pk.synflow(net.apply_fn, net.params, jax.numpy.asarray(mean))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), got, want)
@@ -115,8 +116,8 @@ BAD = [
     (["prune", "--seed", "-1"], "--seed must not be negative"),
     (["prune", "--samples", "x"], "invalid literal for int() with base 10: 'x'"),
     (["analyze", "--sampels", "3"], "Unrecognized options: --sampels"),
-    (["analyse"], "Available subcommands: analyze, prune"),
-    ([], "Expected one of {analyze, prune}"),
+    (["analyse"], "Available subcommands: analyze, prune, train, sweep, figures"),
+    ([], "Expected one of {analyze, prune, train, sweep, figures}"),
     (["analyze", "--output", "there.txt"], "there.txt is a file; --output names the folder"),
     (["prune", "--output", "."], "is a folder; --output names the file"),
     (["prune", "--output", "no/such/masks.npz"], "no folder no/such"),
@@ -125,6 +126,16 @@ BAD = [
     (["analyze", "--masks", "missing.npz"], "missing.npz"),
     (["analyze", "--masks", "there.txt"], "there.txt"),
     (["analyze", *SMALL, "--k", "0"], "k must be between 1 and"),
+    (["train", "--pruner", "oracle"], "no pruner 'oracle'; there are none, random"),
+    (["train", "--epochs", "0"], "epochs must be at least 1"),
+    (["train", "--learning-rate", "-1"], "learning_rate must be positive"),
+    (["train", "--output", "there.txt"], "there.txt is a file; --output names the folder"),
+    (["train", "--output", "no/such/run"], "no folder no/such"),
+    (["sweep"], "Missing from pkjax sweep: "),
+    (["sweep", "missing.toml"], "missing.toml"),
+    (["sweep", "there.txt"], "there.txt is no TOML"),
+    (["figures", "4", "results"], "invalid choice"),
+    (["figures", "3", "results"], "no records of runs in results"),
 ]
 
 
@@ -178,6 +189,60 @@ def test_a_missing_package_names_the_extra(monkeypatch, capsys):
 def run(*argv):
     return subprocess.run([sys.executable, "-m", "pkjax", *argv], capture_output=True, text=True, check=False,
                           env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "80"})
+
+
+TRAIN = ["train", "--model", "fc-6x1", "--train-samples", "96", "--epochs", "2", "--pruner", "magnitude",
+         "--compression", "0.5"]
+
+
+def test_train_writes_a_folder_whose_network_has_the_masked_zeros(capsys):
+    assert main([*TRAIN, "--output", "run"]) == 0
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    assert max(map(len, shown.out.splitlines())) <= 80
+    assert sorted(os.listdir("run")) == ["checkpoint", "masks.npz", "record.json", "training.png"]
+    record = json.loads(Path("run/record.json").read_text())
+    assert record["settings"]["epochs"] == 2
+    assert f"{100 * record['history'][-1]['test_accuracy']:.2f} %" in shown.out
+    net = initial()
+    masks = pk.load_masks("run/masks.npz", like=net.params)
+    back = pk.training.restore("run/checkpoint")
+    assert back.finished
+    for leaf, mask in zip(jax.tree.leaves(back.params), jax.tree.leaves(masks), strict=True):
+        assert not np.asarray(leaf)[~np.asarray(mask)].any()
+    assert sum(int(m.sum()) for m in jax.tree.leaves(masks) if m.ndim > 1) == round(WEIGHTS * 10**-0.5)
+    assert main([*TRAIN, "--output", "run"]) == 0                        # all is done: the same is said again
+    assert main([*TRAIN, "--output", "run", "--seed", "1"]) == 2
+    assert "holds a checkpoint of another training" in capsys.readouterr().err
+
+
+def test_an_interrupted_training_says_how_it_goes_on(monkeypatch, capsys):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands.experiments, "run", interrupt, raising=False)
+    assert main(TRAIN) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+
+
+def test_a_sweep_and_its_figures(capsys):
+    Path("small.toml").write_text(
+        '[defaults]\nmodel = "fc-6x1"\nepochs = 1\ntrain_samples = 96\ntest_samples = 50\ntraces = 2\nprobes = 4\n'
+        'prune_steps = 2\n[[grid]]\npruner = ["none", "magnitude"]\ncompression = [0.5, 1, 1.5]\n')
+    assert main(["sweep", "small.toml"]) == 0
+    shown = capsys.readouterr().out
+    assert "4 runs, 0 of them failed, 0 recorded before; table: small/table.parquet" in shown
+    for name in ("1", "2", "3", "predictors"):
+        assert main(["figures", name, "small"]) == 0
+        assert Path(f"small/figure-{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert main(["figures", "3", "small", "--output", "three.svg"]) == 0
+    assert "<svg" in Path("three.svg").read_text()
+    assert main(["figures", "captured", "small"]) == 2
+    assert "no run of the table has the shares" in capsys.readouterr().err
+    assert main(["figures", "claims", "small"]) == 0
+    shown = capsys.readouterr().out
+    assert "linear in log Tr Π" in shown
+    assert max(map(len, shown.splitlines())) <= 80
 
 
 def test_as_a_program():

@@ -85,6 +85,45 @@ def test_loading_tfds_data_imports_no_tensorflow(tfds_dir):
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def write_tiny_imagenet(folder, *, images=3):
+    """Write a Tiny ImageNet of two classes in the publishers' layout; one image is grey."""
+    from PIL import Image
+
+    root = folder / "tiny-imagenet-200"
+    (root / "val" / "images").mkdir(parents=True)
+    (root / "wnids.txt").write_text("n2\nn1\n")
+    for name, level in (("n2", 40), ("n1", 200)):
+        place = root / "train" / name / "images"
+        place.mkdir(parents=True)
+        for i in range(images):
+            mode, colour = ("L", level) if i == 0 else ("RGB", (level, level + 10, level + 20))
+            Image.new(mode, (64, 64), colour).save(place / f"{name}_{i}.JPEG", quality=100)
+    for i in range(2):
+        Image.new("RGB", (64, 64), (100, 100, 100)).save(root / "val" / "images" / f"val_{i}.JPEG")
+    (root / "val" / "val_annotations.txt").write_text("val_0.JPEG\tn1\t0\t0\t9\t9\nval_1.JPEG\tn2\t0\t0\t9\t9\n")
+    return root
+
+
+def test_tiny_imagenet_is_read_from_its_publishers_folder(tmp_path):
+    root = write_tiny_imagenet(tmp_path)
+    train, inside = (data.load("tiny_imagenet", data_dir=where) for where in (tmp_path, root))
+    assert train.images.shape == (6, 64, 64, 3)
+    assert train.classes == 200
+    assert train.labels.tolist() == [0, 0, 0, 1, 1, 1]                   # in the order of wnids.txt
+    np.testing.assert_array_equal(train.pixels, inside.pixels)
+    np.testing.assert_allclose(train.pixels.mean((1, 2))[:3], [[40] * 3, [40, 50, 60], [40, 50, 60]], atol=2)
+    test = data.load("tiny_imagenet", split="test", data_dir=tmp_path)
+    assert test.labels.tolist() == [1, 0]
+    np.testing.assert_allclose(test.raw, 100 / 255, atol=0.01)
+    np.testing.assert_allclose(test.images * test.std + test.mean, test.raw, atol=1e-6)
+
+
+def test_a_missing_tiny_imagenet_says_where_to_get_it(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no tiny_imagenet in .*: download http://cs231n") as info:
+        data.load("tiny_imagenet", data_dir=tmp_path)
+    assert "\n" not in str(info.value)
+
+
 def test_unknown_names_splits_and_sizes_are_refused():
     with pytest.raises(ValueError, match=r"no data set 'imagenet'; there are digits, mnist, "):
         data.load("imagenet")

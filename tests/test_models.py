@@ -107,7 +107,7 @@ def test_small_images_and_bad_sizes_are_refused(key):
         models.vgg11().init(key, jnp.ones((1, 8, 8, 1), jnp.float32))
     with pytest.raises(ValueError, match="positive width, got 0"):
         models.fc(0)
-    with pytest.raises(AttributeError, match=r"no model 'vgg99'; it has fc, resnet18"):
+    with pytest.raises(AttributeError, match=r"no model 'vgg99'; it has fc, nnx_fc, resnet18"):
         models.vgg99  # noqa: B018
 
 

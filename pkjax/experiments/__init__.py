@@ -1,1 +1,20 @@
-"""The paper's experiments: sweeps, their records and figures."""
+"""The paper's experiments: single runs, sweeps over a grid of them, their records and figures."""
+
+import importlib
+from typing import Any
+
+__all__ = ["Settings", "figures", "run", "sweep", "table"]
+
+_HOME = {"Settings": "settings", "run": "runs", "sweep": "sweeps", "table": "records"}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "figures":
+        return importlib.import_module("pkjax.experiments.figures")
+    if name not in _HOME:
+        raise AttributeError(f"pkjax.experiments has no {name!r}; it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(f"pkjax.experiments.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,11 +1,12 @@
-"""Networks of the pruning literature as Flax Linen modules; every name loads Flax when it is first used."""
+"""Networks of the pruning literature as Flax Linen modules, one as an NNX module; Flax loads with the first of them."""
 
 import importlib
 from typing import Any
 
-__all__ = ["fc", "resnet18", "resnet20", "vgg11", "vgg16", "wide_resnet18", "wide_resnet20"]
+__all__ = ["fc", "nnx_fc", "resnet18", "resnet20", "vgg11", "vgg16", "wide_resnet18", "wide_resnet20"]
 
-_HOME = {"fc": "dense", "vgg11": "vgg", "vgg16": "vgg", "resnet20": "resnet", "resnet18": "resnet",
+_HOME = {"fc": "dense", "nnx_fc": "nnx_dense", "vgg11": "vgg", "vgg16": "vgg",
+         "resnet20": "resnet", "resnet18": "resnet",
          "wide_resnet20": "resnet", "wide_resnet18": "resnet"}
 
 

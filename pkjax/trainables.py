@@ -1,0 +1,79 @@
+"""A Flax module in training mode, as a function of parameters and state: Linen's and NNX's alike."""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jax
+from jaxtyping import Array, PyTree
+
+from pkjax.adapters import from_linen, from_nnx, mode_flags
+
+__all__ = ["Forward", "Trainable", "trainable"]
+
+Forward = Callable[[PyTree, PyTree, Array, Array | None], tuple[Array, PyTree]]
+"""Maps (params, state, batch, key) to (logits, new state); a key means training mode, None evaluation."""
+
+
+class Trainable(NamedTuple):
+    """A network to train. ``forward`` is the same function for equal modules, so that what it is compiled into is."""
+
+    forward: Forward
+    params: PyTree
+    state: PyTree
+
+
+def trainable(module: Any, variables: PyTree | None, example: Array, seed: int) -> Trainable:
+    """Split a Linen or NNX module into its function, its parameters and its state.
+
+    Raises TypeError for what is no Flax module, and ValueError for a Linen module's variables without ``params``.
+    """
+    import flax.linen as nn
+    from flax import nnx
+
+    if isinstance(module, nn.Module):
+        if variables is None:
+            variables = jax.jit(module.init)(jax.random.key(seed), example)
+        _, params = from_linen(module, variables)       # checks the variables, opens their boxes
+        state = {name: value for name, value in variables.items() if name != "params"}
+        try:
+            return Trainable(_linen(module), params, state)
+        except TypeError:                               # a field that cannot be hashed: compiled for this call alone
+            return Trainable(_linen.__wrapped__(module), params, state)
+    if isinstance(module, nnx.Module):
+        if variables is not None:
+            raise ValueError("an NNX module holds its own variables: pass variables=None")
+        _, params = from_nnx(module)
+        definition, kept, state = nnx.split(nnx.clone(module), nnx.Param, ...)
+        return Trainable(_nnx(type(module), definition, kept), params, state)
+    raise TypeError(f"training takes a Linen or NNX module, got {type(module).__name__}")
+
+
+@lru_cache(maxsize=32)
+def _linen(module: Any) -> Forward:
+    flags = {training: mode_flags(type(module).__call__, training) for training in (False, True)}
+
+    def forward(params: PyTree, state: PyTree, x: Array, key: Array | None) -> tuple[Array, PyTree]:
+        variables = {"params": params, **state}
+        if key is None:
+            return from_linen(module, variables)[0](params, x), state
+        out, changed = module.apply(variables, x, mutable=list(state), rngs={"dropout": key}, **flags[True])
+        return out, {**state, **changed}
+
+    return forward
+
+
+def _nnx(kind: type, definition: Any, template: Any) -> Forward:
+    from flax import nnx
+
+    flags = {training: mode_flags(kind.__call__, training) for training in (False, True)}
+
+    def forward(params: PyTree, state: PyTree, x: Array, key: Array | None) -> tuple[Array, PyTree]:
+        filled = jax.tree.map(lambda leaf: leaf, template)
+        nnx.replace_by_pure_dict(filled, params)
+        model = nnx.merge(definition, filled, state, copy=True)
+        (model.eval if key is None else model.train)()
+        out = model(x, **flags[key is not None])
+        return out, nnx.state(model, nnx.Not(nnx.Param))
+
+    return forward

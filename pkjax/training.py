@@ -1,0 +1,218 @@
+"""Training: a compiled epoch of Adam that holds pruned weights at 0, and checkpoints that resume exactly."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from pkjax.augmentation import crop_and_flip
+from pkjax.checkpoints import Checkpoints, digest, read
+from pkjax.data import Dataset
+from pkjax.masks import apply_masks, masked
+from pkjax.recipes import Recipe, recipe
+from pkjax.trainables import Forward, trainable
+from pkjax.trees import check_masks
+
+__all__ = ["Fit", "Measure", "Recipe", "fit", "recipe", "restore"]
+
+Measure = Callable[[PyTree, PyTree], Mapping[str, Any]]
+"""Maps (params, state) to named numbers, kept in the history beside the accuracies."""
+
+EVALUATED = 500
+"""Examples that evaluation takes at a time."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What training returns: the network, and how it got there."""
+
+    params: PyTree
+    """The trained parameters; pruned ones are exactly 0."""
+    state: PyTree
+    """What else the module holds: running averages of BatchNorm."""
+    masks: PyTree
+    """Booleans like ``params``."""
+    history: tuple[Mapping[str, Any], ...] = field(repr=False)
+    """A row before training (epoch 0) and one after each epoch: losses, accuracies, learning rate, seconds."""
+    finished: bool
+    """Whether all epochs were run."""
+
+    @property
+    def accuracy(self) -> float:
+        """Accuracy on the test set at the end, as a fraction."""
+        return self.history[-1]["test_accuracy"]
+
+
+def fit(module: Any, train: Dataset, test: Dataset, *, recipe: Recipe, variables: PyTree | None = None,
+        masks: PyTree | None = None, seed: int = 0, measure: Measure | None = None,
+        checkpoint: Path | str | None = None, save_seconds: float = 30.0, epochs: int | None = None,
+        progress: Callable[[str], None] | None = None) -> Fit:
+    r"""Train a Flax module on labelled images by Adam; pruned weights are 0 from the first step to the last.
+
+    .. math:: L = -\tfrac1B \sum_x \log \operatorname{softmax}(f(x, \theta))_{y(x)},
+              \quad g = \nabla_\theta L + w\,\theta
+
+    with w the recipe's weight decay, in the gradient that Adam sees (as PyTorch's Adam has it). An epoch is one
+    compiled scan over a permutation of the examples that seed and epoch fix; what does not fill a batch is left out of
+    that epoch. Images stay on the device, a byte a number.
+
+    Args:
+        module: a Linen or NNX module; BatchNorm and Dropout are told to train by the usual arguments.
+        train: training images.
+        test: images for the accuracy after each epoch.
+        recipe: learning rate, drops, weight decay, epochs, batch, augmentation; the paper's: ``recipe(model, data)``.
+        variables: a Linen module's variables to start from; None initialises them by the seed.
+        masks: booleans like the parameters, as ``pk.prune`` returns them; None trains all.
+        seed: of initialisation, permutations, augmentation and Dropout.
+        measure: (params, state) → numbers to keep in the history, before training and after each epoch.
+        checkpoint: a folder for the last state. Where it holds one of the same training, that is continued, with the
+            same result as without the interruption.
+        save_seconds: an epoch's end is saved when so many seconds have passed since the last save; the last one always.
+        epochs: stop, to be continued from the checkpoint, after this epoch; None runs all of the recipe's.
+        progress: is told after each epoch how far it is.
+
+    Returns: parameters, state, masks and history.
+
+    Raises: ValueError for masks that do not match or a checkpoint of another training; TypeError for what is no Flax
+    module; FloatingPointError where the loss is not finite any more, what was saved before stays; ImportError where
+    Orbax is missing and ``checkpoint`` is given.
+
+    Source: Gebhart et al. (2021), section 5 and tables 1 and 2.
+
+    >>> import pkjax as pk
+    >>> digits = pk.data.load("digits", samples=128)
+    >>> result = fit(pk.models.fc(8, 1), digits, digits, recipe=Recipe(learning_rate=0.01, epochs=2, batch_size=32))
+    >>> len(result.history), result.finished
+    (3, True)
+    """
+    net = trainable(module, variables, jnp.asarray(train.images[:1]), seed)
+    if masks is None:
+        masks = jax.tree.map(lambda leaf: jnp.ones(jnp.shape(leaf), bool), net.params)
+    check_masks(masks, net.params)
+    size = min(recipe.batch_size, len(train))
+    steps = len(train) // size
+    params = apply_masks(net.params, masks)
+    begin = {"params": params, "state": jax.tree.map(jnp.copy, net.state),     # the epoch overwrites what it is given
+             "optimizer": jax.jit(recipe.optimizer(steps).init)(params)}
+    run = _epoch(net.forward, recipe, size, steps, _scale(train))
+    images, held = ((jnp.asarray(d.pixels), jnp.asarray(d.labels)) for d in (train, test))
+
+    def row(epoch: int, now: dict[str, PyTree], **more: float) -> dict[str, Any]:
+        loss, accuracy = _evaluate(net.forward, _scale(test))(now["params"], now["state"], *held)
+        measured = measure(now["params"], now["state"]) if measure else {}
+        return {"epoch": epoch, **more, "test_loss": float(loss), "test_accuracy": float(accuracy), **measured}
+
+    saved = None if checkpoint is None else Checkpoints(checkpoint, {
+        **asdict(recipe), "drops": list(recipe.drops), "seed": seed, "data": train.name, "examples": len(train),
+        "module": type(module).__name__, "beginning": digest((params, masks))})
+    found = saved.latest({**begin, "masks": masks}) if saved else None
+    now, history = (begin, [row(0, begin)]) if found is None else (
+        {name: found[0][name] for name in begin}, found[1])
+    last = recipe.epochs if epochs is None else min(epochs, recipe.epochs)
+    written = time.monotonic()
+    for epoch in range(len(history), last + 1):
+        began = time.monotonic()
+        now, (loss, accuracy) = run(now, masks, jax.random.fold_in(jax.random.key(seed), epoch), *images)
+        if not np.isfinite(loss):
+            raise FloatingPointError(f"the training loss is {float(loss)} in epoch {epoch}: lower the learning rate "
+                                     f"({recipe.learning_rate:g})")
+        history = [*history, row(epoch, now, train_loss=float(loss), train_accuracy=float(accuracy),
+                                 learning_rate=recipe.rate(epoch), seconds=time.monotonic() - began)]
+        if saved and (epoch == last or time.monotonic() - written >= save_seconds):
+            saved.save(epoch, {**now, "masks": masks}, history)
+            written = time.monotonic()
+        if progress:
+            progress(f"epoch {epoch} of {recipe.epochs}: test accuracy {100 * history[-1]['test_accuracy']:.2f} %")
+    if saved:
+        saved.close()
+    return Fit(now["params"], now["state"], masks, tuple(history), len(history) > recipe.epochs)
+
+
+def restore(checkpoint: Path | str) -> Fit:
+    """Read the last state of a training from its checkpoint folder.
+
+    Raises FileNotFoundError where there is none, ValueError where it is of another format, ImportError without Orbax.
+    """
+    trees, about = read(checkpoint)
+    return Fit(trees["params"], trees["state"], trees["masks"], tuple(about["history"]),
+               len(about["history"]) > about["identity"]["epochs"])
+
+
+class _Scale(NamedTuple):
+    """What normalises a byte, as numbers that can be hashed."""
+
+    levels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, pixels: Array) -> Array:
+        mean, std = (jnp.asarray(v, jnp.float32) for v in (self.mean, self.std))
+        return (pixels.astype(jnp.float32) / self.levels - mean) / std
+
+
+def _scale(dataset: Dataset) -> _Scale:
+    return _Scale(dataset.levels, tuple(map(float, dataset.mean)), tuple(map(float, dataset.std)))
+
+
+def _losses(logits: Array, labels: Array) -> tuple[Array, Array]:
+    """Cross entropy and whether the largest logit is the label's, example by example."""
+    rows = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)[:, 0]
+    return -rows, (jnp.argmax(logits, axis=1) == labels).astype(logits.dtype)
+
+
+@lru_cache(maxsize=32)
+def _epoch(forward: Forward, recipe: Recipe, size: int, steps: int, scale: _Scale) -> Callable[..., Any]:
+    """Compile an epoch: (state, masks, key, pixels, labels) → (state, (loss, accuracy)), the means over its batches."""
+    import optax
+
+    def run(now: dict[str, PyTree], masks: PyTree, key: Array, pixels: Array, labels: Array) -> Any:
+        optimizer = masked(recipe.optimizer(steps), masks)
+        shuffle, draws = jax.random.split(key)
+        order = jax.random.permutation(shuffle, len(labels))[: steps * size].reshape(steps, size)
+
+        def step(now: dict[str, PyTree], batch: tuple[Array, Array]) -> Any:
+            rows, key = batch
+            crop, drop = jax.random.split(key)
+            x = scale(crop_and_flip(crop, pixels[rows]) if recipe.augment else pixels[rows])
+
+            def loss(params: PyTree) -> Any:
+                logits, state = forward(params, now["state"], x, drop)
+                losses, right = _losses(logits, labels[rows])
+                return losses.mean(), (state, right.mean())
+
+            (value, (state, accuracy)), slope = jax.value_and_grad(loss, has_aux=True)(now["params"])
+            updates, inner = optimizer.update(slope, now["optimizer"], now["params"])
+            return {"params": optax.apply_updates(now["params"], updates), "state": state,
+                    "optimizer": inner}, (value, accuracy)
+
+        with jax.numpy_dtype_promotion("standard"):     # optax counts its steps in integers
+            now, measured = jax.lax.scan(step, now, (order, jax.random.split(draws, steps)))
+        return now, jax.tree.map(jnp.mean, measured)
+
+    return jax.jit(run, donate_argnames="now")
+
+
+@lru_cache(maxsize=32)
+def _evaluate(forward: Forward, scale: _Scale) -> Callable[..., tuple[Array, Array]]:
+    """Compile (params, state, pixels, labels) → (loss, accuracy), a few examples at a time."""
+    @jax.jit
+    def evaluate(params: PyTree, state: PyTree, pixels: Array, labels: Array) -> tuple[Array, Array]:
+        n = len(labels)
+        size = min(EVALUATED, n)
+        full = -(-n // size) * size     # the last batch is filled up with examples that do not count
+        rows = jnp.minimum(jnp.arange(full), n - 1).reshape(-1, size)
+
+        def some(chosen: Array) -> tuple[Array, Array]:
+            return _losses(forward(params, state, scale(pixels[chosen]), None)[0], labels[chosen])
+
+        losses, right = jax.lax.map(some, rows)
+        return losses.ravel()[:n].mean(), right.ravel()[:n].mean()
+
+    return evaluate
