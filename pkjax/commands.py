@@ -19,6 +19,7 @@ from pkjax.options import Analyze, Common, Figures, Network, Prune, Sweep, Train
 __all__ = ["analyze", "figures", "prune", "settings", "sweep", "train"]
 
 Progress = Callable[[str], None]
+FIGURES = ("1", "2", "3", "predictors", "captured", "claims")
 
 
 def prune(options: Prune, progress: Progress) -> pk.PruneResult:
@@ -103,6 +104,8 @@ def figures(options: Figures, progress: Progress) -> tuple[Any, Path | None]:
     """Draw a figure of results and return its file; or the table of claims, and no file."""
     from pkjax.experiments import figures, findings
 
+    if options.figure not in FIGURES:
+        raise ValueError(f"no figure {options.figure!r}; there are {', '.join(FIGURES)}")
     progress("reading records")
     table = experiments.table(options.results)
     if options.figure == "claims":

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import jax
 from jaxtyping import PyTree
@@ -62,8 +61,9 @@ class Prune(Common):
 class Train:
     """Train a network, dense or pruned at initialisation, as the paper does.
 
-    Writes record.json, masks.npz, training.png and a checkpoint into a folder; the same command goes on where it was
-    interrupted.
+    Writes record.json, masks.npz, training.png and a checkpoint into a folder.
+
+    After an interruption the same command goes on.
     """
 
     model: str = "fc-100"
@@ -98,9 +98,11 @@ class Train:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Run a grid of experiments from a TOML file; a killed sweep goes on with the same command.
+    """Run a grid of experiments from a TOML file.
 
     Writes a folder with a record of every run, and table.parquet of them all.
+
+    After an interruption of any kind the same command goes on.
     """
 
     config: Path
@@ -119,12 +121,12 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Figures:
-    """Draw a figure of the paper, or one that it lacks, from the results of a sweep."""
+    """Draw a figure of the paper, or one that it lacks, from a sweep."""
 
-    figure: Literal["1", "2", "3", "predictors", "captured", "claims"]
-    """1: training against Tr Π and its forecast; 2: against log Tr Π at initialisation; 3: accuracy against
-    compression; predictors: traces and bounds side by side; captured: Tr Θ in the top path eigenvectors; claims: a
-    table on the screen."""
+    figure: str
+    """1 (training against Tr Π, with the forecast), 2 (against Tr Π at initialisation), 3 (accuracy against
+    compression), predictors (traces and bounds side by side), captured (Tr Θ in the top path eigenvectors), claims (a
+    table on the screen)."""
     results: Path
     """Folder of results of pkjax sweep."""
     output: Path | None = None

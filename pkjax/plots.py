@@ -142,7 +142,7 @@ def training(history: Sequence[Mapping[str, Any]], ax: "Axes | None" = None, tit
     ax = _axes(ax, 4.6, 3.4)
     for name, label, colour, style in (("train_accuracy", "training images", BLUE, "--"),
                                        ("test_accuracy", "test images", VERMILLION, "-")):
-        rows = [(row["epoch"], 100 * row[name]) for row in history if name in row]
+        rows = [(row["epoch"], 100 * row[name]) for row in history[1:]]     # before training there is only chance
         ax.plot(*zip(*rows, strict=True), style, color=colour, label=label, linewidth=1.6,
                 marker="o" if len(rows) <= 12 else None, markersize=3)
     ax.grid(True, linewidth=0.4, alpha=0.5)

@@ -134,7 +134,7 @@ BAD = [
     (["sweep"], "Missing from pkjax sweep: "),
     (["sweep", "missing.toml"], "missing.toml"),
     (["sweep", "there.txt"], "there.txt is no TOML"),
-    (["figures", "4", "results"], "invalid choice"),
+    (["figures", "4", "results"], "no figure '4'; there are 1, 2, 3, predictors"),
     (["figures", "3", "results"], "no records of runs in results"),
 ]
 
@@ -189,6 +189,14 @@ def test_a_missing_package_names_the_extra(monkeypatch, capsys):
 def run(*argv):
     return subprocess.run([sys.executable, "-m", "pkjax", *argv], capture_output=True, text=True, check=False,
                           env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "80"})
+
+
+@pytest.mark.parametrize("command", ["analyze", "prune", "train", "sweep", "figures"])
+def test_help_fits_a_terminal_of_80_columns(command, capsys):
+    assert main([command, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "--output" in shown
+    assert max(map(len, shown.splitlines())) <= 80
 
 
 TRAIN = ["train", "--model", "fc-6x1", "--train-samples", "96", "--epochs", "2", "--pruner", "magnitude",
