@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["layers", "overlaps", "report", "spectra", "training"]
+    from pkjax.experiments.descent import Trajectories
+
+__all__ = ["layers", "overlaps", "report", "spectra", "training", "trajectories"]
 
 BLUE, ORANGE, GREEN, VERMILLION, BLACK = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#000000"
 SMALL = 8
@@ -148,6 +150,28 @@ def training(history: Sequence[Mapping[str, Any]], ax: "Axes | None" = None, tit
     ax.grid(True, linewidth=0.4, alpha=0.5)
     ax.legend(fontsize=SMALL - 1, frameon=False, loc="lower right")
     return _finish(ax, title or "Training", "epoch", "accuracy in %")
+
+
+def trajectories(found: "Trajectories", title: str = "") -> "Figure":
+    """Draw ‖ω_t‖, ‖f_t‖ and the loss of a training, of its linearisation, and as Tr Π forecasts them.
+
+    Source: equations 7, 8 and 18 and figure 1 of Gebhart et al. (2021).
+    """
+    names = {"weight_change": "$\\|\\omega_t\\|$", "output_norm": "$\\|f_t\\|$", "loss": "loss $L$"}
+    figure = _figure(10.0, 3.2)
+    kinds = (("network", found.measured, VERMILLION, "-"), ("linearised", found.linearized, BLUE, "--"),
+             ("forecast by Tr Π", found.forecast, BLACK, ":"))
+    for ax, (name, symbol) in zip(figure.subplots(1, 3), names.items(), strict=True):
+        for label, values, colour, style in kinds:
+            if name in values and np.isfinite(values[name]).any():
+                ax.plot(found.steps, values[name], style, color=colour, label=label, linewidth=1.6)
+        ax.set_xscale("log")
+        ax.grid(True, which="major", linewidth=0.4, alpha=0.5)
+        ax.legend(fontsize=SMALL - 1, frameon=False)
+        _finish(ax, symbol, "step of gradient descent", "")
+    if title:
+        figure.suptitle(title, fontsize=SMALL + 3, x=0.01, ha="left")
+    return figure
 
 
 def report(report: Report, title: str = "") -> "Figure":

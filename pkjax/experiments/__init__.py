@@ -3,9 +3,10 @@
 import importlib
 from typing import Any
 
-__all__ = ["Settings", "figures", "run", "sweep", "table"]
+__all__ = ["Settings", "figures", "run", "sweep", "table", "trajectories"]
 
-_HOME = {"Settings": "settings", "run": "runs", "sweep": "sweeps", "table": "records"}
+_HOME = {"Settings": "settings", "run": "runs", "sweep": "sweeps", "table": "records",
+         "trajectories": "descent"}
 
 
 def __getattr__(name: str) -> Any:
