@@ -305,7 +305,7 @@ def test_the_claims_hold_where_the_runs_were_made_so(table):
     linear = found[found["figure"] == 2]
     assert linear["value"].tolist() == pytest.approx(findings.fits(table)["r2"].tolist())
     assert list(linear["held"]) == [r2 >= 0.5 for r2 in linear["value"]]
-    nearest = found[found["figure"] == 1]
+    nearest = found[found["claim"].str.contains("nearest")]
     assert list(nearest["held"]) == [True] * 4
     for (_, row), ax in zip(nearest.iterrows(), figures.figure1(table).axes, strict=True):
         rms = {name: float(line.get_label().rsplit(" ", 1)[1]) for name, line in named(ax).items() if name != "dense"}
@@ -322,7 +322,44 @@ def test_the_claims_fail_where_the_runs_were_made_otherwise(table):
     found = findings.claims(table.replace({"pruner": {"synflow-dist": "synflow", "synflow": "synflow-dist"}}))
     assert False in found[found["claim"].str.contains("Dist")]["held"].tolist()
     found = findings.claims(swapped)
-    assert found[found["figure"] == 1]["held"].tolist() == [False] * 4
+    assert found[found["claim"].str.contains("nearest")]["held"].tolist() == [False] * 4
+
+
+def test_the_order_of_the_traces_is_that_of_their_logarithms():
+    table = sweep(models=("fc-100",), pruners=("snip", "synflow", "grasp", "none", "random"))
+    shift = {"snip": 9.0, "synflow": 0.0, "grasp": -9.0, "none": 50.0, "random": -50.0}
+    moved = table.assign(trace_pi_1=table["trace_pi_1"] * np.exp(table["pruner"].map(shift)))
+
+    def order(runs):
+        return findings.claims(runs).set_index("claim").loc["SNIP's path kernels are the largest, GraSP's the smallest"]
+
+    mean = {name: np.log(moved[moved["pruner"] == name]["trace_pi_1"]).mean() for name in ("snip", "grasp")}
+    assert order(moved)["value"] == pytest.approx(mean["snip"] - mean["grasp"])
+    assert order(moved)["held"] is True
+    assert re.search(r"snip \S+, synflow \S+, grasp \S+$", order(moved)["found"])
+    assert order(moved.replace({"pruner": {"snip": "grasp", "grasp": "snip"}}))["held"] is False
+    assert order(moved[moved["pruner"] != "synflow"])["held"] is None
+    dead = moved.assign(trace_pi_1=moved["trace_pi_1"].where(moved["compression"] < 3, 0.0))
+    alive = moved[moved["compression"] < 3]
+    assert order(dead)["value"] == pytest.approx(order(alive)["value"])      # a cut network has no logarithm
+
+
+def test_the_bound_per_index_is_counted_over_the_networks_whose_spectra_are_known(table):
+    def bound(runs, model="fc-100"):
+        found = findings.claims(runs)
+        return found[found["claim"].str.startswith("λ_i") & (found["model"] == model)]
+
+    assert len(bound(table)) == 0
+    few = table.assign(per_index=np.where(table["seed"] == 0, 1 + 1e-6, np.nan))
+    assert bound(few)["held"].tolist() == [True]
+    seen = ((few["seed"] == 0) & (few["model"] == "fc-100")).sum()
+    assert bound(few)["found"].item() == f"exceeded in 0 of {seen} networks"
+    few.loc[few.index[:2], "per_index"] = 30.0, 40.0
+    assert bound(few)["held"].tolist() == [False]
+    assert bound(few)["value"].item() == 40.0
+    assert re.match(r"exceeded in 2 of \d+ networks \(.*, at worst by a factor of 40 \(", bound(few)["found"].item())
+    unseen = table.assign(per_index=np.nan)
+    assert bound(unseen)["held"].tolist() == [None]
 
 
 def test_differences_of_pruners_are_paired_by_compression_and_seed():

@@ -23,6 +23,9 @@ PREDICTORS = {"trace_pi": "Tr Π", "gated_trace": "gated path trace", "bound": "
 """Columns known at initialisation, and their names in figures."""
 EXPLAINED = 0.5
 """The share of the variance from which a relation counts as log-linear."""
+ROUNDING = 1e-4
+"""By so much float32 spectra may exceed a bound."""
+_SYNFLOW = ("synflow", "synflow-l2", "synflow-dist", "synflow-l2-dist")
 
 
 def _pandas() -> Any:
@@ -209,6 +212,38 @@ def _nearest_claim(runs: Any) -> Iterator[tuple[Any, ...]]:
                    bool(max(near) < min(far)) if judged else None)
 
 
+def _order_claim(runs: Any) -> Iterator[tuple[Any, ...]]:
+    """Compare the traces of the paper's pruners after the first epoch, as figure 1 shows them."""
+    for data, model, _, some in groups(runs):
+        trace = floats(some, "trace_pi_1")
+        known = some.assign(log=np.log(trace, out=np.full(len(trace), np.nan), where=trace > 0))
+        known = known[np.isfinite(known["log"]) & known["pruner"].isin(["snip", "grasp", *_SYNFLOW])]
+        mean = known.groupby(["pruner", "compression"])["log"].mean().unstack("pruner").dropna().mean()
+        order = mean.sort_values(ascending=False)
+        judged = {"snip", "grasp"} < set(order.index)
+        text = "mean ln Tr Π, largest first: " + ", ".join(f"{name} {value:.2f}" for name, value in order.items())
+        yield ("SNIP's path kernels are the largest, GraSP's the smallest", data, model, 1,
+               mean["snip"] - mean["grasp"] if judged else float("nan"),
+               text if judged else "no compression with SNIP, GraSP and a SynFlow pruner",
+               (order.index[0], order.index[-1]) == ("snip", "grasp") if judged else None)
+
+
+def _bound_claim(runs: Any) -> Iterator[tuple[Any, ...]]:
+    """Count the networks in which an eigenvalue of Θ exceeds its bound."""
+    for data, model, _, some in groups(runs):
+        excess = floats(some, "per_index")
+        over = some[excess > 1 + ROUNDING].assign(excess=excess[excess > 1 + ROUNDING])
+        looked = int(np.isfinite(excess).sum())
+        text = f"exceeded in {len(over)} of {looked} networks"
+        if len(over):
+            worst = over.sort_values("excess").iloc[-1]
+            named = over.groupby("pruner").size().sort_values(ascending=False)
+            text += (f" ({', '.join(f'{name} {count}' for name, count in named.items())}), at worst by a factor of "
+                     f"{worst['excess']:.3g} ({worst['pruner']} at {worst['compression']:g})")
+        yield ("λ_i ≤ ν_i π_i for every i", data, model, None, float(np.nanmax(excess)) if looked else float("nan"),
+               text if looked else "no run with spectra", not len(over) if looked else None)
+
+
 def claims(table: "DataFrame") -> "DataFrame":
     """Say claim by claim what held of the paper's section 5.
 
@@ -219,11 +254,15 @@ def claims(table: "DataFrame") -> "DataFrame":
     - "‖ω_t‖ and ‖f_t‖ are linear in log Tr Π": value is R²; held where it is at least 0.5.
     - "the L2 variants lie nearest to the curve": value is the larger RMS residual of the L2 variants over the smallest
       of the other pruners, about figure 1's curve with t fitted; held below 1.
+    - "SNIP's path kernels are the largest, GraSP's the smallest": of SNIP, GraSP and the SynFlow family, after the
+      first epoch; value is the difference of ln Tr Π between SNIP and GraSP, averaged over compressions and seeds.
+    - "λ_i ≤ ν_i π_i for every i" (theorem 1's first claim, which is false in general): value is the largest
+      λ_i / ν_i π_i in the runs with spectra.
 
     A difference within two standard errors over seeds, or of one seed, is not judged.
 
-    Returns: columns claim, data, model, figure (the paper's), value (differences in percentage points), found (text),
-        held (True, False, or None where the runs cannot tell).
+    Returns: columns claim, data, model, figure (the paper's, None for theorem 1), value (differences in percentage
+        points), found (text), held (True, False, or None where the runs cannot tell).
 
     Raises: ValueError as ``finished``, ImportError where pandas is missing.
 
@@ -241,7 +280,9 @@ def claims(table: "DataFrame") -> "DataFrame":
         rows.append(("‖ω_t‖ and ‖f_t‖ are linear in log Tr Π", fit["data"], fit["model"], 2, fit["r2"],
                      f"{fit['quantity']}: slope {fit['slope']:.3g} per factor e, R² {fit['r2']:.3f}, "
                      f"{fit['runs']} runs", bool(fit["r2"] >= EXPLAINED) if np.isfinite(fit["r2"]) else None))
-    rows += _nearest_claim(runs)
+    rows += [*_nearest_claim(runs), *_order_claim(runs)]
+    if "per_index" in runs.columns:
+        rows += _bound_claim(runs)
     found = _pandas().DataFrame(rows, columns=["claim", "data", "model", "figure", "value", "found", "held"])
     held = _pandas().Series([row[-1] for row in rows], dtype=object)
     return found.assign(held=held)

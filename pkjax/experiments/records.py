@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 __all__ = ["epochs_table", "export", "read_records", "recorded", "table", "write_failure", "write_record"]
 
 RUNS, FAILED = "runs", "failed"
-DROPPED = ("history", "layers", "environment", "spectra")
-SPECTRA = ("bound", "captured", "effective_rank", "claims", "checks")
 
 
 def write_record(folder: Path, record: dict[str, Any], masks: PyTree) -> None:
@@ -67,7 +65,8 @@ def table(folder: Path | str) -> "pd.DataFrame":
 
     Columns: the settings; ``status`` ("done" or "failed") and ``error``; ``density``, ``kept``, ``emptied`` (layers);
     ``trace_pi`` (Tr Π at initialisation), ``trace_pi_1`` (after the first epoch), ``trace_ntk``, ``gated_trace``;
-    ``bound`` (Σ ν_i π_i), ``captured`` (shares of Tr Θ), ``claims`` (names of those of Theorem 1 that do not hold);
+    ``bound`` (Σ ν_i π_i), ``captured`` (shares of Tr Θ), ``effective_rank`` of Π, ``per_index`` (the largest
+    λ_i / ν_i π_i), ``broken_claims`` (names of those of Theorem 1 that do not hold);
     after the last epoch ``test_accuracy``, ``train_accuracy``, ``test_loss``, ``train_loss``, ``weight_change``
     (‖ω_t‖), ``output_norm`` (‖f_t‖), ``output_change``; ``steps`` of the optimizer; ``seconds``; ``key``.
 
@@ -115,11 +114,12 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
                                                                                ["log_trace_pi"])}
     last = {name: value for name, value in history[-1].items() if name not in ("epoch", "log_trace_pi", "learning_rate",
                                                                                "seconds")}
-    claims = [name for name, (holds, _) in spectra.get("claims", {}).items() if not holds]
+    claims = spectra.get("claims", {})
     return {**base, "density": pruning["density"], "kept": pruning["kept"],
             "emptied": sum(layer["emptied"] for layer in pruning["layers"]), **first, **record["initial"],
             "bound": spectra.get("bound"), "captured": spectra.get("captured"), "effective_rank":
-            spectra.get("effective_rank"), "broken_claims": claims if spectra else None, **last,
+            spectra.get("effective_rank"), "per_index": 1 - claims["per index"][1] if claims else None,
+            "broken_claims": [name for name, (holds, _) in claims.items() if not holds] if spectra else None, **last,
             "steps": record["steps"], "seconds": record["seconds"]}
 
 
