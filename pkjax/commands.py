@@ -111,7 +111,8 @@ def figures(options: Figures, progress: Progress) -> tuple[Any, Path | None]:
     if options.figure == "claims":
         return findings.claims(table), None
     draw = getattr(figures, f"figure{options.figure}" if options.figure.isdigit() else options.figure)
-    output = options.output or options.results / f"figure-{options.figure}.png"
+    folder = options.results.parent if options.results.is_file() else options.results
+    output = options.output or folder / f"figure-{options.figure}.png"
     if not output.absolute().parent.is_dir():
         raise FileNotFoundError(f"no folder {output.parent} to write {output.name} into")
     progress("drawing")

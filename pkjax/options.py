@@ -128,9 +128,9 @@ class Figures:
     compression), predictors (traces and bounds side by side), captured (Tr Θ in the top path eigenvectors), claims (a
     table on the screen)."""
     results: Path
-    """Folder of results of pkjax sweep."""
+    """Folder of results of pkjax sweep, or the table.parquet in it."""
     output: Path | None = None
-    """Picture to write; by default figure-NAME.png in the folder of results."""
+    """Picture to write; by default figure-NAME.png in the folder of results, or beside the table."""
 
 
 def check(options: Common) -> None:

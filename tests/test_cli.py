@@ -243,6 +243,9 @@ def test_a_sweep_and_its_figures(capsys):
     for name in ("1", "2", "3", "predictors"):
         assert main(["figures", name, "small"]) == 0
         assert Path(f"small/figure-{name}.png").read_bytes().startswith(b"\x89PNG")
+    Path("small/table.parquet").rename("alone.parquet")
+    assert main(["figures", "3", "alone.parquet"]) == 0
+    assert Path("figure-3.png").read_bytes() == Path("small/figure-3.png").read_bytes()
     assert main(["figures", "3", "small", "--output", "three.svg"]) == 0
     assert "<svg" in Path("three.svg").read_text()
     assert main(["figures", "captured", "small"]) == 2

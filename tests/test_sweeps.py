@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pkjax as pk
 import pytest
-from pkjax.experiments import records, sweeps, workers
+from pkjax.experiments import findings, records, sweeps, workers
 from pkjax.experiments.runs import run
 from pkjax.experiments.settings import Settings, grid, read_grid
 
@@ -117,13 +117,24 @@ def test_a_sweep_records_every_run_once_and_reads_as_a_table(undisturbed):
     assert sorted(os.listdir(undisturbed)) == [".lock", "runs"]
 
 
-def test_parquet_holds_the_table(undisturbed):
+def test_parquet_holds_the_table_and_is_read_in_place_of_the_records(undisturbed, tmp_path):
     import pandas as pd
 
     back = pd.read_parquet(records.export(undisturbed))
     table = records.table(undisturbed)
     assert list(back["key"]) == list(table["key"])
     np.testing.assert_array_equal(back["test_accuracy"], table["test_accuracy"])
+    again = records.table(undisturbed / "table.parquet")
+    for column in ("trace_pi", "bound", "captured", "compression", "prune_steps", "steps"):
+        assert again[column].isna().equals(table[column].isna())
+    pd.testing.assert_frame_equal(findings.fits(again), findings.fits(table))
+    pd.testing.assert_frame_equal(findings.claims(again), findings.claims(table))
+    (tmp_path / "torn.parquet").write_bytes((undisturbed / "table.parquet").read_bytes()[:-9])
+    with pytest.raises(ValueError, match=r"torn.parquet is no table of runs in Parquet"):
+        records.table(tmp_path / "torn.parquet")
+    pd.DataFrame({"a": [1]}).to_parquet(tmp_path / "other.parquet")
+    with pytest.raises(ValueError, match="no table of runs: it has the columns a"):
+        records.table(tmp_path / "other.parquet")
 
 
 def test_a_sweep_killed_in_the_middle_goes_on_to_the_same_table(undisturbed, tmp_path):

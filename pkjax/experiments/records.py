@@ -60,8 +60,10 @@ def read_records(folder: Path | str) -> Iterator[dict[str, Any]]:
             raise ValueError(f"{path} is no record of a run: {error}") from error
 
 
-def table(folder: Path | str) -> "pd.DataFrame":
+def table(results: Path | str) -> "pd.DataFrame":
     """Read results as one table, a row a run, sorted by model, data, pruner, compression and seed.
+
+    ``results`` is a folder of records, or the Parquet file that ``export`` made of one.
 
     Columns: the settings; ``status`` ("done" or "failed") and ``error``; ``density``, ``kept``, ``emptied`` (layers);
     ``trace_pi`` (Tr Π at initialisation), ``trace_pi_1`` (after the first epoch), ``trace_ntk``, ``gated_trace``;
@@ -70,10 +72,11 @@ def table(folder: Path | str) -> "pd.DataFrame":
     after the last epoch ``test_accuracy``, ``train_accuracy``, ``test_loss``, ``train_loss``, ``weight_change``
     (‖ω_t‖), ``output_norm`` (‖f_t‖), ``output_change``; ``steps`` of the optimizer; ``seconds``; ``key``.
 
-    Raises as ``read_records``, and ImportError where pandas is missing.
+    Raises as ``read_records``, ImportError where pandas is missing, and ValueError for a file that is no such table.
     """
-    rows = [_row(record) for record in read_records(folder)]
-    frame = _pandas().DataFrame(rows)
+    if Path(results).is_file():
+        return _read_parquet(Path(results))
+    frame = _pandas().DataFrame([_row(record) for record in read_records(results)])
     return frame.sort_values(["model", "data", "pruner", "compression", "seed", "key"], ignore_index=True)
 
 
@@ -95,13 +98,21 @@ def export(folder: Path | str) -> Path:
     """
     target = Path(folder) / "table.parquet"
     frame = table(folder)
-    try:
-        import pyarrow  # noqa: F401
-    except ImportError as error:
-        raise ImportError("Parquet needs PyArrow: pip install 'pkjax[sweep]'") from error
+    _need_pyarrow()
     with files.replacing(target) as part:
         frame.to_parquet(part, engine="pyarrow", index=False)
     return target
+
+
+def _read_parquet(file: Path) -> "pd.DataFrame":
+    _need_pyarrow()
+    try:
+        frame = _pandas().read_parquet(file, engine="pyarrow")
+    except Exception as error:      # a damaged file makes the reader raise nearly anything
+        raise ValueError(f"{file} is no table of runs in Parquet: {error}") from error
+    if not {"key", "status", "model"} <= set(frame.columns):
+        raise ValueError(f"{file} is no table of runs: it has the columns {', '.join(map(str, frame.columns))}")
+    return frame
 
 
 def _row(record: dict[str, Any]) -> dict[str, Any]:
@@ -136,3 +147,10 @@ def _pandas() -> Any:
     except ImportError as error:
         raise ImportError("tables of results need pandas: pip install 'pkjax[sweep]'") from error
     return pandas
+
+
+def _need_pyarrow() -> None:
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError as error:
+        raise ImportError("Parquet needs PyArrow: pip install 'pkjax[sweep]'") from error
