@@ -22,11 +22,8 @@ def to_markdown(text: str, module: str) -> str:
     $$
     a \\ b
     $$
-    >>> print(to_markdown(">>> 1 + 1\n2", "m"))
-    ```pycon
-    >>> 1 + 1
-    2
-    ```
+    >>> to_markdown(">>> 1 + 1\n2", "m")
+    '```pycon\n>>> 1 + 1\n2\n```'
     """
     def link(found: re.Match[str]) -> str:
         name = found[1]
