@@ -232,8 +232,10 @@ def test_every_public_name_has_its_formula_and_its_reference(site):
     for written, last in names:
         assert written in links, f"{written} is missing on the page of formulae"
         for href in links[written]:
-            page, anchor = re.fullmatch(r"reference/(\w+\.html)#(.+)", href).groups()
-            assert anchor in reference[page].anchors
+            page, anchor = re.fullmatch(r"reference/(\w+\.html)(?:#(.+))?", href).groups()
+            assert page in reference
+            if anchor or last:
+                assert anchor in reference[page].anchors
             assert last is None or anchor.split(".")[-1] == last
 
 

@@ -44,15 +44,15 @@ def draw_network(ax: Any) -> None:
     for layer, name in zip(columns, ("x", "", "f"), strict=True):
         for i, (x, y) in enumerate(layer):
             on = layer[SHOWN[columns.index(layer)]] == (x, y)
-            ax.scatter([x], [y], s=330, color="white", edgecolor=VERMILLION if on else BLUE, linewidth=1.8, zorder=3)
+            ax.scatter([x], [y], s=420, color="white", edgecolor=VERMILLION if on else BLUE, linewidth=1.8, zorder=3)
             label = f"${name}_{i + 1}$" if name else "ReLU"
-            ax.text(x, y, label, ha="center", va="center", fontsize=9 if name else 5.5, zorder=4)
+            ax.text(x, y, label, ha="center", va="center", fontsize=10 if name else 6.5, zorder=4)
     ax.text(0.72, -0.72, "$\\theta_i$", color=VERMILLION, fontsize=11, ha="center")
     ax.text(2.12, 0.02, "$\\theta_j$", color=VERMILLION, fontsize=11, ha="center")
-    ax.text(1.3, -2.15, "$f_k(x)=\\sum_{p\\to k}\\; v_p(\\theta)\\; a_p(x)\\; x_{s(p)}$", ha="center", fontsize=12)
-    ax.text(1.3, -2.75, "value $v_p$: product of the weights on path $p$;  $a_p$: is it open?", ha="center",
-            fontsize=7.5, color="#333333")
-    ax.set(xlim=(-0.5, 3.1), ylim=(-2.95, 1.75))
+    ax.text(1.3, -2.2, "$f_k(x)=\\sum_{p\\to k}\\; v_p(\\theta)\\; a_p(x)\\; x_{s(p)}$", ha="center", fontsize=12)
+    ax.text(1.3, -2.6, "$v_p$: product of the weights on path $p$\n$a_p$: is it open?  $x_{s(p)}$: where it starts",
+            ha="center", va="top", fontsize=8, color="#333333")
+    ax.set(xlim=(-0.5, 3.1), ylim=(-3.5, 1.75))
     ax.axis("off")
 
 
@@ -65,21 +65,21 @@ def draw_matrix(figure: Any, box: list[float], values: np.ndarray, title: str, a
     ax.set_xticks([])
     ax.set_yticks([])
     ax.set_title(title, fontsize=11, pad=5)
-    ax.text(0.5, -0.06, about, ha="center", va="top", fontsize=7.2, transform=ax.transAxes, color="#333333")
+    ax.text(0.5, -0.06, about, ha="center", va="top", fontsize=8, transform=ax.transAxes, color="#333333")
 
 
 def draw() -> Figure:
     """Draw the picture."""
     found = matrices()
-    figure = Figure(figsize=(11, 4.1), facecolor="white")
+    figure = Figure(figsize=(8.6, 3.6), facecolor="white")
     draw_network(figure.add_axes([0.0, 0.03, 0.31, 0.94]))
-    parts = (("Θ", found["Θ"], "tangent kernel\n(NK × NK)"), ("$J_v^f$", found["J"], "data: open paths, inputs\n(NK × P)"),
-             ("Π", found["Π"], "path kernel: architecture\nand weights, no data (P × P)"),
+    parts = (("Θ", found["Θ"], "tangent\nkernel\n(NK × NK)"), ("$J_v^f$", found["J"], "data: open paths,\ninputs\n(NK × P)"),
+             ("Π", found["Π"], "path kernel: architecture\nand weights, no data\n(P × P)"),
              ("$(J_v^f)^{\\top}$", found["J"].T, "data\n(P × NK)"))
     cell, left = 0.0158, 0.335                             # width of an entry; the height follows from the figure's
     for (title, values, about), sign in zip(parts, ("=", "·", "·", ""), strict=True):
         rows, columns = values.shape
-        height = rows * cell * 11 / 4.1
+        height = rows * cell * 8.6 / 3.6
         draw_matrix(figure, [left, 0.54 - height / 2, columns * cell, height], values, title, about)
         left += columns * cell + 0.03
         figure.text(left - 0.015, 0.54, sign, ha="center", va="center", fontsize=16)
@@ -88,4 +88,4 @@ def draw() -> Figure:
 
 if __name__ == "__main__":
     jax.config.update("jax_enable_x64", True)
-    draw().savefig(sys.argv[1], metadata={"Date": None})
+    draw().savefig(sys.argv[1], metadata={"Date": None}, bbox_inches="tight", pad_inches=0.05)

@@ -1,6 +1,7 @@
 """An extension of Griffe: what the docstrings write for the terminal becomes Markdown for the pages.
 
-Three things differ: ``.. math::`` directives, roles such as ``:func:``, and examples that stand without a heading.
+Four things differ: ``.. math::`` directives, roles such as ``:func:``, examples that stand without a heading, and lists
+of arguments that begin by pointing to those of another function.
 """
 
 import re
@@ -10,6 +11,7 @@ import griffe
 
 MATH = re.compile(r"^\.\. math:: ((?:.*\S.*(?:\n|$))+)", re.MULTILINE)
 ROLE = re.compile(r":(?:func|class|mod|data):`([\w.]+)`")
+MORE = re.compile(r"^Args: (.+)$(?=\n +\w+: )", re.MULTILINE)
 EXAMPLE = re.compile(r"^>>> (?:.*\S.*(?:\n|$))+", re.MULTILINE)
 
 
@@ -24,6 +26,8 @@ def to_markdown(text: str, module: str) -> str:
     $$
     >>> to_markdown(">>> 1 + 1\n2", "m")
     '```pycon\n>>> 1 + 1\n2\n```'
+    >>> to_markdown("Args: as in ``f``, and\n    k: how many", "m")
+    'Arguments: as in ``f``, and\n\nArgs:\n    k: how many'
     """
     def link(found: re.Match[str]) -> str:
         name = found[1]
@@ -31,6 +35,7 @@ def to_markdown(text: str, module: str) -> str:
 
     text = MATH.sub(lambda found: f"$$\n{' '.join(found[1].split())}\n$$\n", text)
     text = EXAMPLE.sub(lambda found: f"```pycon\n{found[0].rstrip()}\n```\n", text)
+    text = MORE.sub(r"Arguments: \1\n\nArgs:", text)
     return ROLE.sub(link, text).rstrip()
 
 
