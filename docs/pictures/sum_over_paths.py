@@ -1,9 +1,10 @@
 """Draws the picture of the first page: a network as a sum over paths, and Θ = J Π Jᵀ in its own numbers.
 
-    python docs/pictures/sum_over_paths.py docs/pictures/sum_over_paths.svg
+Run as ``python docs/pictures/sum_over_paths.py docs/pictures/sum_over_paths.svg``.
 """
 
 import sys
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -35,7 +36,7 @@ def draw_network(ax: Any) -> None:
     """Nodes, edges, and one path with its weights."""
     columns = [[(0.0, y) for y in (0.75, -0.75)], [(1.3, y) for y in (1.3, 0.0, -1.3)],
                [(2.6, y) for y in (0.75, -0.75)]]
-    for left, right in zip(columns, columns[1:], strict=False):
+    for left, right in pairwise(columns):
         for a in left:
             for b in right:
                 ax.plot(*zip(a, b, strict=True), color=GREY, linewidth=0.8, alpha=0.6, zorder=1)
@@ -73,7 +74,8 @@ def draw() -> Figure:
     found = matrices()
     figure = Figure(figsize=(8.6, 3.6), facecolor="white")
     draw_network(figure.add_axes([0.0, 0.03, 0.31, 0.94]))
-    parts = (("Θ", found["Θ"], "tangent\nkernel\n(NK × NK)"), ("$J_v^f$", found["J"], "data: open paths,\ninputs\n(NK × P)"),
+    parts = (("Θ", found["Θ"], "tangent\nkernel\n(NK × NK)"),
+             ("$J_v^f$", found["J"], "data: open paths,\ninputs\n(NK × P)"),
              ("Π", found["Π"], "path kernel: architecture\nand weights, no data\n(P × P)"),
              ("$(J_v^f)^{\\top}$", found["J"].T, "data\n(P × NK)"))
     cell, left = 0.0158, 0.335                             # width of an entry; the height follows from the figure's
