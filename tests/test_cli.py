@@ -238,9 +238,9 @@ def test_a_missing_package_names_the_extra(monkeypatch, capsys):
     assert capsys.readouterr().err == "pkjax: error: the command line needs tyro: pip install 'pkjax[cli]'\n"
 
 
-def run(*argv):
+def run(*argv, **environment):
     return subprocess.run([sys.executable, "-m", "pkjax", *argv], capture_output=True, text=True, check=False,
-                          env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "80"})
+                          env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "80", **environment})
 
 
 @pytest.mark.parametrize("command", ["analyze", "prune", "train", "sweep", "figures"])
@@ -308,8 +308,7 @@ def test_a_sweep_and_its_figures(capsys):
 
 def test_errors_lose_their_frames_with_and_without_box_characters():
     for encoding in ("utf-8", "ascii"):
-        done = subprocess.run([sys.executable, "-m", "pkjax", "prune", "--sampels", "3"], capture_output=True, text=True,
-                              check=False, env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": encoding})
+        done = run("prune", "--sampels", "3", PYTHONIOENCODING=encoding)
         assert done.stderr == ("pkjax: error: Unrecognized options: --sampels, 3; perhaps you meant --samples "
                                "(pkjax prune --help lists what it takes)\n")
 

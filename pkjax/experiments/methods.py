@@ -97,11 +97,12 @@ def score(pruner: str, apply_fn: ApplyFn, examples: Dataset, *, seed: int, mean:
     def ntk_trace(params: PyTree, masks: PyTree) -> PyTree:
         return pk.ntk_trace_saliency(apply_fn, params, jnp.asarray(examples.images), masks=masks)
 
-    return {
+    scores: dict[str, Callable[..., PyTree]] = {
         "random": lambda params: pk.random(params, key=jax.random.key(seed)),
         "magnitude": pk.magnitude,
         "snip": lambda params: pk.snip(loss, params),
         "grasp": lambda params: pk.grasp(lambda p: loss(p, GRASP_TEMPERATURE), params),
         "path-exclusion": path_exclusion,
         "ntk-trace": ntk_trace,
-    }[pruner]
+    }
+    return scores[pruner]
