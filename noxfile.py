@@ -1,9 +1,11 @@
 """What people do with this repository, each in an environment of its own.
 
     pip install 'nox[uv]'
-    nox -s tests                          # also lint, docs, lowest, build
+    nox -s tests                          # as against every change
     nox -s tests -- -k path_kernel        # what follows -- goes to pytest
     nox -s tests -P 3.13                  # with another Python
+
+The sessions are tests, lint, docs, lowest and build.
 """
 
 from pathlib import Path
