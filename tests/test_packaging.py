@@ -21,8 +21,9 @@ pytestmark = pytest.mark.slow
 def built(tmp_path_factory):
     """(wheel, sdist), built without a network by the backend that is installed."""
     folder = tmp_path_factory.mktemp("dist")
-    subprocess.run([sys.executable, "-m", "hatchling", "build", "-d", str(folder)], cwd=ROOT, check=True,
-                   capture_output=True)
+    done = subprocess.run([sys.executable, "-m", "hatchling", "build", "-d", str(folder)], cwd=ROOT, check=False,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     (wheel,), (sdist,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
     return wheel, sdist
 
@@ -62,6 +63,13 @@ def test_the_metadata_say_what_pyproject_says(built):
     assert plain == {re.split(r"[<>=]", line)[0] for line in PROJECT["dependencies"]}
     assert "pkjax = pkjax.cli:main" in scripts
     assert said.get_payload() == (ROOT / "README.md").read_text()
+
+
+def test_the_citation_names_this_version_and_the_paper():
+    said = (ROOT / "CITATION.cff").read_text()
+    assert re.search(r"^version: (.+)$", said, re.M)[1] == PROJECT["version"]
+    assert re.search(r"^license: (.+)$", said, re.M)[1] == PROJECT["license"]
+    assert "doi: 10.48550/arXiv.2101.10552" in said
 
 
 # A user's mypy: pkjax as installed packages are, read for its types alone.
