@@ -62,7 +62,7 @@ def test_the_metadata_say_what_pyproject_says(built):
     plain = {re.split(r"[<>=!~;\[ ]", line)[0] for line in needed if "extra ==" not in line}
     assert plain == {re.split(r"[<>=]", line)[0] for line in PROJECT["dependencies"]}
     assert "pkjax = pkjax.cli:main" in scripts
-    assert said.get_payload() == (ROOT / "README.md").read_text()
+    assert said.get_payload(decode=True).decode() == (ROOT / "README.md").read_text()
 
 
 def test_the_citation_names_this_version_and_the_paper():
