@@ -45,7 +45,7 @@ def steps_of(pruner: str, steps: int | None) -> int:
     return steps if steps is not None else 100 if pruner.startswith(("synflow", "path-exclusion")) else 1
 
 
-def pruned(score_fn: Callable[..., PyTree], params: PyTree, *, compression: float, steps: int) -> pk.PruneResult:
+def pruned(score_fn: Callable[..., PyTree], params: PyTree, *, compression: float | int, steps: int) -> pk.PruneResult:
     """Prune as ``pk.prune`` does, but not to nothing.
 
     Raises ValueError, before anything is computed, for a compression that keeps no weight at all; else what
