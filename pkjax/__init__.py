@@ -57,10 +57,11 @@ __all__ = [
 _LAZY = ("data", "dynamics", "experiments", "models", "plots", "training")
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module 'pkjax' has no attribute {name!r}")
-    return importlib.import_module(f"pkjax.{name}")
+if not TYPE_CHECKING:                                    # to a type checker it would give any name at all
+    def __getattr__(name: str) -> Any:
+        if name not in _LAZY:
+            raise AttributeError(f"module 'pkjax' has no attribute {name!r}")
+        return importlib.import_module(f"pkjax.{name}")
 
 
 def __dir__() -> list[str]:

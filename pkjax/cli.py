@@ -6,15 +6,21 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, Any, Union
+from typing import TYPE_CHECKING, Annotated, Any, Union
 
 import pkjax
-from pkjax.options import Analyze, Figures, Prune, Sweep, Train
+
+if TYPE_CHECKING:
+    from pkjax.options import Options
 
 __all__ = ["main"]
 
-Options = Analyze | Prune | Train | Sweep | Figures
-DESCRIPTION = "Neural networks as sums over paths: path kernels, tangent kernels, pruning."
+DESCRIPTION = """Neural networks as sums over paths: path kernels, tangent kernels, pruning.
+
+`pkjax analyze` alone does the main job, on images that need no download.
+
+`pkjax COMMAND --help` lists what a command takes; there is `pkjax --version`.
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,12 +38,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
             _run(_parse(arguments))
-        for text in dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning)):
+        for text in dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning)
+                                  and not issubclass(w.category, DeprecationWarning)):
             print(f"pkjax: note: {_line(text)}", file=sys.stderr)
         return 0
     except _UsageError as error:
         return error.args[0] if not error.args[1] else _fail(error.args[1])
-    except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
+    except OSError as error:
+        named = error.filename is not None and error.strerror
+        return _fail(f"{error.filename}: {error.strerror}" if named else str(error))
+    except (ValueError, TypeError, ImportError, FloatingPointError) as error:
         return _fail(str(error))
     except KeyboardInterrupt:
         kept = ("what was complete is kept, the same command goes on" if arguments[:1] in (["train"], ["sweep"])
@@ -59,39 +69,55 @@ def _fail(text: str) -> int:
     return 2
 
 
-def _parse(arguments: list[str]) -> Options:
+def _parse(arguments: list[str]) -> "Options":
     """Parse with tyro, whose framed error messages become one line."""
     import tyro
 
+    from pkjax.options import COMMANDS
+
+    command, listed = next(iter(arguments), ""), ", ".join(COMMANDS)
+    if command not in (*COMMANDS, "-h", "--help"):
+        said = (f"name a command first: {listed}" if not command or command.startswith("-") else
+                f"no command {command!r}; there are {listed}")
+        raise _UsageError(2, f"{said} (pkjax --help says what they do)")
     commands: Any = Union[tuple(  # noqa: UP007 (made from a list)
-        Annotated[kind, tyro.conf.subcommand(kind.__name__.lower())] for kind in Options.__args__)]
-    said = io.StringIO()
+        Annotated[kind, tyro.conf.subcommand(name)] for name, kind in COMMANDS.items())]
+    box = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(commands, args=arguments, prog="pkjax", description=DESCRIPTION,
-                            config=(tyro.conf.PositionalRequiredArgs,))
+        with contextlib.redirect_stderr(box):
+            options: Options = tyro.cli(commands, args=arguments, prog="pkjax", description=DESCRIPTION,
+                                        config=(tyro.conf.PositionalRequiredArgs,))
+            return options
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 2
-        raise _UsageError(code, _unframed(said.getvalue()) if code else "") from None
+        if not code:
+            raise _UsageError(0, "") from None
+        raise _UsageError(code, f"{_unframed(box.getvalue())} (pkjax {command} --help lists what it takes)") from None
 
 
 def _unframed(box: str) -> str:
-    """Take the message out of a framed error: the lines between the top border and the first rule."""
-    kept: list[str] = []
+    """Take the message out of a framed error: the first part between rules, and what may have been meant.
+
+    Where the terminal has no box characters, tyro writes the title, which says nothing, as a part of its own.
+    """
+    parts: list[list[str]] = [[]]
     for row in box.splitlines():
         text = row.strip("│ ")
-        if text.startswith("╭"):
-            continue
-        if text.startswith(("─", "╰")):
-            break
-        kept.append(text)
-    return f"{' '.join(kept).rstrip('.')} (pkjax --help shows the options)"
+        if text[:1] in ("╭", "╰") or set(text) <= {"─", "-"}:
+            parts.append([])
+        else:
+            parts[-1].append(text)
+    parts = [part for part in parts if part]
+    message, *more = parts if "╭" in box else parts[1:]
+    meant = [word for part in more if part[0].startswith("Perhaps you meant") for word in part[1].split()[:1]]
+    return " ".join(message).rstrip(".") + (f"; perhaps you meant {meant[0]}" if meant else "")
 
 
-def _run(options: Options) -> None:
+def _run(options: "Options") -> None:
     from rich.console import Console
 
     from pkjax import commands, screen
+    from pkjax.options import Analyze, Prune, Sweep, Train
 
     console = Console(highlight=False)
     with _progress() as progress:

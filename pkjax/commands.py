@@ -10,7 +10,7 @@ from jaxtyping import PyTree
 import pkjax as pk
 from pkjax import experiments, files, html, plots
 from pkjax.environment import environment
-from pkjax.experiments.methods import score, steps_of
+from pkjax.experiments.methods import pruned, score, steps_of
 from pkjax.experiments.records import export
 from pkjax.experiments.settings import Settings, read_grid
 from pkjax.experiments.sweeps import Outcome
@@ -38,8 +38,8 @@ def prune(options: Prune, progress: Progress) -> pk.PruneResult:
 
 def _pruned(options: Common, net: Network, progress: Progress) -> pk.PruneResult:
     progress(f"pruning by {options.pruner}")
-    return pk.prune(score(options.pruner, net.apply_fn, net.dataset, seed=options.seed), net.params,
-                    compression=options.compression, steps=steps_of(options.pruner, options.steps))
+    return pruned(score(options.pruner, net.apply_fn, net.dataset, seed=options.seed), net.params,
+                  compression=options.compression, steps=steps_of(options.pruner, options.steps))
 
 
 def analyze(options: Analyze, progress: Progress) -> dict[str, pk.Report]:
@@ -77,6 +77,11 @@ def train(options: Train, progress: Progress) -> dict[str, Any]:
     """Train as the options say, go on from a checkpoint in the folder, and write record, masks and picture into it."""
     asked = asdict(options)
     output, asked["prune_steps"] = Path(asked.pop("output")), asked.pop("steps")
+    if options.pruner == "none" and options.compression:
+        raise ValueError(f"--compression {options.compression:g} prunes nothing without --pruner, which is none: "
+                         "name a pruner, as in --pruner synflow")
+    if options.compression is None:
+        asked["compression"] = 1.0
     chosen = Settings(**asked)
     if output.exists() and not output.is_dir():
         raise NotADirectoryError(f"{output} is a file; --output names the folder to write")

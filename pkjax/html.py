@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 from collections.abc import Callable, Mapping
 from html import escape
 from typing import Any
@@ -24,6 +25,12 @@ thead th { border-bottom: 2px solid #888; }
 .holds { color: #00563f; } .fails { color: #a34700; font-weight: 600; } .broken { color: #b00020; font-weight: 700; }
 .pictures { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(21rem, 1fr)); }
 figure { margin: 0; } figure img { width: 100%; height: auto; } figcaption { font-weight: 600; }
+sub { line-height: 0; }
+@media (max-width: 40rem) {
+  body { font-size: 13px; margin: 1rem auto; padding: 0 .5rem; }
+  th, td { padding: .2rem .3rem; }
+  .pictures { grid-template-columns: 1fr; }
+}
 """
 
 PICTURES: tuple[tuple[str, Callable[[Report], Any], str], ...] = (
@@ -48,7 +55,7 @@ def page(reports: Mapping[str, Report], *, title: str, settings: Mapping[str, ob
         raise ValueError("a page needs at least one report")
     heads = [*reports]
     each = [lines(report) for report in reports.values()]
-    summary = [[escape(rows[0][0]), *(escape(value) for _, value in rows)] for rows in zip(*each, strict=True)]
+    summary = [[escape(rows[0][0]), *(_unbroken(value) for _, value in rows)] for rows in zip(*each, strict=True)]
     body = [
         f"<h1>{escape(title)}</h1>", f"<p class=note>{_sentence(settings)}</p>",
         "<h2>Summary</h2>", _table(["", *map(escape, heads)], summary),
@@ -65,7 +72,7 @@ def page(reports: Mapping[str, Report], *, title: str, settings: Mapping[str, ob
         figures = "".join(f"<figure><figcaption>{escape(head)}</figcaption><img alt=\"{escape(name)}, {escape(head)}\""
                           f" src=\"data:image/png;base64,{_png(draw(report))}\"></figure>"
                           for head, report in reports.items())
-        body += [f"<h2>{name}</h2><p class=note>{escape(note)}</p>", f"<div class=pictures>{figures}</div>"]
+        body += [f"<h2>{name}</h2><p class=note>{_formula(note)}</p>", f"<div class=pictures>{figures}</div>"]
     body += ["<h2>Time</h2>", _table(["seconds", *map(escape, heads)], _seconds(reports)),
              f"<p class=note>{_sentence(environment)}</p>"]
     return ("<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">"
@@ -84,6 +91,16 @@ def _sentence(values: Mapping[str, object]) -> str:
     return " · ".join(f"{escape(str(name))} <b>{escape(str(value))}</b>" for name, value in values.items())
 
 
+def _formula(text: str) -> str:
+    """Escape a text and set its indices, ``λ_i`` and ``Σ_{i≤n}``, below the line."""
+    return re.sub(r"_(?:\{([^}]+)\}|([A-Za-z0-9θ]+))", lambda found: f"<sub>{found[1] or found[2]}</sub>", escape(text))
+
+
+def _unbroken(number: str) -> str:
+    """Escape a number whose negative exponent must not start a new line."""
+    return escape(number).replace("e-", "e\N{NON-BREAKING HYPHEN}")
+
+
 def _claims(reports: Mapping[str, Report]) -> list[list[str]]:
     first = next(iter(reports.values()))
     rows = []
@@ -93,7 +110,7 @@ def _claims(reports: Mapping[str, Report]) -> list[list[str]]:
             found = report.claims[name]
             kind = "holds" if found.holds else "broken" if found.proven else "fails"
             cells.append(f"<span class={kind}>{escape(finding(found))}</span>")
-        rows.append([f"<b>{escape(name)}</b><br>{escape(claim.text)}", status(claim), *cells])
+        rows.append([f"<b>{escape(name)}</b><br>{_formula(claim.text)}", status(claim), *cells])
     return rows
 
 
@@ -109,7 +126,7 @@ def _checks(reports: Mapping[str, Report]) -> list[list[str]]:
             else:
                 verdict, kind = ("passed", "holds") if check.passed else ("FAILED", "broken")
                 cells.append(f"<span class={kind}>{verdict}</span>, error {check.error:.1e} of {check.tolerance:.1e}")
-        rows.append([f"<b>{escape(name)}</b><br>{escape(text)}", *cells])
+        rows.append([f"<b>{escape(name)}</b><br>{_formula(text)}", *cells])
     return rows
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import jax
@@ -103,6 +104,51 @@ def test_dist_scores_take_the_mean_of_the_raw_images():
     assert not dark.any()                                # pixels that are never lit carry nothing
 
 
+@pytest.mark.parametrize("pruner", ["path-exclusion", "ntk-trace"])
+def test_scores_of_images_know_absent_weights_and_take_the_steps_of_their_authors(pruner):
+    chosen = options.Prune(model="fc-6x1", samples=8, pruner=pruner)
+    net = options.network(chosen)
+    saliency = {"path-exclusion": pk.path_exclusion, "ntk-trace": pk.ntk_trace_saliency}[pruner]
+    masks = pk.prune(pk.magnitude, net.params, density=0.5).masks
+    X = jax.numpy.asarray(net.dataset.images)
+    got = methods.score(pruner, net.apply_fn, net.dataset, seed=0)(net.params, masks)
+    want = saliency(net.apply_fn, net.params, X, masks=masks)
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+    assert methods.steps_of(pruner, None) == {"path-exclusion": 100, "ntk-trace": 1}[pruner]
+    assert main(["prune", "--model", "fc-6x1", "--samples", "8", "--pruner", pruner, "--steps", "3"]) == 0
+    kept = pk.load_masks("masks.npz", like=net.params)
+    want = pk.prune(lambda params, masks: saliency(net.apply_fn, params, X, masks=masks), net.params, compression=1,
+                    steps=3).masks
+    jax.tree.map(np.testing.assert_array_equal, kept, want)
+
+
+@pytest.mark.parametrize("command", ["prune", "analyze", "train"])
+def test_a_compression_that_keeps_nothing_is_an_error_that_names_what_keeps_some(command, capsys):
+    small = ["--model", "fc-6x1", "--pruner", "magnitude"]
+    assert main([command, *small, "--compression", "9"]) == 2
+    shown = capsys.readouterr()
+    assert f"error: a compression of 9 keeps none of the {WEIGHTS} weights; below 2.94 it keeps some\n" in shown.err
+    assert not any(Path().rglob("*.npz"))
+    with pytest.warns(pk.EmptiedLayerWarning):
+        assert methods.pruned(pk.magnitude, initial().params, compression=2.939, steps=1).kept == 1
+    with pytest.raises(ValueError, match="keeps none of the 444"):
+        methods.pruned(pk.magnitude, initial().params, compression=2.96, steps=1)
+
+
+def test_only_warnings_meant_for_the_user_become_notes(monkeypatch, capsys):
+    class OldName(UserWarning, DeprecationWarning):
+        pass
+
+    def noisy(*args):
+        warnings.warn("old name", OldName, stacklevel=1)
+        warnings.warn("thin\nlayer", pk.EmptiedLayerWarning, stacklevel=1)
+
+    monkeypatch.setattr(commands, "prune", noisy)
+    monkeypatch.setattr("pkjax.screen.layers", lambda result: "")
+    assert main(["prune", *NET]) == 0
+    assert capsys.readouterr().err == "pkjax: note: thin layer\n"
+
+
 BAD = [
     (["analyze", "--model", "fc-0"], "no model 'fc-0'; there are fc-WIDTH and fc-WIDTHxDEPTH (as in fc-100x6), vgg11"),
     (["analyze", "--model", "lenet"], "no model 'lenet'"),
@@ -114,25 +160,31 @@ BAD = [
     (["prune", "--samples", "5000"], "samples must be between 1 and 1437, got 5000"),
     (["prune", "--steps", "0"], "--steps must be at least 1"),
     (["prune", "--seed", "-1"], "--seed must not be negative"),
-    (["prune", "--samples", "x"], "invalid literal for int() with base 10: 'x'"),
-    (["analyze", "--sampels", "3"], "Unrecognized options: --sampels"),
-    (["analyse"], "Available subcommands: analyze, prune, train, sweep, figures"),
-    ([], "Expected one of {analyze, prune, train, sweep, figures}"),
+    (["prune", "--samples", "x"], "--samples: expected a whole number, got 'x' (pkjax prune --help lists what"),
+    (["prune", "--compression", "x"], "--compression: expected a number, got 'x'"),
+    (["train", "--drops", "60,x"], "--drops: expected whole numbers with commas between them, got '60,x'"),
+    (["analyze", "--sampels", "3"], "Unrecognized options: --sampels, 3; perhaps you meant --samples (pkjax analyze"),
+    (["prune", "--steps"], "--steps"),
+    (["analyse"], "no command 'analyse'; there are analyze, prune, train, sweep, figures (pkjax --help"),
+    (["--model", "fc-6x1"], "name a command first: analyze, prune, train, sweep, figures (pkjax --help"),
+    ([], "name a command first: analyze, prune, train, sweep, figures (pkjax --help"),
     (["analyze", "--output", "there.txt"], "there.txt is a file; --output names the folder"),
     (["prune", "--output", "."], "is a folder; --output names the file"),
     (["prune", "--output", "no/such/masks.npz"], "no folder no/such"),
     (["analyze", "--output", "no/such/report"], "no folder no/such"),
     (["analyze", "--model", "vgg11"], "at least 16×16 pixels"),
-    (["analyze", "--masks", "missing.npz"], "missing.npz"),
+    (["analyze", "--masks", "missing.npz"], "missing.npz: No such file"),
     (["analyze", "--masks", "there.txt"], "there.txt"),
     (["analyze", *SMALL, "--k", "0"], "k must be between 1 and"),
     (["train", "--pruner", "oracle"], "no pruner 'oracle'; there are none, random"),
+    (["train", "--compression", "1"], "--compression 1 prunes nothing without --pruner, which is none"),
     (["train", "--epochs", "0"], "epochs must be at least 1"),
     (["train", "--learning-rate", "-1"], "learning_rate must be positive"),
     (["train", "--output", "there.txt"], "there.txt is a file; --output names the folder"),
     (["train", "--output", "no/such/run"], "no folder no/such"),
-    (["sweep"], "Missing from pkjax sweep: "),
-    (["sweep", "missing.toml"], "missing.toml"),
+    (["sweep"], "Missing from pkjax sweep: CONFIG TOML file"),
+    (["sweep", "missing.toml"], "missing.toml: No such file"),
+    (["figures"], "Missing from pkjax figures: FIGURE One of 1, 2, 3, predictors, captured, claims. (required)"),
     (["sweep", "there.txt"], "there.txt is no TOML"),
     (["figures", "4", "results"], "no figure '4'; there are 1, 2, 3, predictors"),
     (["figures", "3", "results"], "no records of runs in results"),
@@ -186,9 +238,9 @@ def test_a_missing_package_names_the_extra(monkeypatch, capsys):
     assert capsys.readouterr().err == "pkjax: error: the command line needs tyro: pip install 'pkjax[cli]'\n"
 
 
-def run(*argv):
+def run(*argv, **environment):
     return subprocess.run([sys.executable, "-m", "pkjax", *argv], capture_output=True, text=True, check=False,
-                          env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "80"})
+                          env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "80", **environment})
 
 
 @pytest.mark.parametrize("command", ["analyze", "prune", "train", "sweep", "figures"])
@@ -196,6 +248,7 @@ def test_help_fits_a_terminal_of_80_columns(command, capsys):
     assert main([command, "--help"]) == 0
     shown = capsys.readouterr().out
     assert "--output" in shown
+    assert "None" not in shown                           # defaults are said in words
     assert max(map(len, shown.splitlines())) <= 80
 
 
@@ -254,6 +307,13 @@ def test_a_sweep_and_its_figures(capsys):
     shown = capsys.readouterr().out
     assert "linear in log Tr Π" in shown
     assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_errors_lose_their_frames_with_and_without_box_characters():
+    for encoding in ("utf-8", "ascii"):
+        done = run("prune", "--sampels", "3", PYTHONIOENCODING=encoding)
+        assert done.stderr == ("pkjax: error: Unrecognized options: --sampels, 3; perhaps you meant --samples "
+                               "(pkjax prune --help lists what it takes)\n")
 
 
 def test_as_a_program():

@@ -61,6 +61,13 @@ def test_page_shows_claims_as_found(page):
     assert rows["weights kept"] == ["57,400 of 57,400", "5,020 of 57,400"]
 
 
+def test_indices_stand_below_the_line_and_exponents_do_not_break(page):
+    assert html._formula("λ_{i+j-1} ≤ ν_1 O_ij² & x_s(p)") == \
+        "λ<sub>i+j-1</sub> ≤ ν<sub>1</sub> O<sub>ij</sub>² &amp; x<sub>s</sub>(p)"
+    assert "_i" not in re.sub(r"<b>.*?</b>|src=\"[^\"]*\"", "", page)
+    assert not re.search(r"\de-\d", re.sub(r"<span.*?</td>", "", page.split("Theorem 1")[0]))
+
+
 def test_a_page_of_nothing_is_refused():
     with pytest.raises(ValueError, match="at least one report"):
         html.page({}, title="", settings={}, environment={})

@@ -14,10 +14,11 @@ import pkjax as pk
 from pkjax.data import Dataset
 from pkjax.trees import ApplyFn
 
-__all__ = ["MODELS", "PRUNERS", "model", "score", "steps_of"]
+__all__ = ["MODELS", "PRUNERS", "model", "pruned", "score", "steps_of"]
 
 MODELS = ("vgg11", "vgg16", "resnet20", "wide_resnet20", "resnet18", "wide_resnet18")
-PRUNERS = ("random", "magnitude", "snip", "grasp", "synflow", "synflow-l2", "synflow-dist", "synflow-l2-dist")
+PRUNERS = ("random", "magnitude", "snip", "grasp", "synflow", "synflow-l2", "synflow-dist", "synflow-l2-dist",
+           "path-exclusion", "ntk-trace")
 GRASP_TEMPERATURE = 200.0
 
 
@@ -40,18 +41,37 @@ def model(name: str, classes: int) -> Any:
 
 
 def steps_of(pruner: str, steps: int | None) -> int:
-    """Count the pruning steps: what was asked for, else 100 for the SynFlow family and 1 for the others."""
-    return steps if steps is not None else 100 if pruner.startswith("synflow") else 1
+    """Count the pruning steps: what was asked for, else 100 for the SynFlow family and PX, and 1 for the others."""
+    return steps if steps is not None else 100 if pruner.startswith(("synflow", "path-exclusion")) else 1
+
+
+def pruned(score_fn: Callable[..., PyTree], params: PyTree, *, compression: float | int, steps: int) -> pk.PruneResult:
+    """Prune as ``pk.prune`` does, but not to nothing.
+
+    Raises ValueError, before anything is computed, for a compression that keeps no weight at all; else what
+    ``pk.prune`` does.
+
+    >>> pruned(pk.magnitude, {"kernel": jnp.eye(4)}, compression=2, steps=1)
+    Traceback (most recent call last):
+    ...
+    ValueError: a compression of 2 keeps none of the 16 weights; below 1.50 it keeps some
+    """
+    total = sum(leaf.size for path, leaf in jax.tree_util.tree_leaves_with_path(params) if pk.kernels(path, leaf))
+    if round(total * 10**-compression) == 0:
+        most = np.floor(100 * np.log10(2 * total)) / 100
+        raise ValueError(f"a compression of {compression:g} keeps none of the {total:,} weights; "
+                         f"below {most:.2f} it keeps some")
+    return pk.prune(score_fn, params, compression=compression, steps=steps)
 
 
 def score(pruner: str, apply_fn: ApplyFn, examples: Dataset, *, seed: int, mean: np.ndarray | None = None
-          ) -> Callable[[PyTree], PyTree]:
+          ) -> Callable[..., PyTree]:
     """Build the score function of a pruner.
 
     Args:
         pruner: one of ``PRUNERS``.
         apply_fn: the network.
-        examples: labelled images for SNIP and GraSP.
+        examples: labelled images for SNIP and GraSP; PX and the tangent kernel's trace take the images alone.
         seed: for random scores.
         mean: (1, H, W, C), the mean raw image for -dist; None takes that of ``examples``.
     """
@@ -69,9 +89,20 @@ def score(pruner: str, apply_fn: ApplyFn, examples: Dataset, *, seed: int, mean:
         else:
             z = pk.ones_input(examples.images.shape[1:])
         return lambda params: saliency(apply_fn, params, z)
-    return {
+
+    # These two tell an absent weight from one that is merely 0.
+    def path_exclusion(params: PyTree, masks: PyTree) -> PyTree:
+        return pk.path_exclusion(apply_fn, params, jnp.asarray(examples.images), masks=masks)
+
+    def ntk_trace(params: PyTree, masks: PyTree) -> PyTree:
+        return pk.ntk_trace_saliency(apply_fn, params, jnp.asarray(examples.images), masks=masks)
+
+    scores: dict[str, Callable[..., PyTree]] = {
         "random": lambda params: pk.random(params, key=jax.random.key(seed)),
         "magnitude": pk.magnitude,
         "snip": lambda params: pk.snip(loss, params),
         "grasp": lambda params: pk.grasp(lambda p: loss(p, GRASP_TEMPERATURE), params),
-    }[pruner]
+        "path-exclusion": path_exclusion,
+        "ntk-trace": ntk_trace,
+    }
+    return scores[pruner]

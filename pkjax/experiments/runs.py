@@ -14,7 +14,7 @@ from jaxtyping import Array, PyTree
 import pkjax as pk
 from pkjax.data import Dataset
 from pkjax.environment import environment
-from pkjax.experiments.methods import model, score, steps_of
+from pkjax.experiments.methods import model, pruned, score, steps_of
 from pkjax.experiments.settings import Settings
 from pkjax.training import fit
 
@@ -24,6 +24,8 @@ Loader = Callable[[str, str], Dataset]
 """Maps (name, split) to all its images."""
 
 FORMAT = "pkjax run 1"
+SEEDED = ("random", "snip", "grasp", "path-exclusion", "ntk-trace")
+"""Pruners whose scores depend on the seed: by keys, or by the images that it chooses."""
 
 
 def run(settings: Settings, *, load: Loader | None = None, checkpoint: Path | None = None,
@@ -35,7 +37,7 @@ def run(settings: Settings, *, load: Loader | None = None, checkpoint: Path | No
     Σ ν_i π_i, the shares of Tr Θ that the top 1, 2, … path eigenvectors carry and the claims of Theorem 1, and a row
     for each epoch with accuracies, Tr Π, ‖ω_t‖, ‖f_t‖ and ‖f_t − f_0‖, the latter two on ``settings.probes`` images.
 
-    SNIP and GraSP see ten images of the training set a class, chosen by the seed; -dist takes the mean of all raw
+    SNIP, GraSP, PX and ntk-trace see ten training images a class, chosen by the seed; -dist takes the mean of all raw
     training images.
 
     Args:
@@ -109,16 +111,16 @@ def _prune(settings: Settings, params: PyTree, load: Loader) -> tuple[PyTree, di
         total = sum(leaf.size for path, leaf in jax.tree_util.tree_leaves_with_path(params) if pk.kernels(path, leaf))
         return masks, {"kept": total, "total": total, "density": 1.0, "compression": 0.0, "history": [], "layers": []}
     # What does not depend on the seed is the same function for every seed, so that the loop is compiled once.
-    seed = settings.seed if settings.pruner in ("random", "snip", "grasp") or settings.train_samples else 0
+    seed = settings.seed if settings.pruner in SEEDED or settings.train_samples else 0
     scores = _score(load, settings.model, settings.data, settings.train_samples, settings.pruner, seed)
-    result = pk.prune(scores, params, compression=settings.compression,
-                      steps=steps_of(settings.pruner, settings.prune_steps))
+    result = pruned(scores, params, compression=settings.compression,
+                    steps=steps_of(settings.pruner, settings.prune_steps))
     return result.masks, result.to_dict()
 
 
 @lru_cache(maxsize=4)
 def _score(load: Loader, name: str, data: str, samples: int | None, pruner: str, seed: int
-           ) -> Callable[[PyTree], PyTree]:
+           ) -> Callable[..., PyTree]:
     train = _choose(load(data, "train"), samples, seed)
     some = _choose(train, min(len(train), 10 * train.classes), seed)
     mean = train.raw.mean(axis=0, keepdims=True) if pruner.endswith("-dist") else None

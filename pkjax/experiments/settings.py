@@ -30,7 +30,7 @@ class Settings:
     """ρ: keep the fraction 10^-ρ of the weights."""
     seed: int = 0
     prune_steps: int | None = None
-    """None: 100 for the SynFlow family, 1 for the others."""
+    """None: 100 for the SynFlow family and PX, 1 for the others."""
     epochs: int | None = None
     """None, here and below: as the paper trains this model on this data set."""
     batch_size: int | None = None

@@ -1,6 +1,6 @@
 """How the figures of a sweep are drawn: one style per pruner, grids of panels, legends and notes.
 
-Okabe and Ito's (2008) colours, with grey for the ninth; markers and line styles differ as well.
+Okabe and Ito's (2008) colours, then grey and two of Tol's (2021); markers and line styles differ as well.
 """
 
 from collections.abc import Iterable
@@ -16,6 +16,7 @@ __all__ = ["STYLES", "Style", "by_data", "count", "finish", "grid", "known", "le
            "percent", "r2_text", "scale"]
 
 SKY, YELLOW, PURPLE, GREY = "#56B4E9", "#F0E442", "#CC79A7", "#8C8C8C"
+INDIGO, WINE = "#332288", "#882255"
 ACROSS = 4
 """Panels side by side."""
 
@@ -39,6 +40,8 @@ STYLES = {
     "synflow-dist": Style("SynFlow-Dist", SKY, "o", (0, (4, 1.5)), False),
     "synflow-l2": Style("SynFlow-L2", VERMILLION, "s", "-"),
     "synflow-l2-dist": Style("SynFlow-L2-Dist", ORANGE, "s", (0, (4, 1.5)), False),
+    "path-exclusion": Style("PX", INDIGO, "D", (0, (3, 1, 1, 1))),
+    "ntk-trace": Style("NTK trace", WINE, "p", (0, (7, 1.5))),
     "none": Style("dense", BLACK, "*", "--"),
 }
 """Pruner → style: the -Dist variants are the paler, open, dashed ones of their counterparts."""

@@ -61,12 +61,12 @@ class Uniform:
 
     def gated(self, operand: PathSum, gate: Callable[[], Any]) -> Pairs:
         """Multiply by the next gate."""
-        held: Pairs = operand.value
+        held: Any = operand.value
         if held is UNITS or self.used == len(self.gates) or self.gates[self.used].shape[1:] != operand.shape:
             raise NotUniformError("a gate of another shape than the signal's, as of max-pooling")
         g = self.gates[self.used].astype(held.level.dtype)
         self.used += 1
-        return held._replace(factor=g if held.factor is None else held.factor * g)
+        return Pairs(held.level, g if held.factor is None else held.factor * g)
 
     def linear(self, op: str, fn: Callable[..., Any], operands: Sequence[PathSum]) -> Any:
         """Rearrange a signal, or add to one whose units are alike."""
