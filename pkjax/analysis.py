@@ -11,7 +11,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
-from pkjax import path_kernel
+from pkjax import path_kernel, summary
 from pkjax.checks import Check, exactness
 from pkjax.connectivity import connectivity
 from pkjax.eigensolvers import exact
@@ -33,7 +33,22 @@ BYTES = 10**9
 
 @dataclass(frozen=True)
 class Report:
-    """Spectra, traces, overlaps, claims and checks of one network on one batch. All arrays are float64 on the host."""
+    """Spectra, traces, overlaps, claims and checks of one network on one batch.
+
+    Returned by ``analyze``. Shows itself as text and, in a notebook, as tables; ``pk.plots.report`` draws it, and
+    ``to_dict`` makes it JSON. All arrays are float64 on the host.
+
+    >>> import jax.numpy as jnp
+    >>> analyze(lambda w, x: x @ w, jnp.ones((2, 1)), jnp.eye(2))
+    Report on 2 examples of 1 outputs
+      weights kept                     2 of 2
+      parameters that train            2
+      Tr Θ                             2
+      Tr Π                             2
+      ...
+      claims that do not hold          none of 10
+      exactness checks                 9 of 9 passed
+    """
 
     lam: Float[np.ndarray, "l"]
     """λ: eigenvalues of Θ, descending: all NK of them up to NK = 4096, the 256 largest of more."""
@@ -71,11 +86,20 @@ class Report:
     layers: tuple[LayerReport, ...]
     """What a mask leaves of each kernel."""
     samples: int
+    """N, examples of the batch."""
     outputs: int
+    """K, outputs of the network."""
     parameters: int
     """Parameters that train."""
     seconds: dict[str, float]
     """Time spent on each part."""
+
+    def __repr__(self) -> str:
+        return summary.text(self)
+
+    def _repr_html_(self) -> str:
+        one = {"": self}
+        return "\n".join((summary.summary_table(one), summary.claims_table(one), summary.checks_table(one)))
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as numbers, lists and strings that JSON can hold."""

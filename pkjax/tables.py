@@ -1,0 +1,107 @@
+"""How results show themselves: an HTML table in a notebook, a short text in a terminal."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from html import escape
+from typing import Any
+
+import jax
+import numpy as np
+
+__all__ = ["Raw", "brief", "html", "number", "some"]
+
+WIDTH = 110
+"""Characters from which a text takes one line a field."""
+
+
+class Raw(str):
+    """HTML that is put into a table as it is; any other text is escaped."""
+
+    __slots__ = ()
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """Write a number for readers: thousands in groups, very large and small ones as powers of ten.
+
+    >>> number(12345.678), number(6.02e23), number(0.0), number(None)
+    ('12,346', '6.02e+23', '0', '–')
+    """
+    if value is None or math.isnan(value):
+        return "–"
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    size = abs(value)
+    if value == 0 or (float(value).is_integer() and size < 1e9):
+        return f"{value:,.0f}"
+    return f"{value:,.0f}" if 1e3 <= size < 1e9 else f"{value:.{digits}g}"
+
+
+def html(heads: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str = "", left: int = 1) -> str:
+    """Build an HTML table; its first ``left`` columns are aligned on the left, the others on the right.
+
+    Nothing but alignment is styled, so that the page's own colours, light or dark, stay readable.
+
+    >>> html(["layer", "kept"], [["<b>", "3"]], left=2)
+    '<table><thead><tr><th>layer</th><th>kept</th></tr></thead><tbody>\\n<tr><td>&lt;b&gt;</td><td>3</td></tr>\\n...'
+    """
+    def row(tag: str, cells: Sequence[str]) -> str:
+        right = ' style="text-align:right"'
+        return "<tr>" + "".join(f"<{tag}{'' if i < left else right}>{cell if isinstance(cell, Raw) else escape(cell)}"
+                                f"</{tag}>" for i, cell in enumerate(cells)) + "</tr>"
+    top = f"<caption>{escape(caption)}</caption>" if caption else ""
+    body = "\n".join(row("td", cells) for cells in rows)
+    return f"<table>{top}<thead>{row('th', heads)}</thead><tbody>\n{body}\n</tbody></table>"
+
+
+def some(count: int, most: int = 12) -> list[int]:
+    """Choose the rows of a long table that are shown: all of a few, else the first, the last and some between.
+
+    >>> some(3), some(100, 4)
+    ([0, 1, 2], [0, 33, 66, 99])
+    """
+    return list(range(count)) if count <= most else sorted({round(i * (count - 1) / (most - 1)) for i in range(most)})
+
+
+def brief(result: Any) -> str:
+    """Write a result dataclass as a short text: of arrays the type, the shape and the ends, of trees the size.
+
+    Stands in a result's class as ``__repr__ = brief``. Works on tracers, deleted arrays and whatever else a tree of
+    that structure holds for JAX.
+
+    >>> from pkjax.prune_result import LayerReport
+    >>> brief(LayerReport("kernel", (2, 5), 4, 10, False))
+    "LayerReport(name='kernel', shape=(2, 5), kept=4, total=10, emptied=False, flow=None)"
+    """
+    shown = [f"{field.name}={_value(getattr(result, field.name))}" for field in fields(result)]
+    name = type(result).__name__
+    line = f"{name}({', '.join(shown)})"
+    return line if len(line) <= WIDTH else f"{name}(\n    " + ",\n    ".join(shown) + ")"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        return _array(value)
+    if isinstance(value, bool | int | str | None):
+        return repr(value)
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, tuple) and len(value) <= 4 and all(isinstance(v, bool | int | float | str) for v in value):
+        return f"({', '.join(map(_value, value))}{',' * (len(value) == 1)})"
+    if isinstance(value, tuple) and (not value or is_dataclass(value[0]) or hasattr(value[0], "_fields")
+                                     or isinstance(value[0], Mapping)):
+        return f"<{len(value):,} of {type(value[0]).__name__}>" if value else "()"
+    leaves = jax.tree.leaves(value)
+    return f"<{len(leaves)} leaves, {sum(int(np.size(leaf)) for leaf in leaves):,} entries>"
+
+
+def _array(value: Any) -> str:
+    kind = f"{value.dtype}[{','.join(map(str, value.shape))}]"
+    hidden = isinstance(value, jax.core.Tracer) or (isinstance(value, jax.Array) and (
+        value.is_deleted() or not value.is_fully_addressable))
+    if hidden or value.ndim > 1 or value.size == 0 or value.dtype.kind not in "biuf":
+        return kind
+    if value.ndim == 0:
+        return f"{float(value):.4g}"
+    ends = [float(v) for v in np.asarray(value)[[0, -1]]]
+    return f"{kind} {ends[0]:.4g}" + (f" … {ends[1]:.4g}" if value.size > 1 else "")
