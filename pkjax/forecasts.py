@@ -9,6 +9,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from pkjax import tables
 from pkjax.dynamics_checks import common_shape, floats, nonnegative
 
 __all__ = ["ForecastFit", "fit_forecast", "forecast"]
@@ -19,15 +20,23 @@ PROGRESS = "trace_pi · learning_rate · t"
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ForecastFit:
-    """The free parameters of ``forecast`` that fit measured values best."""
+    """The free parameters of ``forecast`` that fit measured values best.
 
-    a: Array
+    Returned by ``fit_forecast``.
+
+    >>> ForecastFit(a=jnp.array(3.0), b=None, r_squared=jnp.array(0.9))
+    ForecastFit(a=3, b=None, r_squared=0.9)
+    """
+
+    a: Float[Array, ""]
     """The level that is approached."""
-    b: Array | None
+    b: Float[Array, ""] | None
     """The level at the start, None where it is 0 by assumption."""
-    r_squared: Array
+    r_squared: Float[Array, ""]
     """1 − (sum of squared residuals) / (sum of squared deviations from the mean): below 0 where the mean fits better,
     NaN where all values are equal."""
+
+    __repr__ = tables.brief
 
 
 def forecast(trace_pi: ArrayLike, *, learning_rate: ArrayLike, t: ArrayLike, a: ArrayLike,

@@ -34,7 +34,8 @@ class DisconnectedWarning(UserWarning):
 
     >>> import warnings, jax.numpy as jnp, pkjax as pk
     >>> with warnings.catch_warnings(record=True, action="always") as given:
-    ...     left = pk.connectivity(lambda w, x: x @ w, jnp.ones((2, 1)), jnp.ones((1, 2)), masks=jnp.zeros((2, 1), bool))
+    ...     pk.connectivity(lambda w, x: x @ w, jnp.ones((2, 1)), jnp.ones((1, 2)), masks=jnp.zeros((2, 1), bool))
+    Connectivity(connected=False, log10_paths=-inf, log10_effective_paths=None, layers=<1 of LayerReport>)
     >>> [warning.category.__name__ for warning in given]
     ['DisconnectedWarning']
     """

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-__all__ = ["Raw", "brief", "html", "number", "some"]
+__all__ = ["Raw", "brief", "html", "number", "pairs", "some"]
 
 WIDTH = 110
 """Characters from which a text takes one line a field."""
@@ -38,12 +38,12 @@ def number(value: float | None, digits: int = 4) -> str:
 
 
 def html(heads: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str = "", left: int = 1) -> str:
-    """Build an HTML table; its first ``left`` columns are aligned on the left, the others on the right.
+    r"""Build an HTML table; its first ``left`` columns are aligned on the left, the others on the right.
 
     Nothing but alignment is styled, so that the page's own colours, light or dark, stay readable.
 
     >>> html(["layer", "kept"], [["<b>", "3"]], left=2)
-    '<table><thead><tr><th>layer</th><th>kept</th></tr></thead><tbody>\\n<tr><td>&lt;b&gt;</td><td>3</td></tr>\\n...'
+    '<table><thead><tr><th>layer</th><th>kept</th></tr></thead><tbody>\n<tr><td>&lt;b&gt;</td><td>3</td></tr>\n...'
     """
     def row(tag: str, cells: Sequence[str]) -> str:
         right = ' style="text-align:right"'
@@ -52,6 +52,17 @@ def html(heads: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str = 
     top = f"<caption>{escape(caption)}</caption>" if caption else ""
     body = "\n".join(row("td", cells) for cells in rows)
     return f"<table>{top}<thead>{row('th', heads)}</thead><tbody>\n{body}\n</tbody></table>"
+
+
+def pairs(columns: Mapping[str, np.ndarray], caption: str) -> str:
+    """Build the HTML table of arrays (k,) side by side, with the index from 1; of long ones some rows.
+
+    >>> pairs({"eigenvalue": np.array([9.0])}, "of Θ").count("<td")
+    2
+    """
+    chosen = some(len(next(iter(columns.values()))))
+    rows = [[str(i + 1), *(number(float(values[i])) for values in columns.values())] for i in chosen]
+    return html(["", *columns], rows, caption=caption)
 
 
 def some(count: int, most: int = 12) -> list[int]:

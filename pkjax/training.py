@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from pkjax import tables
 from pkjax.augmentation import crop_and_flip
 from pkjax.checkpoints import Checkpoints, digest, read
 from pkjax.data import Dataset
@@ -31,7 +32,19 @@ EVALUATED = 500
 
 @dataclass(frozen=True)
 class Fit:
-    """What training returns: the network, and how it got there."""
+    """What training returns: the network, and how it got there.
+
+    Returned by ``fit`` and ``restore``. Shows itself as a short text and, in a notebook, as a table of its epochs.
+
+    >>> row = {"epoch": 0, "test_loss": 2.3, "test_accuracy": 0.1}
+    >>> Fit({"kernel": jnp.ones((2, 3))}, {}, {"kernel": jnp.ones((2, 3), bool)}, (row,), finished=False)
+    Fit(
+        params=<1 leaves, 6 entries>,
+        state=<0 leaves, 0 entries>,
+        masks=<1 leaves, 6 entries>,
+        history=<1 of dict>,
+        finished=False)
+    """
 
     params: PyTree
     """The trained parameters; pruned ones are exactly 0."""
@@ -39,10 +52,20 @@ class Fit:
     """What else the module holds: running averages of BatchNorm."""
     masks: PyTree
     """Booleans like ``params``."""
-    history: tuple[Mapping[str, Any], ...] = field(repr=False)
+    history: tuple[Mapping[str, Any], ...]
     """A row before training (epoch 0) and one after each epoch: losses, accuracies, learning rate, seconds."""
     finished: bool
     """Whether all epochs were run."""
+
+    __repr__ = tables.brief
+
+    def _repr_html_(self) -> str:
+        shown = [self.history[i] for i in tables.some(len(self.history))]
+        names = list(dict.fromkeys(name for row in shown for name in row))
+        rows = [["" if name not in row else str(row[name]) if name == "epoch" else tables.number(float(row[name]))
+                 for name in names] for row in shown]
+        return tables.html([name.replace("_", " ") for name in names], rows, left=0,
+                           caption="finished" if self.finished else "not finished: to be continued from a checkpoint")
 
     @property
     def accuracy(self) -> float:

@@ -12,7 +12,7 @@ import pytest
 
 PACKAGE = Path(pkjax.__file__).parent
 # Lowest first. A module may import from its own row and from lower ones; what no row names belongs to "core".
-FOUNDATION = {"trees", "paths"}
+FOUNDATION = {"tables", "trees", "paths"}
 THEOREM = {"gram_spectra", "theorem1", "checks", "analysis", "dynamics", "dynamics_checks", "linear_network",
            "forecasts", "summary"}
 TOP = {"models", "data", "tiny_imagenet", "augmentation", "recipes", "trainables", "checkpoints", "training",
