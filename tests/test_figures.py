@@ -433,7 +433,7 @@ def test_drawing_needs_no_pyplot(table, monkeypatch):
 def test_figures_are_drawn_on_given_axes_one_for_each_panel(name, panels, table):
     from matplotlib.figure import Figure
 
-    whole = Figure(figsize=(8, 6), layout="constrained")
+    whole = Figure(figsize=(16, 12), layout="constrained")
     part = whole.subfigures(1, 2)[1]
     axes = part.subplots(panels, 1)
     assert DRAW[name](table, axes=axes) is part

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 from pkjax import plots
 from pkjax.prune_result import LayerReport
 
@@ -81,7 +82,7 @@ def test_pictures_of_several_panels_take_as_many_axes():
                                                                     "Weights kept"]
     with pytest.raises(ValueError, match="a report is drawn on 3 panels, but 2 axes were received"):
         plots.report(fake(), axes=column(2).axes)
-    with pytest.raises(ValueError, match="ax must be the axes of one panel, .* but Figure was received"):
+    with pytest.raises(ValueError, match=r"ax must be the axes of one panel, .* but Figure was received"):
         plots.spectra(fake(), figure)
 
 
@@ -109,8 +110,12 @@ def test_nothing_is_cut_off_or_overlaps_at_the_width_of_a_column():
             draw(report, ax)
             figure.draw_without_rendering()
             page = figure.bbox
+            title = ax.get_title(loc="left")
+            titles = [text for text in ax.findobj(Text) if text.get_text() == title]
+            assert title
             named = [label for label in ax.get_yticklabels() if label.get_text()]
-            for text in (ax.title, ax._left_title, ax.xaxis.label, ax.yaxis.label, *ax.texts, *named):
+            labels = [label for label in (ax.xaxis.label, ax.yaxis.label) if label.get_text()]
+            for text in (*titles, *labels, *ax.texts, *named):
                 box = text.get_window_extent()
                 assert box.x0 >= -1, text.get_text()
                 assert box.x1 <= page.x1 + 1, text.get_text()

@@ -15,8 +15,8 @@ from pkjax.plots import BLACK, BLUE, GREEN, ORANGE, SMALL, VERMILLION, _figure, 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["STYLES", "Style", "below", "by_data", "count", "finish", "grid", "known", "legend", "line_style", "note", "number",
-           "percent", "r2_text", "scale"]
+__all__ = ["STYLES", "Style", "below", "by_data", "count", "finish", "grid", "known", "legend", "line_style", "note",
+           "number", "percent", "r2_text", "scale"]
 
 SKY, YELLOW, PURPLE, GREY = "#56B4E9", "#F0E442", "#CC79A7", "#8C8C8C"
 ACROSS = 4
