@@ -144,7 +144,7 @@ def analyze(apply_fn: ApplyFn, params: PyTree, X: ArrayLike, *, masks: PyTree | 
       FloatingPointError: more paths than float64 counts.
       NotPathNetworkError: an operation has no paths.
 
-    Source: Gebhart, Saxena and Schrater (2021), sections 3 and 5, theorem 1.
+    Source: Gebhart, Saxena and Schrater (2021), section 3.1, theorem 1 and equations 11 to 13.
 
     >>> import jax.numpy as jnp
     >>> net = lambda w, x: jnp.maximum(x @ w["a"], 0.) @ w["b"]

@@ -98,6 +98,9 @@ def load(name: str = "digits", *, split: str = "train", samples: int | None = No
     Raises ValueError for an unknown name or split or a number of samples that the split does not have,
     FileNotFoundError where the data is missing and cannot be had, ImportError where the extra is missing.
 
+    Source: the data sets of Gebhart, Saxena and Schrater (2021), section 5, and digits; statistics of the channels as
+    the PyTorch codes of the field have them.
+
     >>> digits = load("digits", samples=32)
     >>> digits.images.shape, digits.classes
     ((32, 8, 8, 1), 10)

@@ -61,6 +61,8 @@ def ntk_trace_estimate(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, key: Key
                        ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Estimate Tr Θ from 2 · samples products: (estimate, standard error).
 
+        Tr Θ = Tr(Qᵀ Θ Q) + E[sᵀ (I − QQᵀ) Θ (I − QQᵀ) s],   Q an orthonormal basis of Θ times random vectors
+
     XTrace, the successor of Hutch++ that also says how sure it is: the trace on a random range exactly, the rest by
     sampling. ``ntk_trace`` is exact for K backward passes an example; this is for K in the thousands. With samples of
     half of NK or more it is exact, and the error 0.
@@ -85,7 +87,11 @@ def ntk_frobenius(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, key: Key[Arra
                   ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Estimate ``‖Θ‖_F`` from so many products: (estimate, standard error).
 
-    The root of the mean of ``‖Θ s‖²`` over random signs s. Raises: ValueError for samples < 2, and as ``ntk``.
+        ‖Θ‖_F² = E ‖Θ s‖²   over random signs s
+
+    Raises: ValueError for samples < 2, and as ``ntk``.
+
+    Source: Hutchinson (1990).
 
     >>> import jax, jax.numpy as jnp
     >>> norm, error = ntk_frobenius(lambda w, x: x @ w, jnp.ones((2, 1)), jnp.eye(2), key=jax.random.key(0))
@@ -104,7 +110,11 @@ def ntk_effective_rank(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, key: Key
                        ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Estimate ``Tr(Θ)² / ‖Θ‖_F²``, how many equal eigenvalues Θ amounts to: (estimate, standard error).
 
-    The trace is exact, the norm estimated as by ``ntk_frobenius``. Errors: as there.
+    The trace is exact, the norm estimated as by ``ntk_frobenius``.
+
+    Raises: as ``ntk_frobenius``.
+
+    Source: definition: the participation ratio of Θ's eigenvalues.
 
     >>> import jax, jax.numpy as jnp
     >>> rank, error = ntk_effective_rank(lambda w, x: x @ w, jnp.ones((2, 1)), jnp.eye(2), key=jax.random.key(0))
@@ -122,12 +132,18 @@ def ntk_eigenpairs(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, k: int, mask
                    ) -> NtkEigenpairs:
     """The k largest eigenvalues of Θ with multiplicities and their eigenvectors, by block Lanczos.
 
+        Θ u_i = λ_i u_i,   λ_1 ≥ λ_2 ≥ …
+
     Args: as in ``ntk_matvec``, and
         k: how many, at most NK.
         tolerance: residual at which a pair has converged, relative to the largest eigenvalue; None means 100 times
             the spacing of the numbers of the outputs' type.
 
+    Returns: values (k,), vectors (k, N, K), residuals (k,).
+
     Raises: ValueError for k out of range, and as ``ntk``.
+
+    Source: Gebhart, Saxena and Schrater (2021), λ_i of theorem 1; Golub and Underwood (1977) for block Lanczos.
 
     >>> import jax.numpy as jnp
     >>> x = jnp.asarray([[3., 0.], [0., 2.]])
@@ -150,7 +166,11 @@ def ntk_density(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, key: Key[Array,
                 trainable: Trainable = None, batch_size: int | None = None) -> SpectralDensity:
     """Spectral density of Θ by stochastic Lanczos quadrature.
 
-    Args: as in ``ntk_matvec``, and those of ``path_kernel.density``. Errors: as ``ntk``.
+    Args: as in ``ntk_matvec``, and those of ``path_kernel.density``.
+
+    Returns: the density (eigenvalues to a decade), and its nodes and weights.
+
+    Raises: as ``ntk``.
 
     Source: Ghorbani, Krishnan and Xiao (2019), section 3; Lanczos by matfree.
 

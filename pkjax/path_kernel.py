@@ -50,7 +50,7 @@ def trace(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, masks: PyTree | No
     Raises: ValueError for mismatched trees, numbers that are not finite, an ``x`` that is no batch of one or negative;
     :class:`pkjax.paths.NotPathNetworkError` for networks without paths.
 
-    Source: Gebhart, Saxena and Schrater (2021), equation 16.
+    Source: Gebhart, Saxena and Schrater (2021), equations 14 and 15.
 
     >>> w = {"a": jnp.array([[1.0], [1.0]]), "b": jnp.array([[2.0]])}
     >>> float(trace(lambda w, x: jax.nn.relu(x @ w["a"]) @ w["b"], w, jnp.ones((1, 2))))
@@ -67,12 +67,14 @@ def matvec(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, masks: PyTree | N
 
     .. math:: G u = \nabla R \circ u + \theta \circ \nabla^2 R\,(\theta \circ u)
 
-    Args, errors: as in :func:`trace`.
+    Args: as in :func:`trace`.
 
     Returns: a function of a tree like ``params`` to one; entries that do not train neither count nor come out. Works
     under jit and vmap.
 
-    Source: Gebhart, Saxena and Schrater (2021), equation 12 for Π.
+    Raises: as :func:`trace`; the function that is returned raises ValueError for a u of another tree structure.
+
+    Source: Gebhart, Saxena and Schrater (2021), equation 11 for Π, whose non-zero eigenvalues G has.
 
     >>> w = {"a": jnp.array([[1.0], [1.0]]), "b": jnp.array([[2.0]])}
     >>> product = matvec(lambda w, x: jax.nn.relu(x @ w["a"]) @ w["b"], w, jnp.ones((1, 2)))
@@ -95,10 +97,18 @@ def matvec(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, masks: PyTree | N
 
 def dense(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, masks: PyTree | None = None,
           trainable: Trainable = None) -> Float[Array, "m m"]:
-    """The dual Gram matrix itself, over the floating parameters in flattening order.
+    r"""The dual Gram matrix itself, over the floating parameters in flattening order.
 
-    Args, errors: as in :func:`trace`. Rows and columns of entries that do not train are zero. Works under jit; meant
-    for a few thousand parameters.
+    .. math:: G = (J_\theta^v)^\top J_\theta^v
+
+    Args: as in :func:`trace`.
+
+    Returns: (m, m) for m floating parameters; rows and columns of entries that do not train are zero. Works under jit;
+    meant for a few thousand parameters.
+
+    Raises: as :func:`trace`.
+
+    Source: Gebhart, Saxena and Schrater (2021), the factor J_θ^v of equation 10.
 
     >>> w = {"a": jnp.array([[1.0], [1.0]]), "b": jnp.array([[2.0]])}
     >>> dense(lambda w, x: jax.nn.relu(x @ w["a"]) @ w["b"], w, jnp.ones((1, 2))).tolist()
@@ -113,12 +123,16 @@ def count_above(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, thresholds: Any
                 trainable: Trainable = None) -> Integer[np.ndarray, "..."]:
     """Count the eigenvalues of Π above each threshold, exactly, for fully connected networks.
 
-    Args: as in :func:`trace`; ``thresholds``: numbers greater than 0, of any shape.
+        #{i : π_i > λ}
+
+    Args: as in :func:`trace`; ``thresholds``: numbers λ greater than 0, of any shape.
 
     Returns: integers of the thresholds' shape.
 
     Raises: as :func:`trace`, :class:`pkjax.paths.NotFullyConnectedError` for other networks, and ValueError for
     thresholds that are not above 0.
+
+    Source: Sylvester (1852), the law of inertia, on G − λ I; ``pkjax.counting`` derives the elimination.
 
     >>> w = {"a": jnp.array([[1.0], [1.0]]), "b": jnp.array([[2.0]])}
     >>> count_above(lambda w, x: jax.nn.relu(x @ w["a"]) @ w["b"], w, jnp.ones((1, 2)), [0.5, 4.5])
@@ -148,6 +162,8 @@ def eigenvalues(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, k: int, mask
 
     Raises: as :func:`trace`, and ValueError for k or method out of range.
 
+    Source: Gebhart, Saxena and Schrater (2021), π_i of theorem 1.
+
     >>> w = {"a": jnp.array([[1.0], [1.0]]), "b": jnp.array([[2.0]])}
     >>> eigenvalues(lambda w, x: jax.nn.relu(x @ w["a"]) @ w["b"], w, jnp.ones((1, 2)), k=2).round(4)
     array([6., 4.])
@@ -160,9 +176,15 @@ def eigenpairs(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, k: int, masks
                trainable: Trainable = None, method: str = "auto", tolerance: float = 1e-10) -> Eigenpairs:
     """The k largest eigenvalues of Π, and the eigenvectors of its dual Gram matrix.
 
-    An eigenvector z of G with eigenvalue π > 0 gives the eigenvector ``J_θ^v z / √π`` of Π.
+        G z_i = π_i z_i,   Π u_i = π_i u_i with u_i = J_θ^v z_i / √π_i where π_i > 0
 
-    Args, errors: as in :func:`eigenvalues`.
+    Args: as in :func:`eigenvalues`.
+
+    Returns: values (k,), and vectors z: a tree like ``params`` with a leading axis k.
+
+    Raises: as :func:`eigenvalues`.
+
+    Source: Gebhart, Saxena and Schrater (2021), U and S of equation 12.
 
     >>> w = {"a": jnp.array([[1.0], [1.0]]), "b": jnp.array([[2.0]])}
     >>> pairs = eigenpairs(lambda w, x: jax.nn.relu(x @ w["a"]) @ w["b"], w, jnp.ones((1, 2)), k=2)
@@ -186,7 +208,11 @@ def effective_rank(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, key: Arra
         samples: number of products with G.
         standard_error: return (estimate, its standard error).
 
-    Returns: scalars of the parameters' dtype. Works under jit. Errors: as :func:`trace`; ValueError for samples < 2.
+    Returns: scalars of the parameters' dtype. Works under jit.
+
+    Raises: as :func:`trace`, and ValueError for samples < 2.
+
+    Source: Hutchinson (1990) for the norm; the ratio is the participation ratio of Π's eigenvalues, by definition.
 
     >>> w = {"a": jnp.ones((2, 1)), "b": jnp.ones((1, 1))}
     >>> rank = effective_rank(lambda w, x: x @ w["a"] @ w["b"], w, jnp.ones((1, 2)), key=jax.random.key(0))
@@ -219,7 +245,9 @@ def density(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, key: Array, samp
         decades: how far down they go.
         width: standard deviation in decades of the Gaussian that stands for a node.
 
-    Returns: the density, and its nodes and weights. Errors: as :func:`trace`.
+    Returns: the density (eigenvalues to a decade), and its nodes and weights.
+
+    Raises: as :func:`trace`.
 
     Source: Ghorbani, Krishnan and Xiao (2019), section 3, for Hessians; Lanczos by matfree.
 
@@ -241,7 +269,11 @@ def gated_trace(apply_fn: ApplyFn, params: PyTree, X: ArrayLike, *, masks: PyTre
 
     Args: as in :func:`trace`, with ``X`` (N, *input) examples; ``batch_size`` of them are taken at once.
 
-    Returns: a scalar of the parameters' dtype. Works under jit. Errors: as :func:`trace`.
+    Returns: a scalar of the parameters' dtype. Works under jit.
+
+    Raises: as :func:`trace`.
+
+    Source: the terms p = p′ of Tr Θ in equation 11 of Gebhart, Saxena and Schrater (2021).
 
     >>> w = {"a": jnp.array([[1.0, -1.0]]), "b": jnp.array([[2.0], [1.0]])}
     >>> net = lambda w, x: jax.nn.relu(x @ w["a"]) @ w["b"]

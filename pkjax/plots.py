@@ -232,8 +232,13 @@ def _shortened(names: list[str], most: int) -> list[str]:
     """Bring names to ``most`` characters: without the last part that all share, then without their middle."""
     if max(map(len, names), default=0) > most and len({name.rpartition("/")[2] for name in names}) == 1:
         names = [name.rpartition("/")[0] or name for name in names]
-    half = max(most - 1, 2) // 2
-    return [name if len(name) <= max(most, 3) else f"{name[:half]}…{name[-half:]}" for name in names]
+    most = max(most, 4)
+    short = names
+    for tail in (most // 2, most // 4, 1, most - 2):     # the first that leaves different names different
+        short = [name if len(name) <= most else f"{name[:most - tail - 1]}…{name[-tail:]}" for name in names]
+        if len(set(short)) == len(set(names)):
+            break
+    return short
 
 
 def training(history: Sequence[Mapping[str, Any]], ax: "Axes | None" = None, title: str = "") -> "Figure":

@@ -107,7 +107,7 @@ def fit(module: Any, train: Dataset, test: Dataset, *, recipe: Recipe, variables
     module; FloatingPointError where the loss is not finite any more, what was saved before stays; ImportError where
     Orbax is missing and ``checkpoint`` is given.
 
-    Source: Gebhart et al. (2021), section 5 and tables 1 and 2.
+    Source: Gebhart, Saxena and Schrater (2021), appendix A.4.3, tables 1 and 2.
 
     >>> import pkjax as pk
     >>> digits = pk.data.load("digits", samples=128)
@@ -162,6 +162,15 @@ def restore(checkpoint: Path | str) -> Fit:
     """Read the last state of a training from its checkpoint folder.
 
     Raises FileNotFoundError where there is none, ValueError where it is of another format, ImportError without Orbax.
+
+    Source: definition; see ``fit``.
+
+    >>> import pkjax as pk, tempfile
+    >>> digits, few = pk.data.load("digits", samples=32), Recipe(epochs=1, batch_size=16)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     done = fit(pk.models.fc(2, 1), digits, digits, recipe=few, checkpoint=folder)
+    ...     restore(folder).accuracy == done.accuracy
+    True
     """
     trees, about = read(checkpoint)
     return Fit(trees["params"], trees["state"], trees["masks"], tuple(about["history"]),

@@ -20,6 +20,9 @@ class Trajectories:
     """‖ω_t‖, ‖f_t‖ and the loss over steps of gradient descent, three ways; all arrays are float64 on the host.
 
     Returned by ``trajectories``; ``pk.plots.trajectories`` draws it.
+
+    >>> Trajectories(np.ones(2), 0.1, 3.0, {"loss": np.ones(2)}, {}, {}).steps.tolist()
+    [1.0, 1.0]
     """
 
     steps: Float[np.ndarray, " t"]

@@ -238,7 +238,7 @@ def factorize(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, max_paths: int
       ValueError: there are more than ``max_paths`` paths.
       NotPathNetworkError: an operation has no paths.
 
-    Source: Gebhart, Saxena and Schrater (2021), equations 9 to 12.
+    Source: Gebhart, Saxena and Schrater (2021), equations 9 to 11.
 
     >>> import jax.numpy as jnp
     >>> net = lambda w, x: jnp.maximum(x @ w["a"], 0.) @ w["b"]

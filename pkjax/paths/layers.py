@@ -225,6 +225,9 @@ def dense_layers(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, masks: PyTr
     Raises:
       NotFullyConnectedError: the network has a convolution, pooling, a skip connection or shared weights.
       NotPathNetworkError: an operation has no paths.
+      ValueError: ``x`` is no batch of one.
+
+    Source: definition; the layers θ_l of Gebhart, Saxena and Schrater (2021), equation 15.
 
     >>> import jax.numpy as jnp
     >>> w = {"a": jnp.ones((3, 2)), "b": jnp.ones(2)}

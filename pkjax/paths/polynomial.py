@@ -93,8 +93,9 @@ def gates(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, masks: PyTree | No
 
     Raises:
       NotPathNetworkError: an operation has no paths.
+      ValueError: mismatched masks.
 
-    Source: Gebhart, Saxena and Schrater (2021), appendix A.2.
+    Source: a_p of Gebhart, Saxena and Schrater (2021), equation 9, gate by gate.
 
     >>> import jax.numpy as jnp
     >>> gates(lambda w, x: jnp.maximum(x @ w, 0.), jnp.array([[1., -2.]]), jnp.ones((1, 1)))
@@ -117,6 +118,16 @@ def tied(apply_fn: ApplyFn, params: PyTree, x: ArrayLike) -> tuple[bool, ...]:
 
     Convolutions share weights between paths, never within one; layers that use the same matrix twice in a row do.
 
+    Args:
+        apply_fn: the network.
+        params: its parameters (shapes suffice).
+        x: (N, *input) (its shape suffices).
+
+    Raises: NotPathNetworkError where an operation has no paths.
+
+    Source: definition; where it is True the exponents p_j of the path values (Gebhart, Saxena and Schrater 2021,
+    section 3) exceed 1, which the paper rules out.
+
     >>> import jax.numpy as jnp
     >>> tied(lambda w, x: (x @ w["a"]) @ w["a"] @ w["b"], {"a": jnp.eye(2), "b": jnp.eye(2)}, jnp.ones((1, 2)))
     (True, False)
@@ -137,6 +148,10 @@ def unit_weights(params: PyTree) -> PyTree:
 
     Computed from the leaves: XLA's CPU compiler (jaxlib 0.10) multiplies a sum by a matrix wrongly where it knows that
     all columns are alike, as in ``jit(lambda x: x.sum((1, 2)) @ jnp.ones((512, 10)))``.
+
+    Raises nothing.
+
+    Source: definition.
 
     >>> import jax.numpy as jnp
     >>> unit_weights({"kernel": jnp.array([-2., 0.]), "count": jnp.array(3)})
