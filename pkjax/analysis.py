@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Key, PyTree, Shaped
 
 from pkjax import path_kernel, summary
 from pkjax.checks import Check, exactness
@@ -114,9 +114,9 @@ class Report:
         return plain
 
 
-def analyze(apply_fn: ApplyFn, params: PyTree, X: ArrayLike, *, masks: PyTree | None = None,
-            trainable: Trainable = None, k: int | None = None, x: ArrayLike | None = None, key: Array | None = None,
-            progress: Callable[[str], None] | None = None) -> Report:
+def analyze(apply_fn: ApplyFn, params: PyTree, X: Shaped[ArrayLike, "N *input"], *, masks: PyTree | None = None,
+            trainable: Trainable = None, k: int | None = None, x: Shaped[ArrayLike, "N *input"] | None = None,
+            key: Key[Array, ""] | None = None, progress: Callable[[str], None] | None = None) -> Report:
     """Compare a network's NTK spectrum with its path kernel's and its data factor's, and test Theorem 1 on them.
 
     Θ = J_v^f Π J_v^fᵀ and A = J_v^f J_v^fᵀ are computed exactly on the batch, Π's spectrum without data. Of matrices

@@ -68,7 +68,8 @@ class Trajectory:
 
 
 def linearized(theta: Numbers, f0: Float[Array | np.ndarray, "N K"], y: Shaped[Array | np.ndarray, "..."], *,
-               learning_rate: ArrayLike, t: ArrayLike, discrete: bool = False) -> Trajectory:
+               learning_rate: Shaped[ArrayLike, "..."], t: Shaped[ArrayLike, "..."], discrete: bool = False
+               ) -> Trajectory:
     """Train the linearised network under the squared error, in closed form.
 
         f⁻_t = y + e^{−ηΘt} (f_0 − y),   c_t = Θ⁻¹ (I − e^{−ηΘt}) (f_0 − y),   ‖ω_t‖² = c_tᵀ Θ c_t
@@ -119,7 +120,7 @@ def linearized(theta: Numbers, f0: Float[Array | np.ndarray, "N K"], y: Shaped[A
 
 
 def flow(theta: Numbers, f0: Float[Array | np.ndarray, "N K"], loss_fn: Callable[[Array], Array], *,
-         learning_rate: ArrayLike, t: ArrayLike, rtol: float = 1e-6) -> Trajectory:
+         learning_rate: Shaped[ArrayLike, "..."], t: Shaped[ArrayLike, "..."], rtol: float = 1e-6) -> Trajectory:
     """Train the linearised network under any loss, by integrating its differential equation.
 
         ċ_t = η ∇_f L(f⁻_t),   f⁻_t = f_0 − Θ c_t

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from pkjax import tables
 from pkjax.dynamics_checks import common_shape, floats, nonnegative
@@ -39,8 +39,9 @@ class ForecastFit:
     __repr__ = tables.brief
 
 
-def forecast(trace_pi: ArrayLike, *, learning_rate: ArrayLike, t: ArrayLike, a: ArrayLike,
-             b: ArrayLike | None = None) -> Float[Array, "..."]:
+def forecast(trace_pi: Shaped[ArrayLike, "..."], *, learning_rate: Shaped[ArrayLike, "..."],
+             t: Shaped[ArrayLike, "..."], a: Shaped[ArrayLike, "..."], b: Shaped[ArrayLike, "..."] | None = None
+             ) -> Float[Array, "..."]:
     """Forecast how far training gets from the trace of the path kernel alone, which stands for Θ.
 
         ‖ω_t‖ ≈ a (1 − e^{−ηTr(Π)t}),   with b: ‖f⁻_t‖ ≈ a (1 − e^{−ηTr(Π)t}) + b e^{−ηTr(Π)t}
@@ -69,8 +70,9 @@ def forecast(trace_pi: ArrayLike, *, learning_rate: ArrayLike, t: ArrayLike, a: 
     return risen if bottom is None else risen + bottom * jnp.exp(-z)
 
 
-def fit_forecast(trace_pi: ArrayLike, values: ArrayLike, *, learning_rate: ArrayLike, t: ArrayLike,
-                 start: bool = False) -> ForecastFit:
+def fit_forecast(trace_pi: Shaped[ArrayLike, "..."], values: Shaped[ArrayLike, "..."], *,
+                 learning_rate: Shaped[ArrayLike, "..."], t: Shaped[ArrayLike, "..."], start: bool = False
+                 ) -> ForecastFit:
     """Fit the free parameters of ``forecast`` to measured values, by linear least squares.
 
     Args:

@@ -9,14 +9,14 @@ All functions take a batch of one, ``x``, whose entries are the path polynomial'
 theory): non-negative numbers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Integer, PyTree
+from jaxtyping import Array, Float, Float64, Integer, Key, PyTree, Shaped
 
 from pkjax import paths
 from pkjax.block_lanczos import NotConvergedWarning
@@ -29,7 +29,7 @@ __all__ = ["Eigenpairs", "NotConvergedWarning", "SpectralDensity", "count_above"
            "effective_rank", "eigenpairs", "eigenvalues", "gated_trace", "matvec", "trace"]
 
 
-def trace(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, masks: PyTree | None = None,
+def trace(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], *, masks: PyTree | None = None,
           trainable: Trainable = None, log: bool = False) -> Float[Array, ""]:
     r"""Trace of the path kernel, by one gradient of the path polynomial.
 
@@ -61,7 +61,7 @@ def trace(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, masks: PyTree | No
     return log_trace_of(problem) if log else trace_of(problem)
 
 
-def matvec(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, masks: PyTree | None = None,
+def matvec(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], *, masks: PyTree | None = None,
            trainable: Trainable = None) -> Callable[[PyTree], PyTree]:
     r"""The product with the dual Gram matrix, one Hessian-vector product of a forward pass.
 
@@ -95,7 +95,7 @@ def matvec(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, masks: PyTree | N
     return multiply
 
 
-def dense(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, masks: PyTree | None = None,
+def dense(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], *, masks: PyTree | None = None,
           trainable: Trainable = None) -> Float[Array, "m m"]:
     r"""The dual Gram matrix itself, over the floating parameters in flattening order.
 
@@ -119,7 +119,8 @@ def dense(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, masks: PyTree | No
     return jax.lax.map(lambda i: multiply(jnp.zeros_like(flat).at[i].set(1)), jnp.arange(flat.size), batch_size=64)
 
 
-def count_above(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, thresholds: Any, *, masks: PyTree | None = None,
+def count_above(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"],
+                thresholds: Shaped[ArrayLike, "..."] | Sequence[float], *, masks: PyTree | None = None,
                 trainable: Trainable = None) -> Integer[np.ndarray, "..."]:
     """Count the eigenvalues of Π above each threshold, exactly, for fully connected networks.
 
@@ -145,9 +146,10 @@ def count_above(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, thresholds: Any
     return counting.count_above(layers, thresholds, inputs=np.asarray(z, np.float64).ravel())
 
 
-def eigenvalues(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, k: int, masks: PyTree | None = None,
-                trainable: Trainable = None, bounds: bool = False, method: str = "auto", tolerance: float = 1e-10
-                ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+def eigenvalues(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], *, k: int,
+                masks: PyTree | None = None, trainable: Trainable = None, bounds: bool = False, method: str = "auto",
+                tolerance: float = 1e-10
+                ) -> Float64[np.ndarray, "k"] | tuple[Float64[np.ndarray, "k"], Float64[np.ndarray, "k"]]:
     """The k largest eigenvalues of Π with their multiplicities, zeros included where Π has fewer.
 
     Args: as in :func:`trace`, and
@@ -172,8 +174,9 @@ def eigenvalues(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, k: int, mask
     return (found.values, found.bounds) if bounds else found.values
 
 
-def eigenpairs(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, k: int, masks: PyTree | None = None,
-               trainable: Trainable = None, method: str = "auto", tolerance: float = 1e-10) -> Eigenpairs:
+def eigenpairs(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], *, k: int,
+               masks: PyTree | None = None, trainable: Trainable = None, method: str = "auto", tolerance: float = 1e-10
+               ) -> Eigenpairs:
     """The k largest eigenvalues of Π, and the eigenvectors of its dual Gram matrix.
 
         G z_i = π_i z_i,   Π u_i = π_i u_i with u_i = J_θ^v z_i / √π_i where π_i > 0
@@ -194,9 +197,9 @@ def eigenpairs(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, k: int, masks
     return solve(apply_fn, params, x, k, masks, trainable, method, tolerance, vectors=True)
 
 
-def effective_rank(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, key: Array, samples: int = 64,
-                   masks: PyTree | None = None, trainable: Trainable = None, standard_error: bool = False
-                   ) -> Float[Array, ""] | tuple[Float[Array, ""], Float[Array, ""]]:
+def effective_rank(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], *, key: Key[Array, ""],
+                   samples: int = 64, masks: PyTree | None = None, trainable: Trainable = None,
+                   standard_error: bool = False) -> Float[Array, ""] | tuple[Float[Array, ""], Float[Array, ""]]:
     r"""Effective rank of the path kernel: how many equal eigenvalues would have its trace and its Frobenius norm.
 
     .. math:: \operatorname{Tr}(\Pi)^2 / \|\Pi\|_F^2
@@ -232,9 +235,9 @@ def effective_rank(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, key: Arra
     return (rank, error) if standard_error else rank
 
 
-def density(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, key: Array, samples: int = 8, depth: int = 64,
-            points: int = 200, decades: float = 6.0, width: float = 0.08, masks: PyTree | None = None,
-            trainable: Trainable = None) -> SpectralDensity:
+def density(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], *, key: Key[Array, ""],
+            samples: int = 8, depth: int = 64, points: int = 200, decades: float = 6.0, width: float = 0.08,
+            masks: PyTree | None = None, trainable: Trainable = None) -> SpectralDensity:
     """Spectral density of the path kernel by stochastic Lanczos quadrature.
 
     Args: as in :func:`trace`, and
@@ -261,7 +264,7 @@ def density(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, key: Array, samp
     return quadrature(multiply, draws, train.sum(), key, depth=depth, points=points, decades=decades, width=width)
 
 
-def gated_trace(apply_fn: ApplyFn, params: PyTree, X: ArrayLike, *, masks: PyTree | None = None,
+def gated_trace(apply_fn: ApplyFn, params: PyTree, X: Shaped[ArrayLike, "N *input"], *, masks: PyTree | None = None,
                 trainable: Trainable = None, batch_size: int = 16) -> Float[Array, ""]:
     r"""Gated path trace of a batch of examples: the part of Tr Θ on the diagonal of Π.
 

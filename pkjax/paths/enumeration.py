@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Float, PyTree
+from jaxtyping import Float, PyTree, Shaped
 
 from pkjax import tables
 from pkjax.paths.interpreter import PathSum, interpret
@@ -218,7 +218,7 @@ def _matches(node: np.ndarray, wanted: np.ndarray, check: Callable[[int], None])
     return order[low[e] + within], e
 
 
-def factorize(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, max_paths: int = 200_000,
+def factorize(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], *, max_paths: int = 200_000,
               masks: PyTree | None = None) -> Factorization:
     """List every path of a small network: the explicit factors J_v^f, J_θ^v and Π of its NTK.
 

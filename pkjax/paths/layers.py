@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Float64, Integer, PyTree
+from jaxtyping import Float64, Integer, PyTree, Shaped
 
 from pkjax import tables
 from pkjax.paths.errors import NotFullyConnectedError
@@ -208,7 +208,7 @@ def _with_bias(x: Signal, bias: Entries) -> Signal:
     return Signal(nodes.reshape(shape), x.nodes, (*x.layers[:-1], replace(last, source=source, **own)))
 
 
-def dense_layers(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, masks: PyTree | None = None,
+def dense_layers(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], *, masks: PyTree | None = None,
                  trainable: Trainable = None) -> tuple[DenseLayer, ...]:
     """Read a network as a chain of fully connected layers: dense maps, biases, diagonal scales, frozen BatchNorm.
 

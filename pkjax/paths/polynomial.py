@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, PyTree, Shaped
 
 from pkjax.paths.algebras import Network, Polynomial
 from pkjax.paths.interpreter import PathSum, interpret
@@ -15,9 +15,9 @@ from pkjax.trees import ApplyFn, check_masks, is_floating
 __all__ = ["evaluate_paths", "gates", "path_sum", "polynomial", "record", "tied", "unit_weights"]
 
 
-def polynomial(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, q: float | int,
-               gates: Sequence[ArrayLike] | None = None, pool: str = "sum",
-               masks: PyTree | None = None) -> Float[Array, "N K"]:
+def polynomial(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], *, q: float | int,
+               gates: Sequence[Shaped[ArrayLike, "..."]] | None = None, pool: str = "sum", masks: PyTree | None = None
+               ) -> Float[Array, "N K"]:
     """Evaluate the path polynomial of every output by one forward pass, without listing paths.
 
     R_q(φ, z)_k = Σ_{p→k} |c_p|^q (Π_{j∈p} φ_j) z_s(p): the parameters are replaced by φ, every gate is open, every
@@ -78,7 +78,8 @@ def evaluate_paths(make: Callable[[bool], Polynomial], apply_fn: ApplyFn, params
     return out.value
 
 
-def gates(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, masks: PyTree | None = None) -> tuple[Array, ...]:
+def gates(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], *, masks: PyTree | None = None
+          ) -> tuple[Shaped[Array, "N ..."], ...]:
     """Record the gates a_p of a batch: 0 or 1 for ReLU, 1 or the slope for leaky ReLU, one-hot for max-pooling.
 
     Args:
@@ -113,7 +114,7 @@ def record(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *,
     return out.value, tuple(algebra.recorded)
 
 
-def tied(apply_fn: ApplyFn, params: PyTree, x: ArrayLike) -> tuple[bool, ...]:
+def tied(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"]) -> tuple[bool, ...]:
     """Say of every parameter leaf, in flattening order, whether one of its entries may lie twice on one path.
 
     Convolutions share weights between paths, never within one; layers that use the same matrix twice in a row do.

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 from pkjax.paths.algebras import Polynomial
 from pkjax.paths.interpreter import PathSum
@@ -77,8 +77,8 @@ class ScaledPolynomial(Polynomial):
         return held if self.gates is None else self.normalized(opened)
 
 
-def scaled_polynomial(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, q: float | int,
-                      gates: Sequence[ArrayLike] | None = None, pool: str = "sum",
+def scaled_polynomial(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], *, q: float | int,
+                      gates: Sequence[Shaped[ArrayLike, "..."]] | None = None, pool: str = "sum",
                       masks: PyTree | None = None, skip_zeros: bool = False
                       ) -> tuple[Float[Array, "N K"], Int[Array, ""]]:
     """Evaluate ``polynomial`` for networks of any depth: as a mantissa and the power of two that it is over.
@@ -114,7 +114,8 @@ def scaled_polynomial(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, q: flo
     return normalized(out, skip_zeros)[:2]
 
 
-def log_count(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, masks: PyTree | None = None) -> Float[Array, ""]:
+def log_count(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], *, masks: PyTree | None = None
+              ) -> Float[Array, ""]:
     """Count the live paths: log10 of R_0 with every weight 1, or 0 where masked (-inf when no path is left).
 
         log10 P,   P = Σ_k R_0(mask, x)_k

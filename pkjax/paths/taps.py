@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, PyTree, Shaped
 
 from pkjax.paths.algebras import Network
 from pkjax.paths.convolution import as_columns, as_matrix, patches
@@ -192,7 +192,7 @@ def _walk(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, taps: Sequence[Array]
     return algebra, out.value.array
 
 
-def sites(apply_fn: ApplyFn, params: PyTree, x: ArrayLike | jax.ShapeDtypeStruct
+def sites(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"] | jax.ShapeDtypeStruct
           ) -> tuple[tuple[Site, ...], dict[int, tuple[int, ...]]]:
     """Find where a network uses its parameters.
 
@@ -229,8 +229,8 @@ def sites(apply_fn: ApplyFn, params: PyTree, x: ArrayLike | jax.ShapeDtypeStruct
     return tuple(found.sites), covered
 
 
-def tapped(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, taps: Sequence[Array]) -> tuple[
-        Float[Array, "N K"], tuple[Array | None, ...]]:
+def tapped(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], taps: Sequence[Float[Array, "..."]]
+           ) -> tuple[Float[Array, "N K"], tuple[Float[Array, "..."] | None, ...]]:
     """Evaluate a network with taps added at its sites; return its outputs and each site's operand h (None for a bias).
 
         ∂f/∂tap = δ, the cotangent of the operation's output;   ∂f/∂θ = Σ h δᵀ over the places of a dense layer

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, PyTree, Shaped
 
 from pkjax.paths.interpreter import PathSum, interpret
 from pkjax.paths.layers import IDENTITIES, REARRANGEMENTS
@@ -111,7 +111,7 @@ class Uniform:
         return Pairs(held.level * (units @ units.T), None)
 
 
-def uniform_pairs(apply_fn: ApplyFn, params: PyTree, X: Float[Array, "N ..."], gates: Sequence[Array]
+def uniform_pairs(apply_fn: ApplyFn, params: PyTree, X: Float[Array, "N ..."], gates: Sequence[Shaped[Array, "N 1 ..."]]
                   ) -> Float[Array, "K N N"]:
     """Sum a_p(x) a_p(x') x_s x'_s over the paths p to each output, for all pairs of inputs.
 
