@@ -38,17 +38,19 @@ def number(value: float | None, digits: int = 4) -> str:
 
 
 def html(heads: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str = "", left: int = 1) -> str:
-    r"""Build an HTML table; its first ``left`` columns are aligned on the left, the others on the right.
+    """Build an HTML table; its first ``left`` columns are aligned on the left, the others on the right.
 
     Nothing but alignment is styled, so that the page's own colours, light or dark, stay readable.
 
-    >>> html(["layer", "kept"], [["<b>", "3"]], left=2)
-    '<table><thead><tr><th>layer</th><th>kept</th></tr></thead><tbody>\n<tr><td>&lt;b&gt;</td><td>3</td></tr>\n...'
+    >>> print(html(["layer", "kept"], [["<b>", "3"]]))
+    <table><thead><tr><th style=text-align:left>layer</th><th style=text-align:right>kept</th></tr></thead><tbody>
+    <tr><td style=text-align:left>&lt;b&gt;</td><td style=text-align:right>3</td></tr>
+    </tbody></table>
     """
     def row(tag: str, cells: Sequence[str]) -> str:
-        right = ' style="text-align:right"'
-        return "<tr>" + "".join(f"<{tag}{'' if i < left else right}>{cell if isinstance(cell, Raw) else escape(cell)}"
-                                f"</{tag}>" for i, cell in enumerate(cells)) + "</tr>"
+        inner = ((cell if isinstance(cell, Raw) else escape(cell), "left" if i < left else "right")
+                 for i, cell in enumerate(cells))       # notebooks align on the right what does not say otherwise
+        return "<tr>" + "".join(f"<{tag} style=text-align:{side}>{cell}</{tag}>" for cell, side in inner) + "</tr>"
     top = f"<caption>{escape(caption)}</caption>" if caption else ""
     body = "\n".join(row("td", cells) for cells in rows)
     return f"<table>{top}<thead>{row('th', heads)}</thead><tbody>\n{body}\n</tbody></table>"
@@ -97,11 +99,12 @@ def _value(value: Any) -> str:
         return repr(value)
     if isinstance(value, float):
         return f"{value:.4g}"
-    if isinstance(value, tuple) and len(value) <= 4 and all(isinstance(v, bool | int | float | str) for v in value):
-        return f"({', '.join(map(_value, value))}{',' * (len(value) == 1)})"
-    if isinstance(value, tuple) and (not value or is_dataclass(value[0]) or hasattr(value[0], "_fields")
+    if isinstance(value, tuple) and all(isinstance(v, bool | int | float | str) for v in value):
+        shown = [*map(_value, value)] if len(value) <= 4 else [_value(value[0]), "…", _value(value[-1])]
+        return f"({', '.join(shown)}{',' * (len(value) == 1)})"
+    if isinstance(value, tuple) and (is_dataclass(value[0]) or hasattr(value[0], "_fields")
                                      or isinstance(value[0], Mapping)):
-        return f"<{len(value):,} of {type(value[0]).__name__}>" if value else "()"
+        return f"<{len(value):,} of {type(value[0]).__name__}>"
     leaves = jax.tree.leaves(value)
     return f"<{len(leaves)} leaves, {sum(int(np.size(leaf)) for leaf in leaves):,} entries>"
 
