@@ -115,7 +115,7 @@ class Report:
 
 
 def analyze(apply_fn: ApplyFn, params: PyTree, X: Shaped[ArrayLike, "N *input"], *, masks: PyTree | None = None,
-            trainable: Trainable = None, k: int | None = None, x: Shaped[ArrayLike, "N *input"] | None = None,
+            trainable: Trainable = None, k: int | None = None, x: Shaped[ArrayLike, "..."] | None = None,
             key: Key[Array, ""] | None = None, progress: Callable[[str], None] | None = None) -> Report:
     """Compare a network's NTK spectrum with its path kernel's and its data factor's, and test Theorem 1 on them.
 

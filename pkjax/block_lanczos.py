@@ -21,7 +21,7 @@ class NotConvergedWarning(UserWarning):
 
     >>> import warnings
     >>> with warnings.catch_warnings(record=True, action="always") as given:
-    ...     found = block_lanczos(lambda v: v * np.linspace(1.0, 2.0, 99), 99, 2, tolerance=1e-12, max_steps=1)
+    ...     found = block_lanczos(lambda rows: rows * np.linspace(0.0, 1.0, 500), 500, 20, most_products=60)
     >>> [warning.category.__name__ for warning in given], found.converged
     (['NotConvergedWarning'], False)
     """

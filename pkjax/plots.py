@@ -261,6 +261,8 @@ def training(history: Sequence[Mapping[str, Any]], ax: "Axes | None" = None, tit
     [50.0, 25.0]
     """
     ax = _axes(ax, 4.6, 3.4)
+    from matplotlib.ticker import MaxNLocator
+
     if len(history) < 2:
         return _empty(ax, title or "Training", "no epoch yet")
     for name, label, colour, style in (("train_accuracy", "training images", BLUE, "--"),
@@ -269,7 +271,7 @@ def training(history: Sequence[Mapping[str, Any]], ax: "Axes | None" = None, tit
         ax.plot(*zip(*rows, strict=True), style, color=colour, label=label, linewidth=1.6,
                 marker="o" if len(rows) <= 12 else None, markersize=3)
     ax.grid(True, linewidth=0.4, alpha=0.5)
-    ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
     ax.legend(fontsize=SMALL - 1, frameon=False, loc="best")
     return _finish(ax, title or "Training", "epoch", "accuracy in %")
 

@@ -201,7 +201,7 @@ def power_of_two(exponent: Any, dtype: Any) -> Float[Array, "..."]:
 
     Source: IEEE 754, section 3.4.
 
-    >>> power_of_two(jnp.array([-3, 0, 2000]), jnp.float64).tolist()
+    >>> power_of_two(jnp.array([-3, 0, 2000]), jnp.float32).tolist()
     [0.125, 1.0, inf]
     """
     whole, digits, bias = layout(dtype)
