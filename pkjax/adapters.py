@@ -47,6 +47,8 @@ def from_linen(module: Any, variables: Mapping[str, Any]) -> tuple[ApplyFn, PyTr
     ``params`` or, when apply_fn is called, where the module draws random numbers or updates its state even
     in evaluation mode.
 
+    Source: definition; frozen BatchNorm is a linear map, which keeps the network a sum over paths.
+
     >>> import flax.linen as nn, jax.numpy as jnp
     >>> def dense(n, m):
     ...     return {"kernel": jnp.ones((n, m), jnp.float32), "bias": jnp.zeros(m, jnp.float32)}
@@ -108,6 +110,8 @@ def from_nnx(module: Any) -> tuple[ApplyFn, PyTree]:
     Raises TypeError where module is not an NNX module, and ValueError where it has no parameters or, when
     apply_fn is called, where it updates its state even in evaluation mode.
 
+    Source: definition.
+
     >>> from flax import nnx
     >>> apply_fn, params = from_nnx(nnx.Linear(4, 2, rngs=nnx.Rngs(0)))
     >>> {name: value.shape for name, value in params.items()}
@@ -160,7 +164,9 @@ def ones_input(shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> Shaped[A
 
     Shapes: ``shape`` is that of one example, without the batch; the result is (1, *shape).
 
-    Source: the input 𝟙 of R in section 4 of Gebhart et al. (2021).
+    Raises what ``jnp.ones`` raises for a shape or type that is none.
+
+    Source: the input 𝟙 of R in Gebhart, Saxena and Schrater (2021), equations 15 and 16.
 
     >>> ones_input((28, 28, 1)).shape
     (1, 28, 28, 1)
@@ -178,7 +184,7 @@ def mean_input(X: Float[Array, "n ..."] | Float[np.ndarray, "n ..."], *,
 
     Raises ValueError where X is empty or, outside of ``jit``, where the mean is negative somewhere.
 
-    Source: section 5 of Gebhart et al. (2021).
+    Source: Gebhart, Saxena and Schrater (2021), section 4.2.
 
     >>> import jax.numpy as jnp
     >>> mean_input(jnp.array([[1.0, 2.0], [3.0, 4.0]]))

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Key, PyTree, Shaped
 
-from pkjax import path_kernel
+from pkjax import path_kernel, summary
 from pkjax.checks import Check, exactness
 from pkjax.connectivity import connectivity
 from pkjax.eigensolvers import exact
@@ -33,7 +33,22 @@ BYTES = 10**9
 
 @dataclass(frozen=True)
 class Report:
-    """Spectra, traces, overlaps, claims and checks of one network on one batch. All arrays are float64 on the host."""
+    """Spectra, traces, overlaps, claims and checks of one network on one batch.
+
+    Returned by ``analyze``. Shows itself as text and, in a notebook, as tables; ``pk.plots.report`` draws it, and
+    ``to_dict`` makes it JSON. All arrays are float64 on the host.
+
+    >>> import jax.numpy as jnp
+    >>> analyze(lambda w, x: x @ w, jnp.ones((2, 1)), jnp.eye(2))
+    Report on 2 examples of 1 outputs
+      weights kept                     2 of 2
+      parameters that train            2
+      Tr Θ                             2
+      Tr Π                             2
+      ...
+      claims that do not hold          none of 10
+      exactness checks                 9 of 9 passed
+    """
 
     lam: Float[np.ndarray, "l"]
     """λ: eigenvalues of Θ, descending: all NK of them up to NK = 4096, the 256 largest of more."""
@@ -71,11 +86,20 @@ class Report:
     layers: tuple[LayerReport, ...]
     """What a mask leaves of each kernel."""
     samples: int
+    """N, examples of the batch."""
     outputs: int
+    """K, outputs of the network."""
     parameters: int
     """Parameters that train."""
     seconds: dict[str, float]
     """Time spent on each part."""
+
+    def __repr__(self) -> str:
+        return summary.text(self)
+
+    def _repr_html_(self) -> str:
+        one = {"": self}
+        return "\n".join((summary.summary_table(one), summary.claims_table(one), summary.checks_table(one)))
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as numbers, lists and strings that JSON can hold."""
@@ -90,9 +114,9 @@ class Report:
         return plain
 
 
-def analyze(apply_fn: ApplyFn, params: PyTree, X: ArrayLike, *, masks: PyTree | None = None,
-            trainable: Trainable = None, k: int | None = None, x: ArrayLike | None = None, key: Array | None = None,
-            progress: Callable[[str], None] | None = None) -> Report:
+def analyze(apply_fn: ApplyFn, params: PyTree, X: Shaped[ArrayLike, "N *input"], *, masks: PyTree | None = None,
+            trainable: Trainable = None, k: int | None = None, x: Shaped[ArrayLike, "..."] | None = None,
+            key: Key[Array, ""] | None = None, progress: Callable[[str], None] | None = None) -> Report:
     """Compare a network's NTK spectrum with its path kernel's and its data factor's, and test Theorem 1 on them.
 
     Θ = J_v^f Π J_v^fᵀ and A = J_v^f J_v^fᵀ are computed exactly on the batch, Π's spectrum without data. Of matrices
@@ -120,7 +144,7 @@ def analyze(apply_fn: ApplyFn, params: PyTree, X: ArrayLike, *, masks: PyTree | 
       FloatingPointError: more paths than float64 counts.
       NotPathNetworkError: an operation has no paths.
 
-    Source: Gebhart, Saxena and Schrater (2021), sections 3 and 5, theorem 1.
+    Source: Gebhart, Saxena and Schrater (2021), section 3.1, theorem 1 and equations 11 to 13.
 
     >>> import jax.numpy as jnp
     >>> net = lambda w, x: jnp.maximum(x @ w["a"], 0.) @ w["b"]

@@ -102,6 +102,8 @@ def inverted(score_fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
     The result takes the arguments of ``score_fn`` and shows its signature. Two inversions of the same function
     are equal, so that what is compiled for one serves the other.
 
+    Raises nothing itself; the result raises what ``score_fn`` does.
+
     Source: Frankle et al. 2021, the ablation "inversion".
 
     >>> import jax.numpy as jnp

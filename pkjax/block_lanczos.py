@@ -15,7 +15,16 @@ __all__ = ["BlockLanczos", "NotConvergedWarning", "block_lanczos"]
 
 
 class NotConvergedWarning(UserWarning):
-    """An eigenvalue search ended before its results were certain; the message says how far it came."""
+    """An eigenvalue search ended before its results were certain; the message says how far it came.
+
+    Given by ``path_kernel.eigenpairs``, ``path_kernel.eigenvalues`` and ``ntk_eigenpairs``.
+
+    >>> import warnings
+    >>> with warnings.catch_warnings(record=True, action="always") as given:
+    ...     found = block_lanczos(lambda rows: rows * np.linspace(0.0, 1.0, 500), 500, 20, most_products=60)
+    >>> [warning.category.__name__ for warning in given], found.converged
+    (['NotConvergedWarning'], False)
+    """
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from pkjax import paths
+from pkjax import paths, tables
 from pkjax.masks import apply_masks
-from pkjax.prune_result import DisconnectedWarning, LayerReport, layer_report
+from pkjax.prune_result import DisconnectedWarning, LayerReport, layer_report, layers_table
 from pkjax.trees import ApplyFn, Predicate, check_masks, is_floating, kernels, leaf_names, select
 
 __all__ = ["Connectivity", "connectivity"]
@@ -28,20 +28,31 @@ __all__ = ["Connectivity", "connectivity"]
 class Connectivity:
     """What is left of the paths of a masked network.
 
-    Attributes:
-        connected: whether a path leads from any input entry to any output. Paths that start at a bias do not
-            count: a network that is not connected is a constant function.
-        log10_paths: decimal logarithm of the number of live paths, those from biases included; −inf where there
-            is none.
-        log10_effective_paths: decimal logarithm of R_2²/R_4, the number of paths that carry the path norm
-            (participation ratio of v_p²); None where no path of weights other than 0 is left.
-        layers: a report for each prunable leaf, in flattening order, with the share of R_1 that flows through it.
+    Returned by ``connectivity``. Shows itself as a short text and, in a notebook, as a table of its layers.
+
+    >>> import jax.numpy as jnp
+    >>> connectivity(lambda w, x: x @ w, jnp.ones((5, 2)), jnp.ones((1, 5)), masks=None)
+    Connectivity(connected=True, log10_paths=1, log10_effective_paths=1, layers=<1 of LayerReport>)
     """
 
     connected: bool
+    """Whether a path leads from any input entry to any output. Paths that start at a bias do not count: a network that
+    is not connected is a constant function."""
     log10_paths: float
+    """Decimal logarithm of the number of live paths, those from biases included; −inf where there is none."""
     log10_effective_paths: float | None
+    """Decimal logarithm of R_2²/R_4, the number of paths that carry the path norm (participation ratio of v_p²); None
+    where no path of weights other than 0 is left."""
     layers: tuple[LayerReport, ...]
+    """A report for each prunable leaf, in flattening order, with the share of R_1 that flows through it."""
+
+    __repr__ = tables.brief
+
+    def _repr_html_(self) -> str:
+        effective = "" if self.log10_effective_paths is None else (
+            f", of which 10^{tables.number(self.log10_effective_paths)} carry the path norm")
+        return layers_table(self.layers, f"10^{tables.number(self.log10_paths)} paths{effective}" if self.connected
+                            else "no path from input to output: a constant function")
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON (an infinite logarithm becomes None)."""

@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 import numpy as np
 from jaxtyping import Float32, Int, UInt8
 
+from pkjax import tables
+
 __all__ = ["Dataset", "load", "names"]
 
 # Mean and standard deviation per channel of the training images, scaled to [0, 1]; digits' are computed.
@@ -30,18 +32,35 @@ T = TypeVar("T")
 class Dataset:
     """Labelled images, held as they are stored: one byte a pixel and channel.
 
-    ``images`` is (raw − mean) / std with ``raw`` the pixels in [0, 1]; mean and std, per channel, are 0 and 1 where
-    the images are not to be normalised.
+    ``images`` is (raw − mean) / std with ``raw`` the pixels in [0, 1]. Returned by ``load``.
+
+    >>> load("digits", samples=32)
+    Dataset(
+        pixels=uint8[32,8,8,1],
+        labels=int64[32] 6 … 4,
+        mean=float32[1] 0.3054,
+        std=float32[1] 0.3755,
+        classes=10,
+        name='digits',
+        levels=16)
     """
 
     pixels: UInt8[np.ndarray, "n h w c"]
+    """Grey levels, from 0 to ``levels``."""
     labels: Int[np.ndarray, " n"]
+    """Classes, counted from 0."""
     mean: Float32[np.ndarray, " c"]
+    """Mean of each channel of the training images in [0, 1]; 0 where the images are not to be normalised."""
     std: Float32[np.ndarray, " c"]
+    """Standard deviation of each channel of the training images in [0, 1]; 1 where they are not to be normalised."""
     classes: int
+    """How many classes there are."""
     name: str
+    """What ``load`` calls the data set."""
     levels: int
     """Steps of the pixels' scale from black to white."""
+
+    __repr__ = tables.brief
 
     def __len__(self) -> int:
         """Count the examples."""
@@ -78,6 +97,9 @@ def load(name: str = "digits", *, split: str = "train", samples: int | None = No
 
     Raises ValueError for an unknown name or split or a number of samples that the split does not have,
     FileNotFoundError where the data is missing and cannot be had, ImportError where the extra is missing.
+
+    Source: the data sets of Gebhart, Saxena and Schrater (2021), section 5, and digits; statistics of the channels as
+    the PyTorch codes of the field have them.
 
     >>> digits = load("digits", samples=32)
     >>> digits.images.shape, digits.classes

@@ -41,7 +41,7 @@ def data_factor(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array | np.ndarray,
         NotPathNetworkError: where the network is no sum over paths.
         FloatingPointError: where the paths are too many for the type (convolutional networks in float32).
 
-    Source: Gebhart et al. 2021, equation 9 (the factor J_v^f of the path decomposition of the tangent kernel).
+    Source: Gebhart et al. 2021, equations 10 and 11 (the factor J_v^f of the path decomposition of the tangent kernel).
 
     >>> import jax.numpy as jnp
     >>> x = jnp.asarray([[1., 0.], [1., 2.]])

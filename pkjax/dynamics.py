@@ -19,6 +19,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Shaped
 
+from pkjax import tables
 from pkjax.dynamics_checks import floats, problem, rounding_of
 from pkjax.forecasts import ForecastFit, fit_forecast, forecast
 from pkjax.linear_network import linearize, predict, weight_change
@@ -32,24 +33,43 @@ Numbers = Float[Array | np.ndarray, "..."]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Trajectory:
-    """A linearised network in training; the leading axis T is absent where ``t`` was a single time."""
+    """A linearised network in training; the leading axis T is absent where ``t`` was a single time.
 
-    times: Array
-    """(T,) time, or steps."""
-    outputs: Array
-    """(T, N, K) f⁻ on the training set."""
-    coefficients: Array
-    """(T, N, K) c_t, from which ``weight_change`` and ``predict`` take weights and other outputs."""
-    weight_change: Array
-    """(T,) ``‖ω_t‖``, with ``‖ω_t‖² = c_tᵀ Θ c_t``."""
-    output_norm: Array
-    """(T,) ``‖f⁻_t‖`` over all examples and outputs."""
-    loss: Array
-    """(T,) L."""
+    Returned by ``linearized`` and ``flow``. Shows itself as a short text and, in a notebook, as a table of its times.
+
+    >>> linearized(jnp.eye(2), jnp.zeros((2, 1)), jnp.ones((2, 1)), learning_rate=1.0, t=jnp.array([0.0, 9.0]))
+    Trajectory(
+        times=float...[2] 0 … 9,
+        outputs=float...[2,2,1],
+        coefficients=float...[2,2,1],
+        weight_change=float...[2] 0 … 1.414,
+        output_norm=float...[2] 0 … 1.414,
+        loss=float...[2] 1 … 1.523e-08)
+    """
+
+    times: Shaped[Array, "*T"]
+    """Time, or steps."""
+    outputs: Float[Array, "*T N K"]
+    """f⁻ on the training set."""
+    coefficients: Float[Array, "*T N K"]
+    """c_t, from which ``weight_change`` and ``predict`` take weights and other outputs."""
+    weight_change: Float[Array, "*T"]
+    """``‖ω_t‖``, with ``‖ω_t‖² = c_tᵀ Θ c_t``."""
+    output_norm: Float[Array, "*T"]
+    """``‖f⁻_t‖`` over all examples and outputs."""
+    loss: Float[Array, "*T"]
+    """L."""
+
+    __repr__ = tables.brief
+
+    def _repr_html_(self) -> str:
+        each = {"t": self.times, "‖ω‖": self.weight_change, "‖f‖": self.output_norm, "loss": self.loss}
+        return tables.pairs({name: np.ravel(value) for name, value in each.items()}, "linearised training")
 
 
 def linearized(theta: Numbers, f0: Float[Array | np.ndarray, "N K"], y: Shaped[Array | np.ndarray, "..."], *,
-               learning_rate: ArrayLike, t: ArrayLike, discrete: bool = False) -> Trajectory:
+               learning_rate: Shaped[ArrayLike, "..."], t: Shaped[ArrayLike, "..."], discrete: bool = False
+               ) -> Trajectory:
     """Train the linearised network under the squared error, in closed form.
 
         f⁻_t = y + e^{−ηΘt} (f_0 − y),   c_t = Θ⁻¹ (I − e^{−ηΘt}) (f_0 − y),   ‖ω_t‖² = c_tᵀ Θ c_t
@@ -100,7 +120,7 @@ def linearized(theta: Numbers, f0: Float[Array | np.ndarray, "N K"], y: Shaped[A
 
 
 def flow(theta: Numbers, f0: Float[Array | np.ndarray, "N K"], loss_fn: Callable[[Array], Array], *,
-         learning_rate: ArrayLike, t: ArrayLike, rtol: float = 1e-6) -> Trajectory:
+         learning_rate: Shaped[ArrayLike, "..."], t: Shaped[ArrayLike, "..."], rtol: float = 1e-6) -> Trajectory:
     """Train the linearised network under any loss, by integrating its differential equation.
 
         ċ_t = η ∇_f L(f⁻_t),   f⁻_t = f_0 − Θ c_t

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Float64, PyTree
 
-from pkjax import paths
+from pkjax import paths, tables
 from pkjax.block_lanczos import NotConvergedWarning, block_lanczos
 from pkjax.dual_gram import check_start, flat_product, make_problem
 from pkjax.plans import default_memory_limit
@@ -25,18 +25,34 @@ _AT_ONCE = 2**24   # entries of the vectors that G multiplies at a time
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Eigenpairs:
-    """The largest eigenpairs of the dual Gram matrix."""
+    """The largest eigenpairs of the dual Gram matrix, and so the largest eigenvalues of Π.
 
-    values: np.ndarray
-    """(k,) float64, descending."""
+    Returned by ``path_kernel.eigenpairs``. Shows itself as a short text and, in a notebook, as a table.
+
+    >>> from pkjax import path_kernel
+    >>> path_kernel.eigenpairs(lambda w, x: x @ w, jnp.ones((2, 1)), jnp.ones((1, 2)), k=2)
+    Eigenpairs(
+        values=float64[2] 1 … 1,
+        vectors=float64[2,2,1],
+        ...
+        converged=True)
+    """
+
+    values: Float64[np.ndarray, "k"]
+    """π, descending."""
     vectors: PyTree
-    """Like the parameters with a leading axis k; orthonormal."""
-    residuals: np.ndarray
-    """(k,) ``‖G z − π z‖``."""
-    bounds: np.ndarray
-    """(k,) how far each value may be from the eigenvalue of its rank."""
+    """z: like the parameters with a leading axis k; orthonormal. None where they were not asked for."""
+    residuals: Float64[np.ndarray, "k"]
+    """``‖G z − π z‖``."""
+    bounds: Float64[np.ndarray, "k"]
+    """How far each value may be from the eigenvalue of its rank."""
     converged: bool
     """Whether the bounds hold for all; a :class:`NotConvergedWarning` was given if not."""
+
+    __repr__ = tables.brief
+
+    def _repr_html_(self) -> str:
+        return tables.pairs({"eigenvalue": self.values, "error at most": self.bounds}, "largest eigenvalues of Π")
 
 
 def exact(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, masks: PyTree | None = None,

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
+from pkjax import tables
 from pkjax.dynamics_checks import common_shape, floats, nonnegative
 
 __all__ = ["ForecastFit", "fit_forecast", "forecast"]
@@ -19,19 +20,28 @@ PROGRESS = "trace_pi · learning_rate · t"
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ForecastFit:
-    """The free parameters of ``forecast`` that fit measured values best."""
+    """The free parameters of ``forecast`` that fit measured values best.
 
-    a: Array
+    Returned by ``fit_forecast``.
+
+    >>> ForecastFit(a=jnp.array(3.0), b=None, r_squared=jnp.array(0.9))
+    ForecastFit(a=3, b=None, r_squared=0.9)
+    """
+
+    a: Float[Array, ""]
     """The level that is approached."""
-    b: Array | None
+    b: Float[Array, ""] | None
     """The level at the start, None where it is 0 by assumption."""
-    r_squared: Array
+    r_squared: Float[Array, ""]
     """1 − (sum of squared residuals) / (sum of squared deviations from the mean): below 0 where the mean fits better,
     NaN where all values are equal."""
 
+    __repr__ = tables.brief
 
-def forecast(trace_pi: ArrayLike, *, learning_rate: ArrayLike, t: ArrayLike, a: ArrayLike,
-             b: ArrayLike | None = None) -> Float[Array, "..."]:
+
+def forecast(trace_pi: Shaped[ArrayLike, "..."], *, learning_rate: Shaped[ArrayLike, "..."],
+             t: Shaped[ArrayLike, "..."], a: Shaped[ArrayLike, "..."], b: Shaped[ArrayLike, "..."] | None = None
+             ) -> Float[Array, "..."]:
     """Forecast how far training gets from the trace of the path kernel alone, which stands for Θ.
 
         ‖ω_t‖ ≈ a (1 − e^{−ηTr(Π)t}),   with b: ‖f⁻_t‖ ≈ a (1 − e^{−ηTr(Π)t}) + b e^{−ηTr(Π)t}
@@ -60,8 +70,9 @@ def forecast(trace_pi: ArrayLike, *, learning_rate: ArrayLike, t: ArrayLike, a: 
     return risen if bottom is None else risen + bottom * jnp.exp(-z)
 
 
-def fit_forecast(trace_pi: ArrayLike, values: ArrayLike, *, learning_rate: ArrayLike, t: ArrayLike,
-                 start: bool = False) -> ForecastFit:
+def fit_forecast(trace_pi: Shaped[ArrayLike, "..."], values: Shaped[ArrayLike, "..."], *,
+                 learning_rate: Shaped[ArrayLike, "..."], t: Shaped[ArrayLike, "..."], start: bool = False
+                 ) -> ForecastFit:
     """Fit the free parameters of ``forecast`` to measured values, by linear least squares.
 
     Args:

@@ -2,14 +2,13 @@
 
 import base64
 import io
-import re
 from collections.abc import Callable, Mapping
 from html import escape
 from typing import Any
 
-from pkjax import plots
+from pkjax import plots, tables
 from pkjax.analysis import Report
-from pkjax.summary import finding, lines, status
+from pkjax.summary import checks_table, claims_table, summary_table
 
 __all__ = ["page"]
 
@@ -53,27 +52,27 @@ def page(reports: Mapping[str, Report], *, title: str, settings: Mapping[str, ob
     """
     if not reports:
         raise ValueError("a page needs at least one report")
-    heads = [*reports]
-    each = [lines(report) for report in reports.values()]
-    summary = [[escape(rows[0][0]), *(_unbroken(value) for _, value in rows)] for rows in zip(*each, strict=True)]
+    names = list(dict.fromkeys(name for report in reports.values() for name in report.seconds))
+    seconds = [[name, *(f"{report.seconds.get(name, 0.0):.2f}" for report in reports.values())] for name in names]
+    seconds.append(["in all", *(f"{sum(report.seconds.values()):.2f}" for report in reports.values())])
     body = [
         f"<h1>{escape(title)}</h1>", f"<p class=note>{_sentence(settings)}</p>",
-        "<h2>Summary</h2>", _table(["", *map(escape, heads)], summary),
+        "<h2>Summary</h2>", summary_table(reports),
         "<h2>Theorem 1, claim by claim</h2>",
         "<p class=note>All eigenvalues sorted downwards: λ of Θ, ν of A, π of Π. The number is the largest left "
         "side as a multiple of its bound, with the index; for products, per factor. Claims that are false in "
         "general are reported as found.</p>",
-        _table(["claim", "status", *map(escape, heads)], _claims(reports)),
+        claims_table(reports),
         "<h2>Exactness checks</h2>",
         "<p class=note>The same quantities, computed a second way.</p>",
-        _table(["identity", *map(escape, heads)], _checks(reports)),
+        checks_table(reports),
     ]
     for name, draw, note in PICTURES:
         figures = "".join(f"<figure><figcaption>{escape(head)}</figcaption><img alt=\"{escape(name)}, {escape(head)}\""
                           f" src=\"data:image/png;base64,{_png(draw(report))}\"></figure>"
                           for head, report in reports.items())
-        body += [f"<h2>{name}</h2><p class=note>{_formula(note)}</p>", f"<div class=pictures>{figures}</div>"]
-    body += ["<h2>Time</h2>", _table(["seconds", *map(escape, heads)], _seconds(reports)),
+        body += [f"<h2>{name}</h2><p class=note>{tables.formula(note)}</p>", f"<div class=pictures>{figures}</div>"]
+    body += ["<h2>Time</h2>", tables.html(["seconds", *reports], seconds, left=1 + len(reports)),
              f"<p class=note>{_sentence(environment)}</p>"]
     return ("<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">"
             "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">"
@@ -81,59 +80,8 @@ def page(reports: Mapping[str, Report], *, title: str, settings: Mapping[str, ob
             + "\n</body></html>\n")
 
 
-def _table(heads: list[str], rows: list[list[str]]) -> str:
-    top = "".join(f"<th>{head}</th>" for head in heads)
-    inner = "\n".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><thead><tr>{top}</tr></thead><tbody>\n{inner}\n</tbody></table>"
-
-
 def _sentence(values: Mapping[str, object]) -> str:
     return " · ".join(f"{escape(str(name))} <b>{escape(str(value))}</b>" for name, value in values.items())
-
-
-def _formula(text: str) -> str:
-    """Escape a text and set its indices, ``λ_i`` and ``Σ_{i≤n}``, below the line."""
-    return re.sub(r"_(?:\{([^}]+)\}|([A-Za-z0-9θ]+))", lambda found: f"<sub>{found[1] or found[2]}</sub>", escape(text))
-
-
-def _unbroken(number: str) -> str:
-    """Escape a number whose negative exponent must not start a new line."""
-    return escape(number).replace("e-", "e\N{NON-BREAKING HYPHEN}")
-
-
-def _claims(reports: Mapping[str, Report]) -> list[list[str]]:
-    first = next(iter(reports.values()))
-    rows = []
-    for name, claim in first.claims.items():
-        cells = []
-        for report in reports.values():
-            found = report.claims[name]
-            kind = "holds" if found.holds else "broken" if found.proven else "fails"
-            cells.append(f"<span class={kind}>{escape(finding(found))}</span>")
-        rows.append([f"<b>{escape(name)}</b><br>{_formula(claim.text)}", status(claim), *cells])
-    return rows
-
-
-def _checks(reports: Mapping[str, Report]) -> list[list[str]]:
-    texts = {name: check.text for report in reports.values() for name, check in report.checks.items()}
-    rows = []
-    for name, text in texts.items():
-        cells = []
-        for report in reports.values():
-            check = report.checks.get(name)
-            if check is None:
-                cells.append("not made")
-            else:
-                verdict, kind = ("passed", "holds") if check.passed else ("FAILED", "broken")
-                cells.append(f"<span class={kind}>{verdict}</span>, error {check.error:.1e} of {check.tolerance:.1e}")
-        rows.append([f"<b>{escape(name)}</b><br>{_formula(text)}", *cells])
-    return rows
-
-
-def _seconds(reports: Mapping[str, Report]) -> list[list[str]]:
-    names = list(dict.fromkeys(name for report in reports.values() for name in report.seconds))
-    rows = [[escape(name), *(f"{report.seconds.get(name, 0.0):.2f}" for report in reports.values())] for name in names]
-    return [*rows, ["in all", *(f"{sum(report.seconds.values()):.2f}" for report in reports.values())]]
 
 
 def _png(figure: Any) -> str:

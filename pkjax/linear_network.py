@@ -23,8 +23,11 @@ def linearize(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array | np.ndarray, "
 
         f⁻(X, θ_t) = f(X, θ_0) + ∇_θ f(X, θ_0) (θ_t − θ_0)
 
-    by one forward derivative, which ``grad`` and ``jit`` go through. Arguments and errors are those of ``ntk``; what
-    is masked or does not train counts as unmoved, and parameters θ_t of another structure or shapes raise ValueError.
+    by one forward derivative, which ``grad`` and ``jit`` go through. Arguments are those of ``ntk``; what is masked or
+    does not train counts as unmoved.
+
+    Raises: as ``ntk``; the function that is returned raises ValueError for parameters θ_t of another structure or
+    shapes.
 
     Source: Gebhart, Saxena and Schrater (2021), equation 4.
 

@@ -33,6 +33,8 @@ def apply_masks(params: PyTree, masks: PyTree) -> PyTree:
 
     Raises ValueError where the trees differ, TypeError where the masks are not booleans.
 
+    Source: definition.
+
     >>> import jax.numpy as jnp
     >>> apply_masks({"kernel": jnp.array([1.0, -2.0, jnp.nan])}, {"kernel": jnp.array([True, True, False])})
     {'kernel': Array([ 1., -2.,  0.], dtype=float...)}
@@ -72,6 +74,8 @@ def masked(
 
     Raises ValueError or TypeError from ``init`` and ``update`` where the masks do not match the parameters, and
     ImportError where optax is missing.
+
+    Source: definition; the pruned weights stay out of training in Gebhart, Saxena and Schrater (2021), section 5.
 
     >>> import jax.numpy as jnp, optax
     >>> params = {"kernel": jnp.array([1.0, 3.0])}
@@ -132,6 +136,8 @@ def save_masks(path: str | os.PathLike[str], masks: PyTree) -> None:
 
     Raises TypeError where the masks are not booleans, OSError where the file cannot be written.
 
+    Source: definition.
+
     >>> import jax.numpy as jnp, tempfile
     >>> masks = {"kernel": jnp.array([[True, False, True]])}
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -161,6 +167,14 @@ def load_masks(path: str | os.PathLike[str], like: PyTree) -> PyTree:
 
     Raises FileNotFoundError where there is no file, and ValueError where it is cut short, damaged, no file of
     masks, or of another network: the message names the first leaf whose name or shape differs.
+
+    Source: definition.
+
+    >>> import jax.numpy as jnp, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_masks(f"{folder}/masks.npz", {"kernel": jnp.array([[True, False]])})
+    ...     load_masks(f"{folder}/masks.npz", like={"kernel": jnp.ones((1, 2))})
+    {'kernel': Array([[ True, False]], dtype=bool)}
     """
     content = Path(path).read_bytes()
     try:

@@ -60,7 +60,7 @@ def ntk(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array | np.ndarray, "N ..."
             "neural-tangents" take any differentiable network.
         ImportError: where engine "neural-tangents" is asked for and cannot be loaded.
 
-    Source: equation 2 of Jacot et al. 2018; Gebhart et al. 2021, section 2 and equation 9 (Θ = J_v^f Π J_v^fᵀ).
+    Source: equation 2 of Jacot et al. 2018; Gebhart et al. 2021, equations 3 and 11 (Θ = J_v^f Π J_v^fᵀ).
 
     >>> import jax.numpy as jnp
     >>> w = jnp.asarray([[1., 2.], [3., 4.]])
@@ -86,12 +86,17 @@ def ntk_plan(apply_fn: ApplyFn, params: PyTree, X: Any, X2: Any = None, *, engin
              memory_limit: int | None = None, devices: int = 1) -> NtkPlan:
     """Say how ``ntk`` would compute a kernel, and what that costs, without computing any of it.
 
-    Arguments and errors are those of ``ntk``; of ``params``, ``X`` and ``X2`` shapes and types suffice
+    Arguments are those of ``ntk``; of ``params``, ``X`` and ``X2`` shapes and types suffice
     (``jax.ShapeDtypeStruct``), and ``devices`` is how many the mesh would have.
 
     Returns:
         The engine, the route of each leaf, tiles, floating-point operations, bytes moved, and the bytes that one
         device holds at a time. Operations are counted; the two figures of bytes are estimates.
+
+    Raises:
+        ValueError: as ``ntk``, for a kernel that does not fit included.
+
+    Source: definition; operations of matrix products counted as 2 for a multiplication and an addition.
 
     >>> import jax.numpy as jnp
     >>> x = jnp.ones((100, 30))

@@ -25,7 +25,11 @@ def ntk_trace(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array | np.ndarray, "
         Tr Θ = Σ_x Σ_k ‖∇_θ f_k(x)‖²
 
     exact, K backward passes for each example: where the network is a sum over paths, from the norms of each layer's
-    operands and cotangents, without a gradient of the parameters. Arguments and errors are those of ``ntk``.
+    operands and cotangents, without a gradient of the parameters. Arguments are those of ``ntk``.
+
+    Raises: as ``ntk``.
+
+    Source: Gebhart, Saxena and Schrater (2021), equation 3 for Θ.
 
     >>> import jax.numpy as jnp
     >>> x = jnp.asarray([[1., 0.], [1., 1.]])
@@ -45,8 +49,12 @@ def ntk_matvec(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array | np.ndarray, 
         (Θ v)[x, k] = Σ_{x', l} Θ[x, x', k, l] v[x', l] = J_θ^f (J_θ^fᵀ v)
 
     The examples are taken ``batch_size`` at a time (None: as many as have activations of 256 MB), so that memory is
-    that of one batch and two sets of parameters, whatever N. Arguments and errors are those of ``ntk``; the map
-    raises ValueError for v of another shape than (N, K).
+    that of one batch and two sets of parameters, whatever N. Arguments are those of ``ntk``.
+
+    Raises: as ``ntk``, and ValueError for a batch_size below 1; the map raises ValueError for v of another shape than
+    (N, K).
+
+    Source: Gebhart, Saxena and Schrater (2021), equation 3 for Θ.
 
     >>> import jax.numpy as jnp
     >>> x = jnp.asarray([[1., 0.], [1., 1.]])

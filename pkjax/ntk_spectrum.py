@@ -11,8 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree, Shaped
+from jaxtyping import Array, Float, Float64, Key, PyTree, Shaped
 
+from pkjax import tables
 from pkjax.block_lanczos import block_lanczos
 from pkjax.ntk_products import ntk_matvec, ntk_trace
 from pkjax.spectra import SpectralDensity, frobenius, quadrature, trace
@@ -26,23 +27,41 @@ Inputs = Shaped[Array | np.ndarray, "N ..."]
 
 @dataclass(frozen=True)
 class NtkEigenpairs:
-    """The largest eigenpairs of Θ."""
+    """The largest eigenpairs of Θ.
 
-    values: np.ndarray
-    """(k,) descending."""
-    vectors: np.ndarray
-    """(k, N, K), orthonormal."""
-    residuals: np.ndarray
-    """(k,) ``‖Θ u − λ u‖``: an eigenvalue lies within that of the value."""
+    Returned by ``ntk_eigenpairs``. Shows itself as a short text and, in a notebook, as a table.
+
+    >>> import jax.numpy as jnp
+    >>> ntk_eigenpairs(lambda w, x: x @ w, jnp.ones((2, 1)), jnp.diag(jnp.array([3., 2.])), k=2)
+    NtkEigenpairs(
+        values=float64[2] 9 … 4,
+        vectors=float64[2,2,1],
+        ...
+        converged=True)
+    """
+
+    values: Float64[np.ndarray, "k"]
+    """λ, descending."""
+    vectors: Float64[np.ndarray, "k N K"]
+    """u, orthonormal."""
+    residuals: Float64[np.ndarray, "k"]
+    """``‖Θ u − λ u‖``: an eigenvalue lies within that of the value."""
     converged: bool
     """Whether all residuals are small and no larger eigenvalue is missing; a ``NotConvergedWarning`` was given if
     not."""
 
+    __repr__ = tables.brief
 
-def ntk_trace_estimate(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, key: Array, samples: int = 16,
+    def _repr_html_(self) -> str:
+        return tables.pairs({"eigenvalue": self.values, "residual": self.residuals}, "largest eigenvalues of Θ")
+
+
+def ntk_trace_estimate(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, key: Key[Array, ""], samples: int = 16,
                        masks: PyTree | None = None, trainable: Trainable = None, batch_size: int | None = None
                        ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Estimate Tr Θ from 2 · samples products: (estimate, standard error).
+
+        Tr Θ = Tr(Qᵀ Θ Q) + E[sᵀ (I − QQᵀ) Θ (I − QQᵀ) s],   Q an orthonormal basis of Θ times random vectors
 
     XTrace, the successor of Hutch++ that also says how sure it is: the trace on a random range exactly, the rest by
     sampling. ``ntk_trace`` is exact for K backward passes an example; this is for K in the thousands. With samples of
@@ -63,12 +82,16 @@ def ntk_trace_estimate(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, key: Arr
     return trace(multiply, jnp.zeros(int(np.prod(shape.shape)), shape.dtype), key, samples)
 
 
-def ntk_frobenius(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, key: Array, samples: int = 32,
+def ntk_frobenius(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, key: Key[Array, ""], samples: int = 32,
                   masks: PyTree | None = None, trainable: Trainable = None, batch_size: int | None = None
                   ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Estimate ``‖Θ‖_F`` from so many products: (estimate, standard error).
 
-    The root of the mean of ``‖Θ s‖²`` over random signs s. Raises: ValueError for samples < 2, and as ``ntk``.
+        ‖Θ‖_F² = E ‖Θ s‖²   over random signs s
+
+    Raises: ValueError for samples < 2, and as ``ntk``.
+
+    Source: Hutchinson (1990).
 
     >>> import jax, jax.numpy as jnp
     >>> norm, error = ntk_frobenius(lambda w, x: x @ w, jnp.ones((2, 1)), jnp.eye(2), key=jax.random.key(0))
@@ -82,12 +105,16 @@ def ntk_frobenius(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, key: Array, s
     return norm * scale, error / (2 * norm) * scale
 
 
-def ntk_effective_rank(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, key: Array, samples: int = 32,
+def ntk_effective_rank(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, key: Key[Array, ""], samples: int = 32,
                        masks: PyTree | None = None, trainable: Trainable = None, batch_size: int | None = None
                        ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Estimate ``Tr(Θ)² / ‖Θ‖_F²``, how many equal eigenvalues Θ amounts to: (estimate, standard error).
 
-    The trace is exact, the norm estimated as by ``ntk_frobenius``. Errors: as there.
+    The trace is exact, the norm estimated as by ``ntk_frobenius``.
+
+    Raises: as ``ntk_frobenius``.
+
+    Source: definition: the participation ratio of Θ's eigenvalues.
 
     >>> import jax, jax.numpy as jnp
     >>> rank, error = ntk_effective_rank(lambda w, x: x @ w, jnp.ones((2, 1)), jnp.eye(2), key=jax.random.key(0))
@@ -105,12 +132,18 @@ def ntk_eigenpairs(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, k: int, mask
                    ) -> NtkEigenpairs:
     """The k largest eigenvalues of Θ with multiplicities and their eigenvectors, by block Lanczos.
 
+        Θ u_i = λ_i u_i,   λ_1 ≥ λ_2 ≥ …
+
     Args: as in ``ntk_matvec``, and
         k: how many, at most NK.
         tolerance: residual at which a pair has converged, relative to the largest eigenvalue; None means 100 times
             the spacing of the numbers of the outputs' type.
 
+    Returns: values (k,), vectors (k, N, K), residuals (k,).
+
     Raises: ValueError for k out of range, and as ``ntk``.
+
+    Source: Gebhart, Saxena and Schrater (2021), λ_i of theorem 1; Golub and Underwood (1977) for block Lanczos.
 
     >>> import jax.numpy as jnp
     >>> x = jnp.asarray([[3., 0.], [0., 2.]])
@@ -128,12 +161,16 @@ def ntk_eigenpairs(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, k: int, mask
                          found.converged)
 
 
-def ntk_density(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, key: Array, samples: int = 8, depth: int = 64,
+def ntk_density(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, key: Key[Array, ""], samples: int = 8, depth: int = 64,
                 points: int = 200, decades: float = 6.0, width: float = 0.08, masks: PyTree | None = None,
                 trainable: Trainable = None, batch_size: int | None = None) -> SpectralDensity:
     """Spectral density of Θ by stochastic Lanczos quadrature.
 
-    Args: as in ``ntk_matvec``, and those of ``path_kernel.density``. Errors: as ``ntk``.
+    Args: as in ``ntk_matvec``, and those of ``path_kernel.density``.
+
+    Returns: the density (eigenvalues to a decade), and its nodes and weights.
+
+    Raises: as ``ntk``.
 
     Source: Ghorbani, Krishnan and Xiao (2019), section 3; Lanczos by matfree.
 

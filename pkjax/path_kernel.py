@@ -9,14 +9,14 @@ All functions take a batch of one, ``x``, whose entries are the path polynomial'
 theory): non-negative numbers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Integer, PyTree
+from jaxtyping import Array, Float, Float64, Integer, Key, PyTree, Shaped
 
 from pkjax import paths
 from pkjax.block_lanczos import NotConvergedWarning
@@ -29,7 +29,7 @@ __all__ = ["Eigenpairs", "NotConvergedWarning", "SpectralDensity", "count_above"
            "effective_rank", "eigenpairs", "eigenvalues", "gated_trace", "matvec", "trace"]
 
 
-def trace(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, masks: PyTree | None = None,
+def trace(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], *, masks: PyTree | None = None,
           trainable: Trainable = None, log: bool = False) -> Float[Array, ""]:
     r"""Trace of the path kernel, by one gradient of the path polynomial.
 
@@ -50,7 +50,7 @@ def trace(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, masks: PyTree | No
     Raises: ValueError for mismatched trees, numbers that are not finite, an ``x`` that is no batch of one or negative;
     :class:`pkjax.paths.NotPathNetworkError` for networks without paths.
 
-    Source: Gebhart, Saxena and Schrater (2021), equation 16.
+    Source: Gebhart, Saxena and Schrater (2021), equations 14 and 15.
 
     >>> w = {"a": jnp.array([[1.0], [1.0]]), "b": jnp.array([[2.0]])}
     >>> float(trace(lambda w, x: jax.nn.relu(x @ w["a"]) @ w["b"], w, jnp.ones((1, 2))))
@@ -61,18 +61,20 @@ def trace(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, masks: PyTree | No
     return log_trace_of(problem) if log else trace_of(problem)
 
 
-def matvec(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, masks: PyTree | None = None,
+def matvec(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], *, masks: PyTree | None = None,
            trainable: Trainable = None) -> Callable[[PyTree], PyTree]:
     r"""The product with the dual Gram matrix, one Hessian-vector product of a forward pass.
 
     .. math:: G u = \nabla R \circ u + \theta \circ \nabla^2 R\,(\theta \circ u)
 
-    Args, errors: as in :func:`trace`.
+    Args: as in :func:`trace`.
 
     Returns: a function of a tree like ``params`` to one; entries that do not train neither count nor come out. Works
     under jit and vmap.
 
-    Source: Gebhart, Saxena and Schrater (2021), equation 12 for Π.
+    Raises: as :func:`trace`; the function that is returned raises ValueError for a u of another tree structure.
+
+    Source: Gebhart, Saxena and Schrater (2021), equation 11 for Π, whose non-zero eigenvalues G has.
 
     >>> w = {"a": jnp.array([[1.0], [1.0]]), "b": jnp.array([[2.0]])}
     >>> product = matvec(lambda w, x: jax.nn.relu(x @ w["a"]) @ w["b"], w, jnp.ones((1, 2)))
@@ -93,12 +95,20 @@ def matvec(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, masks: PyTree | N
     return multiply
 
 
-def dense(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, masks: PyTree | None = None,
+def dense(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], *, masks: PyTree | None = None,
           trainable: Trainable = None) -> Float[Array, "m m"]:
-    """The dual Gram matrix itself, over the floating parameters in flattening order.
+    r"""The dual Gram matrix itself, over the floating parameters in flattening order.
 
-    Args, errors: as in :func:`trace`. Rows and columns of entries that do not train are zero. Works under jit; meant
-    for a few thousand parameters.
+    .. math:: G = (J_\theta^v)^\top J_\theta^v
+
+    Args: as in :func:`trace`.
+
+    Returns: (m, m) for m floating parameters; rows and columns of entries that do not train are zero. Works under jit;
+    meant for a few thousand parameters.
+
+    Raises: as :func:`trace`.
+
+    Source: Gebhart, Saxena and Schrater (2021), the factor J_θ^v of equation 10.
 
     >>> w = {"a": jnp.array([[1.0], [1.0]]), "b": jnp.array([[2.0]])}
     >>> dense(lambda w, x: jax.nn.relu(x @ w["a"]) @ w["b"], w, jnp.ones((1, 2))).tolist()
@@ -109,16 +119,21 @@ def dense(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, masks: PyTree | No
     return jax.lax.map(lambda i: multiply(jnp.zeros_like(flat).at[i].set(1)), jnp.arange(flat.size), batch_size=64)
 
 
-def count_above(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, thresholds: Any, *, masks: PyTree | None = None,
+def count_above(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"],
+                thresholds: Shaped[ArrayLike, "..."] | Sequence[float], *, masks: PyTree | None = None,
                 trainable: Trainable = None) -> Integer[np.ndarray, "..."]:
     """Count the eigenvalues of Π above each threshold, exactly, for fully connected networks.
 
-    Args: as in :func:`trace`; ``thresholds``: numbers greater than 0, of any shape.
+        #{i : π_i > λ}
+
+    Args: as in :func:`trace`; ``thresholds``: numbers λ greater than 0, of any shape.
 
     Returns: integers of the thresholds' shape.
 
     Raises: as :func:`trace`, :class:`pkjax.paths.NotFullyConnectedError` for other networks, and ValueError for
     thresholds that are not above 0.
+
+    Source: Sylvester (1852), the law of inertia, on G − λ I; ``pkjax.counting`` derives the elimination.
 
     >>> w = {"a": jnp.array([[1.0], [1.0]]), "b": jnp.array([[2.0]])}
     >>> count_above(lambda w, x: jax.nn.relu(x @ w["a"]) @ w["b"], w, jnp.ones((1, 2)), [0.5, 4.5])
@@ -131,9 +146,10 @@ def count_above(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, thresholds: Any
     return counting.count_above(layers, thresholds, inputs=np.asarray(z, np.float64).ravel())
 
 
-def eigenvalues(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, k: int, masks: PyTree | None = None,
-                trainable: Trainable = None, bounds: bool = False, method: str = "auto", tolerance: float = 1e-10
-                ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+def eigenvalues(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], *, k: int,
+                masks: PyTree | None = None, trainable: Trainable = None, bounds: bool = False, method: str = "auto",
+                tolerance: float = 1e-10
+                ) -> Float64[np.ndarray, "k"] | tuple[Float64[np.ndarray, "k"], Float64[np.ndarray, "k"]]:
     """The k largest eigenvalues of Π with their multiplicities, zeros included where Π has fewer.
 
     Args: as in :func:`trace`, and
@@ -148,6 +164,8 @@ def eigenvalues(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, k: int, mask
 
     Raises: as :func:`trace`, and ValueError for k or method out of range.
 
+    Source: Gebhart, Saxena and Schrater (2021), π_i of theorem 1.
+
     >>> w = {"a": jnp.array([[1.0], [1.0]]), "b": jnp.array([[2.0]])}
     >>> eigenvalues(lambda w, x: jax.nn.relu(x @ w["a"]) @ w["b"], w, jnp.ones((1, 2)), k=2).round(4)
     array([6., 4.])
@@ -156,13 +174,20 @@ def eigenvalues(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, k: int, mask
     return (found.values, found.bounds) if bounds else found.values
 
 
-def eigenpairs(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, k: int, masks: PyTree | None = None,
-               trainable: Trainable = None, method: str = "auto", tolerance: float = 1e-10) -> Eigenpairs:
+def eigenpairs(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], *, k: int,
+               masks: PyTree | None = None, trainable: Trainable = None, method: str = "auto", tolerance: float = 1e-10
+               ) -> Eigenpairs:
     """The k largest eigenvalues of Π, and the eigenvectors of its dual Gram matrix.
 
-    An eigenvector z of G with eigenvalue π > 0 gives the eigenvector ``J_θ^v z / √π`` of Π.
+        G z_i = π_i z_i,   Π u_i = π_i u_i with u_i = J_θ^v z_i / √π_i where π_i > 0
 
-    Args, errors: as in :func:`eigenvalues`.
+    Args: as in :func:`eigenvalues`.
+
+    Returns: values (k,), and vectors z: a tree like ``params`` with a leading axis k.
+
+    Raises: as :func:`eigenvalues`.
+
+    Source: Gebhart, Saxena and Schrater (2021), U and S of equation 12.
 
     >>> w = {"a": jnp.array([[1.0], [1.0]]), "b": jnp.array([[2.0]])}
     >>> pairs = eigenpairs(lambda w, x: jax.nn.relu(x @ w["a"]) @ w["b"], w, jnp.ones((1, 2)), k=2)
@@ -172,9 +197,9 @@ def eigenpairs(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, k: int, masks
     return solve(apply_fn, params, x, k, masks, trainable, method, tolerance, vectors=True)
 
 
-def effective_rank(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, key: Array, samples: int = 64,
-                   masks: PyTree | None = None, trainable: Trainable = None, standard_error: bool = False
-                   ) -> Float[Array, ""] | tuple[Float[Array, ""], Float[Array, ""]]:
+def effective_rank(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], *, key: Key[Array, ""],
+                   samples: int = 64, masks: PyTree | None = None, trainable: Trainable = None,
+                   standard_error: bool = False) -> Float[Array, ""] | tuple[Float[Array, ""], Float[Array, ""]]:
     r"""Effective rank of the path kernel: how many equal eigenvalues would have its trace and its Frobenius norm.
 
     .. math:: \operatorname{Tr}(\Pi)^2 / \|\Pi\|_F^2
@@ -186,7 +211,11 @@ def effective_rank(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, key: Arra
         samples: number of products with G.
         standard_error: return (estimate, its standard error).
 
-    Returns: scalars of the parameters' dtype. Works under jit. Errors: as :func:`trace`; ValueError for samples < 2.
+    Returns: scalars of the parameters' dtype. Works under jit.
+
+    Raises: as :func:`trace`, and ValueError for samples < 2.
+
+    Source: Hutchinson (1990) for the norm; the ratio is the participation ratio of Π's eigenvalues, by definition.
 
     >>> w = {"a": jnp.ones((2, 1)), "b": jnp.ones((1, 1))}
     >>> rank = effective_rank(lambda w, x: x @ w["a"] @ w["b"], w, jnp.ones((1, 2)), key=jax.random.key(0))
@@ -206,9 +235,9 @@ def effective_rank(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, key: Arra
     return (rank, error) if standard_error else rank
 
 
-def density(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, key: Array, samples: int = 8, depth: int = 64,
-            points: int = 200, decades: float = 6.0, width: float = 0.08, masks: PyTree | None = None,
-            trainable: Trainable = None) -> SpectralDensity:
+def density(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], *, key: Key[Array, ""],
+            samples: int = 8, depth: int = 64, points: int = 200, decades: float = 6.0, width: float = 0.08,
+            masks: PyTree | None = None, trainable: Trainable = None) -> SpectralDensity:
     """Spectral density of the path kernel by stochastic Lanczos quadrature.
 
     Args: as in :func:`trace`, and
@@ -219,7 +248,9 @@ def density(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, key: Array, samp
         decades: how far down they go.
         width: standard deviation in decades of the Gaussian that stands for a node.
 
-    Returns: the density, and its nodes and weights. Errors: as :func:`trace`.
+    Returns: the density (eigenvalues to a decade), and its nodes and weights.
+
+    Raises: as :func:`trace`.
 
     Source: Ghorbani, Krishnan and Xiao (2019), section 3, for Hessians; Lanczos by matfree.
 
@@ -233,7 +264,7 @@ def density(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, key: Array, samp
     return quadrature(multiply, draws, train.sum(), key, depth=depth, points=points, decades=decades, width=width)
 
 
-def gated_trace(apply_fn: ApplyFn, params: PyTree, X: ArrayLike, *, masks: PyTree | None = None,
+def gated_trace(apply_fn: ApplyFn, params: PyTree, X: Shaped[ArrayLike, "N *input"], *, masks: PyTree | None = None,
                 trainable: Trainable = None, batch_size: int = 16) -> Float[Array, ""]:
     r"""Gated path trace of a batch of examples: the part of Tr Θ on the diagonal of Π.
 
@@ -241,7 +272,11 @@ def gated_trace(apply_fn: ApplyFn, params: PyTree, X: ArrayLike, *, masks: PyTre
 
     Args: as in :func:`trace`, with ``X`` (N, *input) examples; ``batch_size`` of them are taken at once.
 
-    Returns: a scalar of the parameters' dtype. Works under jit. Errors: as :func:`trace`.
+    Returns: a scalar of the parameters' dtype. Works under jit.
+
+    Raises: as :func:`trace`.
+
+    Source: the terms p = p′ of Tr Θ in equation 11 of Gebhart, Saxena and Schrater (2021).
 
     >>> w = {"a": jnp.array([[1.0, -1.0]]), "b": jnp.array([[2.0], [1.0]])}
     >>> net = lambda w, x: jax.nn.relu(x @ w["a"]) @ w["b"]

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from pkjax import paths
+from pkjax import paths, tables
 from pkjax.cotangents import accumulator
 from pkjax.routes import Costs, Use, route, uses
 from pkjax.trees import ApplyFn, leaf_names, shapes
@@ -23,7 +23,13 @@ _UNKNOWN = 2**32   # bytes that a device is taken to have where none can be aske
 
 @dataclass(frozen=True)
 class LeafPlan:
-    """How one leaf of the parameters enters Θ, over all tiles."""
+    """How one leaf of the parameters enters Θ, over all tiles.
+
+    A part of ``NtkPlan``, so returned by ``ntk_plan``.
+
+    >>> LeafPlan(name="kernel", route="Gram", operations=1000, bytes=4000).route
+    'Gram'
+    """
 
     name: str
     """Its key path."""
@@ -37,9 +43,21 @@ class LeafPlan:
 
 @dataclass(frozen=True)
 class NtkPlan:
-    """How a tangent kernel would be computed, and an estimate of what that costs."""
+    """How a tangent kernel would be computed, and an estimate of what that costs.
+
+    Returned by ``ntk_plan``. Shows itself as a short text, as lines where it is printed, and as a table of its leaves
+    in a notebook.
+
+    >>> import jax.numpy as jnp, pkjax as pk
+    >>> print(pk.ntk_plan(lambda w, x: x @ w["a"], {"a": jnp.ones((3, 2))}, jnp.ones((4, 3)), memory_limit=10**6))
+    Θ (4, 4, 2, 2) by the structured engine
+    1 tile of 4 × 4 examples on 1 device
+    ... (limit 1 MB)
+      a  Gram ...
+    """
 
     engine: str
+    """"structured", "jacobian" or "neural-tangents"."""
     examples: tuple[int, int]
     """(N, M)."""
     outputs: int
@@ -60,6 +78,14 @@ class NtkPlan:
     """Bytes that one device holds at a time, the finished kernel included where it is a processor's memory."""
     memory_limit: int
     """Bytes that one device was allowed."""
+
+    __repr__ = tables.brief
+
+    def _repr_html_(self) -> str:
+        rows = [[leaf.name, leaf.route, f"{leaf.operations:.3g}", _size(leaf.bytes)] for leaf in self.leaves]
+        return tables.html(["leaf", "route", "operations", "moved"],
+                           [*rows, ["all, backward passes included", "", f"{self.operations:.3g}", _size(self.bytes)]],
+                           caption="; ".join(str(self).split("\n")[:3]), left=2)
 
     def __str__(self) -> str:
         """A few lines for people."""

@@ -1,45 +1,70 @@
 """What pruning returns: the masks, and an account of them layer by layer."""
 
-import html
 import math
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
 import jax
 from jaxtyping import PyTree
 
-__all__ = ["DisconnectedWarning", "EmptiedLayerWarning", "LayerReport", "PruneResult", "layer_report"]
+from pkjax import tables
+
+__all__ = ["DisconnectedWarning", "EmptiedLayerWarning", "LayerReport", "PruneResult", "layer_report", "layers_table"]
 
 
 class EmptiedLayerWarning(UserWarning):
-    """Pruning left a layer without a single weight: nothing flows through it any more."""
+    """Pruning left a layer without a single weight: nothing flows through it any more.
+
+    Given by ``prune``, which names the layers.
+
+    >>> import warnings, jax.numpy as jnp, pkjax as pk
+    >>> with warnings.catch_warnings(record=True, action="always") as given:
+    ...     masks = pk.prune(pk.magnitude, {"a": jnp.ones((2, 2)), "b": 2 * jnp.ones((2, 2))}, density=0.5).masks
+    >>> [warning.category.__name__ for warning in given]
+    ['EmptiedLayerWarning']
+    """
 
 
 class DisconnectedWarning(UserWarning):
-    """No path leads from the input to the output any more: the network is constant."""
+    """No path leads from the input to the output any more: the network is constant.
+
+    Given by ``connectivity``, which names the layers that nothing flows through.
+
+    >>> import warnings, jax.numpy as jnp, pkjax as pk
+    >>> with warnings.catch_warnings(record=True, action="always") as given:
+    ...     pk.connectivity(lambda w, x: x @ w, jnp.ones((2, 1)), jnp.ones((1, 2)), masks=jnp.zeros((2, 1), bool))
+    Connectivity(connected=False, log10_paths=-inf, log10_effective_paths=None, layers=<1 of LayerReport>)
+    >>> [warning.category.__name__ for warning in given]
+    ['DisconnectedWarning']
+    """
 
 
 @dataclass(frozen=True)
 class LayerReport:
     """How many weights of one prunable leaf are kept.
 
-    Attributes:
-        name: the leaf's key path, joined by slashes.
-        shape: the leaf's shape.
-        kept: weights kept.
-        total: weights before pruning.
-        emptied: whether none is left.
-        flow: share of R_1(|θ|), the ℓ1 path norm, that flows through the leaf (1 for every layer of a chain); None
-            where it has not been worked out, as ``connectivity`` does.
+    A part of ``PruneResult``, ``Connectivity`` and ``Report``, so returned by ``prune``, ``connectivity`` and
+    ``analyze``.
+
+    >>> LayerReport("kernel", (2, 5), kept=4, total=10, emptied=False).density
+    0.4
     """
 
     name: str
+    """The leaf's key path, joined by slashes."""
     shape: tuple[int, ...]
+    """The leaf's shape."""
     kept: int
+    """Weights kept."""
     total: int
+    """Weights before pruning."""
     emptied: bool
+    """Whether none is left."""
     flow: float | None = None
+    """Share of R_1(|θ|), the ℓ1 path norm, that flows through the leaf (1 for every layer of a chain); None where it
+    has not been worked out, as ``connectivity`` does."""
 
     @property
     def density(self) -> float:
@@ -70,19 +95,23 @@ def layer_report(name: str, shape: tuple[int, ...], kept: int, flow: float | Non
 class PruneResult:
     """Masks with the counts they reach.
 
-    Attributes:
-        masks: booleans like the parameters, True where a weight is kept; all True on leaves not prunable.
-        kept: prunable weights kept.
-        total: prunable weights before pruning.
-        layers: a report for each prunable leaf, in flattening order.
-        history: weights kept after each step.
+    Returned by ``prune``. Shows itself as a short text and, in a notebook, as a table of its layers.
+
+    >>> import jax.numpy as jnp, pkjax as pk
+    >>> pk.prune(pk.magnitude, {"kernel": jnp.array([[3.0, -1.0], [0.5, 2.0]])}, density=0.5)
+    PruneResult(masks=<1 leaves, 4 entries>, kept=2, total=4, layers=<1 of LayerReport>, history=(2,))
     """
 
     masks: PyTree
+    """Booleans like the parameters, True where a weight is kept; all True on leaves not prunable."""
     kept: int
+    """Prunable weights kept."""
     total: int
+    """Prunable weights before pruning."""
     layers: tuple[LayerReport, ...]
-    history: tuple[int, ...] = field(repr=False)
+    """A report for each prunable leaf, in flattening order."""
+    history: tuple[int, ...]
+    """Weights kept after each step."""
 
     @property
     def density(self) -> float:
@@ -115,13 +144,22 @@ class PruneResult:
             "layers": [layer.to_dict() for layer in self.layers],
         }
 
+    __repr__ = tables.brief
+
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td>{html.escape(layer.name)}</td><td>{html.escape(str(layer.shape))}</td>"
-            f"<td>{layer.kept:,}</td><td>{layer.total:,}</td><td>{layer.density:.4f}</td>"
-            f"<td>{'emptied' if layer.emptied else ''}</td></tr>"
-            for layer in self.layers
-        )
-        head = "".join(f"<th>{title}</th>" for title in ("layer", "shape", "kept", "of", "density", ""))
         caption = f"{self.kept:,} of {self.total:,} weights kept (density {self.density:.4g})"
-        return f"<table><caption>{caption}</caption><tr>{head}</tr>{rows}</table>"
+        return layers_table(self.layers, caption)
+
+
+def layers_table(layers: Sequence[LayerReport], caption: str) -> str:
+    """Build the HTML table of what every layer keeps, and of the flow through it where that is known.
+
+    >>> ">kernel</td>" in layers_table([layer_report("kernel", (2, 5), 4)], "after pruning")
+    True
+    """
+    flow = any(layer.flow is not None for layer in layers)
+    rows = [[layer.name, "×".join(map(str, layer.shape)), f"{layer.kept:,}", f"{layer.total:,}",
+             "emptied" if layer.emptied else f"{layer.density:.4f}",
+             *([tables.number(layer.flow, 3)] if flow else [])] for layer in layers]
+    return tables.html(["layer", "shape", "kept", "of", "density", *(["flow"] if flow else [])], rows,
+                       caption=caption, left=2)

@@ -74,7 +74,7 @@ def prune(
     that are still there are NaN or infinite. Warns with ``EmptiedLayerWarning`` where a layer has lost all its
     weights.
 
-    Source: Tanaka et al. 2020, algorithm 1; Gebhart et al. 2021, appendix.
+    Source: Tanaka et al. 2020, algorithm 1; Gebhart et al. 2021, appendix A.4.1.
 
     >>> import jax.numpy as jnp
     >>> from pkjax.saliency import magnitude

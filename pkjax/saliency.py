@@ -20,7 +20,11 @@ def random(params: PyTree, *, key: Key[Array, ""]) -> PyTree:
 
     The same key gives the same scores, so pruning in several steps ranks the weights alike in every step.
 
+        S_j ~ U[0, 1)
+
     Raises TypeError where ``key`` is no typed key.
+
+    Source: the pruner "Random" of Gebhart, Saxena and Schrater (2021), appendix A.4.1.
 
     >>> import jax, jax.numpy as jnp
     >>> scores = random({"kernel": jnp.ones((3, 2))}, key=jax.random.key(0))
@@ -39,6 +43,10 @@ def magnitude(params: PyTree) -> PyTree:
     """Score weights by their size.
 
         S = |θ|
+
+    Raises nothing.
+
+    Source: Han et al. 2015, section 3.
 
     >>> import jax.numpy as jnp
     >>> magnitude({"kernel": jnp.array([[-2.0, 1.0]])})["kernel"].tolist()

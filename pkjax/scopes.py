@@ -26,6 +26,10 @@ The groups stand in the order in which their first leaves do.
 def global_scope(path: tuple[Any, ...], leaf: Any) -> Hashable:
     """All prunable weights compete with each other: one threshold for the whole network.
 
+    Raises nothing.
+
+    Source: Gebhart, Saxena and Schrater (2021), appendix A.4.1: "globally across the network".
+
     >>> global_scope((), 0.0) == global_scope((1,), 1.0)
     True
     """
@@ -36,6 +40,10 @@ def layer_scope(path: tuple[Any, ...], leaf: Any) -> Hashable:
     """Each prunable leaf keeps the same fraction of its own weights: one threshold per layer.
 
     The literature on sparse training calls these densities "uniform".
+
+    Raises nothing.
+
+    Source: Evci et al. 2020 (RigL), section 3, item 1.
 
     >>> from jax.tree_util import DictKey
     >>> layer_scope((DictKey("first"),), 0.0) == layer_scope((DictKey("last"),), 0.0)
@@ -48,9 +56,7 @@ def layer_scope(path: tuple[Any, ...], leaf: Any) -> Hashable:
 class DensityScope:
     """A scope that also sets how dense each of its groups becomes.
 
-    Attributes:
-        label: the scope.
-        densities: the densities of its groups; weighted by the groups' sizes they must average to the density asked.
+    Source: definition.
 
     >>> halves = DensityScope(lambda path, leaf: path[0].key, lambda shapes, density: [density] * len(shapes))
     >>> halves.densities([(3, 2), (2, 4)], 0.5)
@@ -58,7 +64,9 @@ class DensityScope:
     """
 
     label: Scope
+    """The scope."""
     densities: Densities
+    """The densities of its groups; weighted by the groups' sizes they must average to the density asked."""
 
     def __call__(self, path: tuple[Any, ...], leaf: Any) -> Hashable:
         """Label of the group in which the leaf's weights compete."""

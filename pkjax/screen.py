@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from pkjax.analysis import Report
 from pkjax.prune_result import PruneResult
 from pkjax.summary import finding, lines, status
+from pkjax.tables import some
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -60,12 +61,10 @@ def layers(result: PruneResult) -> "Table":
 def training(record: Mapping[str, Any]) -> "Table":
     """Build the table of a training's epochs: all of up to twelve, else the first, the last and some between."""
     history = record["history"]
-    count = len(history)
-    shown = range(count) if count <= 12 else sorted({round(i * (count - 1) / 11) for i in range(12)})
     table = _table("epoch", "train loss", "train acc.", "test loss", "test acc.", "‖ω‖", "ln Tr Π")
     for column in table.columns:
         column.justify = "right"
-    for row in (history[i] for i in shown):
+    for row in (history[i] for i in some(len(history))):
         accuracies = [f"{100 * row[name]:.2f} %" if name in row else "" for name in ("train_accuracy", "test_accuracy")]
         losses = [f"{row[name]:.4f}" if name in row else "" for name in ("train_loss", "test_loss")]
         table.add_row(str(row["epoch"]), losses[0], accuracies[0], losses[1], accuracies[1],

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float
+
+from pkjax import tables
 
 __all__ = ["SpectralDensity", "frobenius", "quadrature", "trace"]
 
@@ -19,16 +21,25 @@ _MASSLESS = 1e-10  # below this fraction of the largest node a quadrature node s
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class SpectralDensity:
-    """A spectral density: how many eigenvalues to a decade, and the quadrature that it comes from."""
+    """A spectral density: how many eigenvalues to a decade, and the quadrature that it comes from.
 
-    points: Array
-    """(points,) eigenvalues, evenly spaced in their logarithm."""
-    density: Array
-    """(points,) number of eigenvalues to a decade."""
-    nodes: Array
-    """(samples, depth) nodes of the quadratures."""
-    weights: Array
-    """(samples, depth) their weights; each row adds up to the operator's dimension."""
+    Returned by ``path_kernel.density`` and ``ntk_density``.
+
+    >>> points = jnp.array([1.0, 10.0])
+    >>> SpectralDensity(points, density=2 * points, nodes=points[None], weights=points[None])
+    SpectralDensity(points=float...[2] 1 … 10, density=float...[2] 2 … 20, nodes=float...[1,2], weights=float...[1,2])
+    """
+
+    points: Float[Array, "points"]
+    """Eigenvalues, evenly spaced in their logarithm."""
+    density: Float[Array, "points"]
+    """Number of eigenvalues to a decade."""
+    nodes: Float[Array, "samples depth"]
+    """Nodes of the quadratures."""
+    weights: Float[Array, "samples depth"]
+    """Their weights; each row adds up to the operator's dimension."""
+
+    __repr__ = tables.brief
 
 
 def trace(multiply: Product, like: Array, key: Array, samples: int) -> tuple[Array, Array]:

@@ -1,30 +1,19 @@
-"""A report in words: the lines that the screen and the HTML page both show."""
+"""A report in words and tables: what the screen, the HTML page and the report itself show."""
 
-import math
+from collections.abc import Mapping
+from html import escape
+from typing import TYPE_CHECKING
 
-from pkjax.analysis import Report
+from pkjax.tables import Raw, formula, html, number
 from pkjax.theorem1 import Claim
 
-__all__ = ["finding", "lines", "number", "status"]
+if TYPE_CHECKING:
+    from pkjax.analysis import Report
+
+__all__ = ["checks_table", "claims_table", "finding", "lines", "status", "summary_table", "text"]
 
 
-def number(value: float | None, digits: int = 4) -> str:
-    """Write a number for readers: thousands in groups, very large and small ones as powers of ten.
-
-    >>> number(12345.678), number(6.02e23), number(0.0), number(None)
-    ('12,346', '6.02e+23', '0', '–')
-    """
-    if value is None or math.isnan(value):
-        return "–"
-    if math.isinf(value):
-        return "∞" if value > 0 else "−∞"
-    size = abs(value)
-    if value == 0 or (float(value).is_integer() and size < 1e9):
-        return f"{value:,.0f}"
-    return f"{value:,.0f}" if 1e3 <= size < 1e9 else f"{value:.{digits}g}"
-
-
-def lines(report: Report) -> list[tuple[str, str]]:
+def lines(report: "Report") -> list[tuple[str, str]]:
     """Say what a report found, as (quantity, value): traces, largest eigenvalues, ranks, path counts."""
     kept, total = (sum(getattr(layer, name) for layer in report.layers) for name in ("kept", "total"))
     bound = float(report.pi_bounds[0])
@@ -59,3 +48,54 @@ def finding(claim: Claim) -> str:
     """
     reached = number(1 - claim.slack, 3 if claim.slack > -0.01 and not claim.holds else 2)
     return f"{'holds' if claim.holds else 'fails'}: {reached} at i = {claim.worst + 1}"
+
+
+def text(report: "Report") -> str:
+    """Write a report in lines of about 80 characters: the summary, what does not hold, the checks."""
+    shown = lines(report)
+    width = max(len(name) for name, _ in shown)
+    failing = [f"{name} {finding(claim)}" for name, claim in report.claims.items() if not claim.holds]
+    failed = [name for name, check in report.checks.items() if not check.passed]
+    said = [("claims that do not hold", "; ".join(failing) or f"none of {len(report.claims)}"),
+            ("exactness checks", f"{len(report.checks) - len(failed)} of {len(report.checks)} passed"
+             + (f"; FAILED: {', '.join(failed)}" if failed else ""))]
+    return "\n".join([f"Report on {report.samples} examples of {report.outputs} outputs",
+                      *(f"  {name:{width}}  {value}" for name, value in [*shown, *said])])
+
+
+def summary_table(reports: Mapping[str, "Report"]) -> str:
+    """Build the HTML table of the summaries of reports by name, side by side."""
+    each = [lines(report) for report in reports.values()]
+    rows = [[rows[0][0], *(value for _, value in rows)] for rows in zip(*each, strict=True)]
+    return html(["", *reports], rows, left=1 + len(reports))
+
+
+def claims_table(reports: Mapping[str, "Report"]) -> str:
+    """Build the HTML table of what became of each claim; a theorem that fails is "broken"."""
+    rows = []
+    for name, claim in next(iter(reports.values())).claims.items():
+        cells = []
+        for report in reports.values():
+            found = report.claims[name]
+            kind = "holds" if found.holds else "broken" if found.proven else "fails"
+            cells.append(Raw(f"<span class={kind}>{escape(finding(found))}</span>"))
+        rows.append([Raw(f"<b>{escape(name)}</b><br>{formula(claim.text)}"), status(claim), *cells])
+    return html(["claim", "status", *reports], rows, left=2 + len(reports))
+
+
+def checks_table(reports: Mapping[str, "Report"]) -> str:
+    """Build the HTML table of the exactness checks, those that not every report made included."""
+    texts = {name: check.text for report in reports.values() for name, check in report.checks.items()}
+    rows = []
+    for name, said in texts.items():
+        cells = []
+        for report in reports.values():
+            check = report.checks.get(name)
+            if check is None:
+                cells.append(Raw("not made"))
+            else:
+                verdict, kind = ("passed", "holds") if check.passed else ("FAILED", "broken")
+                cells.append(Raw(f"<span class={kind}>{verdict}</span>, error {check.error:.1e} of "
+                                 f"{check.tolerance:.1e}"))
+        rows.append([Raw(f"<b>{escape(name)}</b><br>{formula(said)}"), *cells])
+    return html(["identity", *reports], rows, left=1 + len(reports))

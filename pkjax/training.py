@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from pkjax import tables
 from pkjax.augmentation import crop_and_flip
 from pkjax.checkpoints import Checkpoints, digest, read
 from pkjax.data import Dataset
@@ -31,7 +32,19 @@ EVALUATED = 500
 
 @dataclass(frozen=True)
 class Fit:
-    """What training returns: the network, and how it got there."""
+    """What training returns: the network, and how it got there.
+
+    Returned by ``fit`` and ``restore``. Shows itself as a short text and, in a notebook, as a table of its epochs.
+
+    >>> row = {"epoch": 0, "test_loss": 2.3, "test_accuracy": 0.1}
+    >>> Fit({"kernel": jnp.ones((2, 3))}, {}, {"kernel": jnp.ones((2, 3), bool)}, (row,), finished=False)
+    Fit(
+        params=<1 leaves, 6 entries>,
+        state=<0 leaves, 0 entries>,
+        masks=<1 leaves, 6 entries>,
+        history=<1 of dict>,
+        finished=False)
+    """
 
     params: PyTree
     """The trained parameters; pruned ones are exactly 0."""
@@ -39,10 +52,20 @@ class Fit:
     """What else the module holds: running averages of BatchNorm."""
     masks: PyTree
     """Booleans like ``params``."""
-    history: tuple[Mapping[str, Any], ...] = field(repr=False)
+    history: tuple[Mapping[str, Any], ...]
     """A row before training (epoch 0) and one after each epoch: losses, accuracies, learning rate, seconds."""
     finished: bool
     """Whether all epochs were run."""
+
+    __repr__ = tables.brief
+
+    def _repr_html_(self) -> str:
+        shown = [self.history[i] for i in tables.some(len(self.history))]
+        names = list(dict.fromkeys(name for row in shown for name in row))
+        rows = [["" if name not in row else str(row[name]) if name == "epoch" else tables.number(float(row[name]))
+                 for name in names] for row in shown]
+        return tables.html([name.replace("_", " ") for name in names], rows, left=0,
+                           caption="finished" if self.finished else "not finished: to be continued from a checkpoint")
 
     @property
     def accuracy(self) -> float:
@@ -84,7 +107,7 @@ def fit(module: Any, train: Dataset, test: Dataset, *, recipe: Recipe, variables
     module; FloatingPointError where the loss is not finite any more, what was saved before stays; ImportError where
     Orbax is missing and ``checkpoint`` is given.
 
-    Source: Gebhart et al. (2021), section 5 and tables 1 and 2.
+    Source: Gebhart, Saxena and Schrater (2021), appendix A.4.3, tables 1 and 2.
 
     >>> import pkjax as pk
     >>> digits = pk.data.load("digits", samples=128)
@@ -139,6 +162,15 @@ def restore(checkpoint: Path | str) -> Fit:
     """Read the last state of a training from its checkpoint folder.
 
     Raises FileNotFoundError where there is none, ValueError where it is of another format, ImportError without Orbax.
+
+    Source: definition; see ``fit``.
+
+    >>> import pkjax as pk, tempfile
+    >>> digits, few = pk.data.load("digits", samples=32), Recipe(epochs=1, batch_size=16)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     done = fit(pk.models.fc(2, 1), digits, digits, recipe=few, checkpoint=folder)
+    ...     restore(folder).accuracy == done.accuracy
+    True
     """
     trees, about = read(checkpoint)
     return Fit(trees["params"], trees["state"], trees["masks"], tuple(about["history"]),

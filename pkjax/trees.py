@@ -56,6 +56,10 @@ def kernels(path: tuple[Any, ...], leaf: Any) -> bool:
 
     A floating leaf of two or more axes counts, unless its name says that it is a bias, a scale or an embedding.
 
+    Raises nothing.
+
+    Source: Gebhart, Saxena and Schrater (2021), appendix A.4.2: not biases, nor the parameters of BatchNorm.
+
     >>> import jax.numpy as jnp
     >>> kernels((jax.tree_util.DictKey("kernel"),), jnp.ones((3, 2)))
     True

@@ -12,11 +12,11 @@ import pytest
 
 PACKAGE = Path(pkjax.__file__).parent
 # Lowest first. A module may import from its own row and from lower ones; what no row names belongs to "core".
-FOUNDATION = {"trees", "paths"}
+FOUNDATION = {"tables", "trees", "paths"}
 THEOREM = {"gram_spectra", "theorem1", "checks", "analysis", "dynamics", "dynamics_checks", "linear_network",
-           "forecasts"}
+           "forecasts", "summary"}
 TOP = {"models", "data", "tiny_imagenet", "augmentation", "recipes", "trainables", "checkpoints", "training",
-       "experiments", "environment", "files", "plots", "html", "summary", "screen", "options", "commands", "cli",
+       "experiments", "environment", "files", "plots", "html", "screen", "options", "commands", "cli",
        "__main__"}
 # Side by side in the picture: analysis knows nothing of pruning.
 SPECTRAL = {"path_kernel", "data_factor", "ntk"}

@@ -462,3 +462,21 @@ def test_drawing_needs_no_pyplot(table, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)      # an import of it would be an error
     for draw in DRAW.values():
         draw(table)
+
+
+# Given axes
+
+
+@pytest.mark.parametrize(("name", "panels"), [("figure1", 4), ("figure2", 2), ("figure3", 2), ("predictors", 2),
+                                              ("captured", 2)])
+def test_figures_are_drawn_on_given_axes_one_for_each_panel(name, panels, table):
+    from matplotlib.figure import Figure
+
+    whole = Figure(figsize=(16, 12), layout="constrained")
+    part = whole.subfigures(1, 2)[1]
+    axes = part.subplots(panels, 1)
+    assert DRAW[name](table, axes=axes) is part
+    assert [ax.get_title(loc="left") for ax in axes] == [ax.get_title(loc="left") for ax in DRAW[name](table).axes]
+    whole.draw_without_rendering()
+    with pytest.raises(ValueError, match=f"drawn on {panels} panels, but 1 axes were received"):
+        DRAW[name](table, axes=[axes[0]])

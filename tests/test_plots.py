@@ -1,12 +1,16 @@
 """Pictures show the report's numbers."""
 
+import dataclasses
+import itertools
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 from pkjax import plots
+from pkjax.prune_result import LayerReport
 
 from tests.fake_report import report as fake
 
@@ -69,6 +73,71 @@ def test_a_report_is_one_figure_and_given_axes_are_used(tmp_path):
     assert len(figure.axes) == 4                             # three panels and a colour bar
     figure.savefig(tmp_path / "report.png")
     assert (tmp_path / "report.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_pictures_of_several_panels_take_as_many_axes():
+    figure = column(3)
+    assert plots.report(fake(), axes=np.array(figure.axes)) is figure
+    assert [ax.get_title(loc="left") for ax in figure.axes[:3]] == ["Eigenvalues", "Share of Tr Θ, in all 20.7 %",
+                                                                    "Weights kept"]
+    with pytest.raises(ValueError, match="a report is drawn on 3 panels, but 2 axes were received"):
+        plots.report(fake(), axes=column(2).axes)
+    with pytest.raises(ValueError, match=r"ax must be the axes of one panel, .* but Figure was received"):
+        plots.spectra(fake(), figure)
+
+
+def test_a_network_pruned_to_nothing_can_be_drawn(tmp_path):
+    report = fake(pruned=True, overlaps=False)
+    nothing = dataclasses.replace(
+        report, lam=0 * report.lam, nu=0 * report.nu, pi=0 * report.pi, trace_ntk=0.0,
+        layers=tuple(dataclasses.replace(layer, kept=0, emptied=True) for layer in report.layers))
+    figure = plots.report(nothing)
+    said = [text.get_text() for ax in figure.axes for text in ax.texts]
+    assert said == ["all eigenvalues are zero", "no pair of eigenvectors carries anything"] + 7 * ["empty"]
+    figure.savefig(tmp_path / "nothing.png")
+    only = dataclasses.replace(report, pi=0 * report.pi)
+    labels = [text.get_text() for text in plots.spectra(only).axes[0].get_legend().get_texts()]
+    assert [label.endswith(": all zero") for label in labels] == [True, False, False, True]
+
+
+def test_nothing_is_cut_off_or_overlaps_at_the_width_of_a_column():
+    layers = tuple(LayerReport(f"stage{i // 9}_block{i % 9}_convolution/kernel", (3, 3, 64, 64), i * 600, 36_864, not i)
+                   for i in range(60))
+    for report in (fake(), fake(n=20, k=1), fake(n=3, k=2), dataclasses.replace(fake(), layers=layers)):
+        for draw in (plots.spectra, plots.overlaps, plots.layers):
+            figure = column(1)
+            (ax,) = figure.axes
+            draw(report, ax)
+            figure.draw_without_rendering()
+            page = figure.bbox
+            title = ax.get_title(loc="left")
+            titles = [text for text in ax.findobj(Text) if text.get_text() == title]
+            assert title
+            named = [label for label in ax.get_yticklabels() if label.get_text()]
+            labels = [label for label in (ax.xaxis.label, ax.yaxis.label) if label.get_text()]
+            for text in (*titles, *labels, *ax.texts, *named):
+                box = text.get_window_extent()
+                assert box.x0 >= -1, text.get_text()
+                assert box.x1 <= page.x1 + 1, text.get_text()
+            if draw is plots.layers:
+                boxes = sorted((label.get_window_extent() for label in named), key=lambda box: box.y0)
+                assert all(low.y1 <= high.y0 + 1 for low, high in itertools.pairwise(boxes))
+    names = [label.get_text() for label in ax.get_yticklabels()]
+    assert len(set(names)) == len(names) < 60
+    assert ax.get_title(loc="left") == f"Least kept, {len(names)} of 60 layers"
+
+
+def test_a_training_of_no_epoch_says_so():
+    (ax,) = plots.training([{"epoch": 0}]).axes
+    assert ax.texts[0].get_text() == "no epoch yet"
+
+
+def column(panels):
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.3, 2.5 * panels), layout="constrained")
+    figure.subplots(panels, 1)
+    return figure
 
 
 def test_drawing_needs_no_pyplot_and_names_its_extra():

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 import pkjax as pk
+from pkjax import tables
 from pkjax.trees import ApplyFn
 
 __all__ = ["Trajectories", "trajectories"]
@@ -16,11 +17,20 @@ __all__ = ["Trajectories", "trajectories"]
 
 @dataclass(frozen=True)
 class Trajectories:
-    """‖ω_t‖, ‖f_t‖ and the loss over steps of gradient descent, three ways. All arrays are float64 on the host."""
+    """‖ω_t‖, ‖f_t‖ and the loss over steps of gradient descent, three ways; all arrays are float64 on the host.
+
+    Returned by ``trajectories``; ``pk.plots.trajectories`` draws it.
+
+    >>> Trajectories(np.ones(2), 0.1, 3.0, {"loss": np.ones(2)}, {}, {}).steps.tolist()
+    [1.0, 1.0]
+    """
 
     steps: Float[np.ndarray, " t"]
+    """Steps of gradient descent that were looked at."""
     learning_rate: float
+    """η."""
     trace_pi: float
+    """Tr Π at the initialisation."""
     measured: dict[str, np.ndarray]
     """``weight_change``, ``output_norm`` and ``loss`` of the network itself, (T,) each."""
     linearized: dict[str, np.ndarray]
@@ -28,6 +38,8 @@ class Trajectories:
     forecast: dict[str, np.ndarray]
     """``weight_change`` and ``output_norm`` by Tr Π, with a and b fitted to what was measured; NaN where the points do
     not determine them."""
+
+    __repr__ = tables.brief
 
 
 def trajectories(apply_fn: ApplyFn, params: PyTree, X: Float[Array | np.ndarray, "N ..."],

@@ -39,7 +39,15 @@ def _pandas() -> Any:
 def finished(table: "DataFrame", *columns: str) -> tuple[Any, int]:
     """Return the runs that did not fail, and how many did.
 
-    Raises: ValueError for a table without runs, and one that lacks ``columns``, which it names.
+    Raises: ValueError for a table without runs, for one whose runs all failed, and for one that lacks ``columns``,
+        which it names.
+
+    Source: definition.
+
+    >>> import pandas as pd
+    >>> runs, failed = finished(pd.DataFrame({"seed": [0, 1], "status": ["done", "failed"]}), "seed")
+    >>> runs["seed"].tolist(), failed
+    ([0], 1)
     """
     missing = [name for name in columns if name not in table.columns]
     if missing:
@@ -67,6 +75,15 @@ def groups(runs: Any) -> Iterator[tuple[str, str, str, Any]]:
     """Yield data set, model, a label for both and their runs: data sets in the table's order, models by their names.
 
     Runs of one model on two data sets differ in the scale of their outputs and stay apart.
+
+    Raises nothing for a table with columns data and model.
+
+    Source: definition; the colours of figure 2 of Gebhart, Saxena and Schrater (2021).
+
+    >>> import pandas as pd
+    >>> runs = pd.DataFrame({"data": "digits", "model": ["fc-1000", "fc-500", "fc-500"]})
+    >>> [(model, len(some)) for data, model, label, some in groups(runs)]
+    [('fc-500', 2), ('fc-1000', 1)]
     """
     data_of, model_of = runs["data"].astype(str), runs["model"].astype(str)
     sets = list(dict.fromkeys(data_of))
@@ -110,6 +127,13 @@ def predictor_scores(table: "DataFrame") -> "DataFrame":
     Raises: ValueError as ``finished``, ImportError where pandas is missing.
 
     Source: Gebhart, Saxena and Schrater (2021), figure 2 for Tr Π, theorem 1 for Σ ν_i π_i.
+
+    >>> import pandas as pd
+    >>> trace = [1., 10., 100.]
+    >>> runs = pd.DataFrame({"data": "digits", "model": "fc-100", "weight_change": [1., 2., 3.], "output_norm": 1.0,
+    ...                      **{name: trace for name in PREDICTORS}})
+    >>> predictor_scores(runs)[["predictor", "r2"]].head(2).round(3).to_numpy().tolist()
+    [['trace_pi', 1.0], ['gated_trace', 1.0]]
     """
     runs, _ = finished(table, "data", "model", *PREDICTORS, *QUANTITIES)
     rows = []
@@ -125,7 +149,25 @@ def predictor_scores(table: "DataFrame") -> "DataFrame":
 
 
 def curves(runs: Any, t: Any = "fit") -> dict[str, Saturation]:
-    """Fit figure 1's curves to the runs of one model, by quantity; ‖f_t‖ has a level at the start, ‖ω_t‖ has none."""
+    """Fit figure 1's curves to the runs of one model, by quantity; ‖f_t‖ has a level at the start, ‖ω_t‖ has none.
+
+        ‖ω_t‖ ≈ a(1 − e^{−ηTr(Π)t}),   ‖f_t‖ ≈ a(1 − e^{−ηTr(Π)t}) + b e^{−ηTr(Π)t}
+
+    Args:
+        runs: columns trace_pi_1, learning_rate, weight_change, output_norm.
+        t: steps, or "fit" to fit one effective t to each quantity too.
+
+    Raises: ValueError where t is neither "fit" nor positive.
+
+    Source: Gebhart, Saxena and Schrater (2021), section 5.1 and figure 1.
+
+    >>> import pandas as pd
+    >>> trace = np.array([0.1, 1.0, 10.0, 100.0])
+    >>> runs = pd.DataFrame({"trace_pi_1": trace, "learning_rate": 0.1, "weight_change": 3 * (1 - np.exp(-trace)),
+    ...                      "output_norm": 2.0 + np.exp(-trace)})
+    >>> [round(float(curve.a), 3) for curve in curves(runs, t=10.0).values()]
+    [3.0, 2.0]
+    """
     trace, eta = floats(runs, "trace_pi_1"), floats(runs, "learning_rate")
     return {quantity: saturation(trace, floats(runs, quantity), eta, t=t, start=quantity == "output_norm")
             for quantity in QUANTITIES}
@@ -267,6 +309,14 @@ def claims(table: "DataFrame") -> "DataFrame":
     Raises: ValueError as ``finished``, ImportError where pandas is missing.
 
     Source: Gebhart, Saxena and Schrater (2021), section 5, figures 1 to 3.
+
+    >>> import pandas as pd
+    >>> traces = {"trace_pi": [1., 10., 100.], "trace_pi_1": [1., 10., 100.], "weight_change": [1., 2., 3.]}
+    >>> runs = pd.DataFrame({"data": "digits", "model": "fc-100", "pruner": "synflow", "compression": [1., 2., 3.],
+    ...                      "seed": 0, "learning_rate": 0.1, "test_accuracy": 0.9, "output_norm": 1.0, **traces})
+    >>> found = claims(runs)
+    >>> found[found["claim"].str.contains("linear")]["held"].tolist()
+    [True, None]
     """
     runs, _ = finished(table, "data", "model", "pruner", "compression", "seed", "learning_rate", "test_accuracy",
                        "trace_pi", "trace_pi_1", *QUANTITIES)

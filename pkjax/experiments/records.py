@@ -72,7 +72,18 @@ def table(results: Path | str) -> "pd.DataFrame":
     after the last epoch ``test_accuracy``, ``train_accuracy``, ``test_loss``, ``train_loss``, ``weight_change``
     (‖ω_t‖), ``output_norm`` (‖f_t‖), ``output_change``; ``steps`` of the optimizer; ``seconds``; ``key``.
 
-    Raises as ``read_records``, ImportError where pandas is missing, and ValueError for a file that is no such table.
+    Raises FileNotFoundError and ValueError as ``read_records``, ImportError where pandas is missing, and ValueError
+    for a file that is no such table.
+
+    Source: the quantities of figures 1 to 3 of Gebhart, Saxena and Schrater (2021), and of theorem 1.
+
+    >>> import tempfile
+    >>> failed = {"key": "0f", "status": "failed", "error": "out of memory", "settings": {
+    ...     "model": "fc-100", "data": "digits", "pruner": "snip", "compression": 1.0, "seed": 0}}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_failure(Path(folder), failed)
+    ...     table(folder)[["model", "pruner", "status"]].to_numpy().tolist()
+    [['fc-100', 'snip', 'failed']]
     """
     if Path(results).is_file():
         return _read_parquet(Path(results))

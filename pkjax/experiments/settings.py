@@ -20,23 +20,38 @@ __all__ = ["Settings", "grid", "read_grid"]
 
 @dataclass(frozen=True)
 class Settings:
-    """One run: initialise, prune, look at the kernels, train."""
+    """One run: initialise, prune, look at the kernels, train.
+
+    Raises ValueError for what no run could do, before anything is computed.
+
+    Source: Gebhart, Saxena and Schrater (2021), section 5 and appendix A.4.
+
+    >>> Settings(model="fc-100", data="mnist", pruner="synflow", compression=1.0).recipe.epochs
+    50
+    """
 
     model: str = "fc-100"
+    """A network, by its name on the command line."""
     data: str = "digits"
+    """A data set that ``pk.data.load`` knows."""
     pruner: str = "none"
     """A pruner, or "none" for the dense network."""
     compression: float = 0.0
     """ρ: keep the fraction 10^-ρ of the weights."""
     seed: int = 0
+    """Of initialisation, the choice of images and the order of training."""
     prune_steps: int | None = None
     """None: 100 for the SynFlow family and PX, 1 for the others."""
     epochs: int | None = None
-    """None, here and below: as the paper trains this model on this data set."""
+    """Passes over the training images; None, here and below: as the paper trains this model on this data set."""
     batch_size: int | None = None
+    """Images to a step."""
     learning_rate: float | None = None
+    """η of the first epoch."""
     weight_decay: float | None = None
+    """w: the gradient is that of the loss and w θ."""
     drops: tuple[int, ...] | None = None
+    """Epochs after which the learning rate drops."""
     train_samples: int | None = None
     """Training images, None for all."""
     test_samples: int | None = None

@@ -3,17 +3,20 @@
 Okabe and Ito's (2008) colours, then grey and two of Tol's (2021); markers and line styles differ as well.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import cycle
 from textwrap import wrap
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from pkjax.plots import BLACK, BLUE, GREEN, ORANGE, SMALL, VERMILLION, _figure, _finish
+from pkjax.plots import BLACK, BLUE, GREEN, ORANGE, SMALL, VERMILLION, _figure, _finish, panels
 
-__all__ = ["STYLES", "Style", "by_data", "count", "finish", "grid", "known", "legend", "line_style", "note", "number",
-           "percent", "r2_text", "scale"]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["STYLES", "Style", "below", "by_data", "count", "finish", "grid", "known", "legend", "line_style", "note",
+           "number", "percent", "r2_text", "scale"]
 
 SKY, YELLOW, PURPLE, GREY = "#56B4E9", "#F0E442", "#CC79A7", "#8C8C8C"
 INDIGO, WINE = "#332288", "#882255"
@@ -82,23 +85,40 @@ def scale(values: Iterable[float]) -> dict[float, Style]:
             for level, colour, (marker, dashes) in zip(levels, colours, looks, strict=False)}
 
 
-def grid(panels: int, width: float, height: float, *, across: int = ACROSS, **shared: Any) -> tuple[Any, list[Any]]:
-    """Return a figure and one axes per panel, ``across`` side by side; sizes are a panel's, in inches."""
-    columns = min(panels, across)
-    rows = -(-panels // columns)
+def grid(count: int, width: float, height: float, given: "Sequence[Axes] | None" = None, *, across: int = ACROSS,
+         **shared: Any) -> tuple[Any, list[Any]]:
+    """Return a figure and one axes per panel, ``across`` side by side; sizes are a panel's, in inches.
+
+    Raises: ValueError where axes are given and are not one per panel.
+    """
+    if given is not None:
+        return _given(given, count)
+    columns = min(count, across)
+    rows = -(-count // columns)
     figure = _figure(width * columns, height * rows + 0.5)
     axes = list(figure.subplots(rows, columns, squeeze=False, **shared).flat)
-    for unused in axes[panels:]:
+    for unused in axes[count:]:
         unused.remove()
-    return figure, axes[:panels]
+    return figure, axes[:count]
 
 
-def by_data(panels: list[tuple[str, str, str, Any]], **shared: Any) -> tuple[Any, list[Any]]:
-    """Return a figure and one axes per panel, a new row for each data set, of at most ``ACROSS``."""
+def _given(axes: "Sequence[Axes]", count: int) -> tuple[Any, list[Any]]:
+    found = panels(axes, count, f"this figure is drawn on {count} panels")
+    return found[0].figure, found
+
+
+def by_data(groups: list[tuple[str, str, str, Any]], given: "Sequence[Axes] | None" = None, **shared: Any
+            ) -> tuple[Any, list[Any]]:
+    """Return a figure and one axes per group, a new row for each data set, of at most ``ACROSS``.
+
+    Raises: ValueError where axes are given and are not one per group.
+    """
+    if given is not None:
+        return _given(given, len(groups))
     places: list[tuple[int, int]] = []
-    for i, (data, *_) in enumerate(panels):
+    for i, (data, *_) in enumerate(groups):
         row, column = places[-1] if places else (-1, 0)
-        new = not places or data != panels[i - 1][0] or column + 1 == ACROSS
+        new = not places or data != groups[i - 1][0] or column + 1 == ACROSS
         places.append((row + 1, 0) if new else (row, column + 1))
     rows, columns = (max(place) + 1 for place in zip(*places, strict=True))
     figure = _figure(max(min(2.6 * columns, 7.5), 5.2), (2.5 if columns < 3 else 2.1) * rows + 0.6)
@@ -121,14 +141,26 @@ def legend(figure: Any, axes: list[Any]) -> None:
     labels = sorted(handles, key=lambda label: order.get(label, len(order)))
     if labels:
         figure.legend([handles[label] for label in labels], labels, fontsize=SMALL - 1, frameon=False,
-                      loc="outside upper left", ncols=max(1, min(len(labels), int(figure.get_figwidth() / 1.15))),
+                      loc="outside upper left", ncols=max(1, min(len(labels), int(_width(figure) / 1.2))),
                       handlelength=3)
+
+
+def below(ax: Any) -> Any:
+    """Return the coordinates of a panel, shifted to below its ticks and label however high it is."""
+    from matplotlib.transforms import ScaledTranslation
+
+    return ax.transAxes + ScaledTranslation(0, -0.42, ax.figure.get_figure(root=True).dpi_scale_trans)
+
+
+def _width(figure: Any) -> float:
+    """Width in inches of a figure or subfigure."""
+    return float(figure.bbox.width / figure.get_figure(root=True).dpi)
 
 
 def note(figure: Any, *parts: str) -> None:
     """Write the parts below the panels, in lines of the figure's width."""
     if parts:
-        text = "\n".join(wrap("; ".join(parts), int(16 * figure.get_figwidth())))
+        text = "\n".join(wrap("; ".join(parts), int(16 * _width(figure))))
         figure.supxlabel(text, fontsize=SMALL - 1, x=0.01, ha="left")
 
 

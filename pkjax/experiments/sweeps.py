@@ -49,8 +49,17 @@ def sweep(runs: Sequence[Settings], output: Path | str, *, workers: int = 1, ray
         retry: run again what failed before.
         progress: is told after each run how far it is.
 
+    Returns: how many runs this call did, how many of them failed, and how many were recorded before.
+
     Raises: ValueError for fewer than one worker; BlockingIOError where another sweep is writing to the folder;
     ImportError naming the extra where Pebble, filelock or Ray is missing; ConnectionError where there is no cluster.
+
+    Source: Gebhart, Saxena and Schrater (2021), section 5, is such a sweep.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     sweep([], folder)
+    Outcome(run=0, failed=0, before=0)
     """
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")

@@ -63,6 +63,8 @@ def resnet20(classes: int = 10, *, plain: bool = False, param_dtype: Any = jnp.f
 
     Shapes: (N, H, W, C) to (N, classes).
 
+    Raises nothing here; Flax raises for inputs that are no images.
+
     Source: He et al. (2016), section 4.2, with shortcuts of option B; Gebhart et al. (2021), section 5.
 
     >>> resnet20().widths
@@ -73,6 +75,12 @@ def resnet20(classes: int = 10, *, plain: bool = False, param_dtype: Any = jnp.f
 
 def wide_resnet20(classes: int = 10, *, plain: bool = False, param_dtype: Any = jnp.float32) -> ResNet:
     """Build `resnet20` with twice the channels: 32, 64 and 128.
+
+    Shapes: (N, H, W, C) to (N, classes).
+
+    Raises nothing here; Flax raises for inputs that are no images.
+
+    Source: Zagoruyko and Komodakis (2016), with a widening factor of 2.
 
     >>> wide_resnet20().widths
     (32, 64, 128)
@@ -88,6 +96,8 @@ def resnet18(classes: int = 10, *, plain: bool = False, param_dtype: Any = jnp.f
 
     Shapes: (N, H, W, C) to (N, classes).
 
+    Raises nothing here; Flax raises for inputs that are no images.
+
     Source: He et al. (2016), table 1, with the stem for small images.
 
     >>> resnet18(classes=200).classes
@@ -98,6 +108,12 @@ def resnet18(classes: int = 10, *, plain: bool = False, param_dtype: Any = jnp.f
 
 def wide_resnet18(classes: int = 10, *, plain: bool = False, param_dtype: Any = jnp.float32) -> ResNet:
     """Build `resnet18` with twice the channels: 128, 256, 512 and 1024.
+
+    Shapes: (N, H, W, C) to (N, classes).
+
+    Raises nothing here; Flax raises for inputs that are no images.
+
+    Source: Zagoruyko and Komodakis (2016), with a widening factor of 2.
 
     >>> wide_resnet18().widths
     (128, 256, 512, 1024)

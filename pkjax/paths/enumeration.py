@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Float, PyTree
+from jaxtyping import Float, PyTree, Shaped
 
+from pkjax import tables
 from pkjax.paths.interpreter import PathSum, interpret
 from pkjax.paths.polynomial import record
 from pkjax.trees import ApplyFn, check_masks, leaf_names
@@ -20,13 +21,20 @@ __all__ = ["Factorization", "Path", "factorize"]
 
 
 class Path(NamedTuple):
-    """One path: where it starts, the parameters on it, the output it ends in."""
+    """One path: where it starts, the parameters on it, the output it ends in.
+
+    A part of ``Factorization``, so returned by ``factorize``.
+
+    >>> Path(source=0, parameters=("a[0,1]", "b[1,0]"), output=0).parameters
+    ('a[0,1]', 'b[1,0]')
+    """
 
     source: int | None
     """The input entry, counted in the flattened example; None where it starts at a bias or a constant."""
     parameters: tuple[str, ...]
     """The parameters on it, by leaf and index, in the order of the operations."""
     output: int
+    """The output k."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,14 @@ class Factorization:
 
     ∇f = ``jvf @ jtv`` and Θ = ``jvf @ pi @ jvf.T``; rows of ``jvf`` run over (example, output), example first, and
     columns of ``jtv`` over the entries of all parameter leaves in flattening order.
+
+    Returned by ``factorize``. Shows itself as a short text and, in a notebook, as a table of its paths.
+
+    Source: Gebhart, Saxena and Schrater (2021), equation 10 and the two below it.
+
+    >>> import jax.numpy as jnp
+    >>> factorize(lambda w, x: x @ w, jnp.array([[3.0], [5.0]]), jnp.ones((1, 2)))
+    Factorization(jvf=float64[1,2], jtv=float64[2,2], values=float64[2] 3 … 5, paths=<2 of Path>)
     """
 
     jvf: Float[np.ndarray, "NK P"]
@@ -44,6 +60,18 @@ class Factorization:
     values: Float[np.ndarray, "P"]
     """v_p: the product of the constants and parameters on the path."""
     paths: tuple[Path, ...]
+    """What each path is."""
+
+    __repr__ = tables.brief
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for i in tables.some(len(self.paths)):
+            path, value = self.paths[i], float(self.values[i])
+            start = "bias or constant" if path.source is None else f"input {path.source}"
+            rows.append([str(i), start, " · ".join(path.parameters), f"output {path.output}", tables.number(value)])
+        return tables.html(["path", "from", "parameters", "to", "value"], rows, caption=f"{len(self.paths):,} paths",
+                           left=4)
 
     @property
     def pi(self) -> Float[np.ndarray, "P P"]:
@@ -190,7 +218,7 @@ def _matches(node: np.ndarray, wanted: np.ndarray, check: Callable[[int], None])
     return order[low[e] + within], e
 
 
-def factorize(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, max_paths: int = 200_000,
+def factorize(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], *, max_paths: int = 200_000,
               masks: PyTree | None = None) -> Factorization:
     """List every path of a small network: the explicit factors J_v^f, J_θ^v and Π of its NTK.
 
@@ -210,7 +238,7 @@ def factorize(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, max_paths: int
       ValueError: there are more than ``max_paths`` paths.
       NotPathNetworkError: an operation has no paths.
 
-    Source: Gebhart, Saxena and Schrater (2021), equations 9 to 12.
+    Source: Gebhart, Saxena and Schrater (2021), equations 9 to 11.
 
     >>> import jax.numpy as jnp
     >>> net = lambda w, x: jnp.maximum(x @ w["a"], 0.) @ w["b"]

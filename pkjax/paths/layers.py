@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import PyTree
+from jaxtyping import Float64, Integer, PyTree, Shaped
 
+from pkjax import tables
 from pkjax.paths.errors import NotFullyConnectedError
 from pkjax.paths.interpreter import PathSum, interpret
 from pkjax.trees import ApplyFn, Trainable, trainable_masks
@@ -23,25 +24,30 @@ class DenseLayer:
 
     An edge carries the factor ``value = c · θ``: a fixed constant times a parameter, or the constant alone. A bias is
     an edge from a constant node of flow 1. Diagonal layers (a frozen BatchNorm scale) are square matrices whose
-    off-diagonal entries are no edges.
+    off-diagonal entries are no edges. Returned by ``dense_layers``.
+
+    >>> (layer,) = dense_layers(lambda w, x: x @ w, jnp.ones((3, 2)), jnp.ones((1, 3)))
+    >>> layer.value.shape, layer.bias_index.tolist()
+    ((3, 2), [-1, -1])
     """
 
-    value: np.ndarray
-    """(n_in, n_out) float64: ``c · θ``, signed; 0 where there is no edge."""
-    constant: np.ndarray
-    """(n_in, n_out) float64: ``c``; 0 where there is no edge."""
-    index: np.ndarray
-    """(n_in, n_out) integer: the position of θ among the flattened parameters; -1 where nothing trains (a fixed edge,
-    or no edge)."""
-    bias_value: np.ndarray
-    """(n_out,) float64: ``value`` of the edge from the constant node."""
-    bias_constant: np.ndarray
-    """(n_out,) float64: ``constant`` of the edge from the constant node."""
-    bias_index: np.ndarray
-    """(n_out,) integer: ``index`` of the edge from the constant node."""
-    source: np.ndarray
-    """(n_out,) float64, at least 0: energy that joins the forward flow from elsewhere, such as the square of a frozen
+    value: Float64[np.ndarray, "n_in n_out"]
+    """``c · θ``, signed; 0 where there is no edge."""
+    constant: Float64[np.ndarray, "n_in n_out"]
+    """``c``; 0 where there is no edge."""
+    index: Integer[np.ndarray, "n_in n_out"]
+    """The position of θ among the flattened parameters; -1 where nothing trains (a fixed edge, or no edge)."""
+    bias_value: Float64[np.ndarray, "n_out"]
+    """``value`` of the edge from the constant node."""
+    bias_constant: Float64[np.ndarray, "n_out"]
+    """``constant`` of the edge from the constant node."""
+    bias_index: Integer[np.ndarray, "n_out"]
+    """``index`` of the edge from the constant node."""
+    source: Float64[np.ndarray, "n_out"]
+    """At least 0: energy that joins the forward flow from elsewhere, such as the square of a frozen
     BatchNorm's mean."""
+
+    __repr__ = tables.brief
 
 
 @dataclass(frozen=True)
@@ -202,7 +208,7 @@ def _with_bias(x: Signal, bias: Entries) -> Signal:
     return Signal(nodes.reshape(shape), x.nodes, (*x.layers[:-1], replace(last, source=source, **own)))
 
 
-def dense_layers(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, masks: PyTree | None = None,
+def dense_layers(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], *, masks: PyTree | None = None,
                  trainable: Trainable = None) -> tuple[DenseLayer, ...]:
     """Read a network as a chain of fully connected layers: dense maps, biases, diagonal scales, frozen BatchNorm.
 
@@ -219,6 +225,9 @@ def dense_layers(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, masks: PyTr
     Raises:
       NotFullyConnectedError: the network has a convolution, pooling, a skip connection or shared weights.
       NotPathNetworkError: an operation has no paths.
+      ValueError: ``x`` is no batch of one.
+
+    Source: definition; the layers θ_l of Gebhart, Saxena and Schrater (2021), equation 15.
 
     >>> import jax.numpy as jnp
     >>> w = {"a": jnp.ones((3, 2)), "b": jnp.ones(2)}

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, PyTree, Shaped
 
 from pkjax.paths.algebras import Network, Polynomial
 from pkjax.paths.interpreter import PathSum, interpret
@@ -15,9 +15,9 @@ from pkjax.trees import ApplyFn, check_masks, is_floating
 __all__ = ["evaluate_paths", "gates", "path_sum", "polynomial", "record", "tied", "unit_weights"]
 
 
-def polynomial(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, q: float | int,
-               gates: Sequence[ArrayLike] | None = None, pool: str = "sum",
-               masks: PyTree | None = None) -> Float[Array, "N K"]:
+def polynomial(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], *, q: float | int,
+               gates: Sequence[Shaped[ArrayLike, "..."]] | None = None, pool: str = "sum", masks: PyTree | None = None
+               ) -> Float[Array, "N K"]:
     """Evaluate the path polynomial of every output by one forward pass, without listing paths.
 
     R_q(φ, z)_k = Σ_{p→k} |c_p|^q (Π_{j∈p} φ_j) z_s(p): the parameters are replaced by φ, every gate is open, every
@@ -78,7 +78,8 @@ def evaluate_paths(make: Callable[[bool], Polynomial], apply_fn: ApplyFn, params
     return out.value
 
 
-def gates(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, masks: PyTree | None = None) -> tuple[Array, ...]:
+def gates(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], *, masks: PyTree | None = None
+          ) -> tuple[Shaped[Array, "N ..."], ...]:
     """Record the gates a_p of a batch: 0 or 1 for ReLU, 1 or the slope for leaky ReLU, one-hot for max-pooling.
 
     Args:
@@ -93,8 +94,9 @@ def gates(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, masks: PyTree | No
 
     Raises:
       NotPathNetworkError: an operation has no paths.
+      ValueError: mismatched masks.
 
-    Source: Gebhart, Saxena and Schrater (2021), appendix A.2.
+    Source: a_p of Gebhart, Saxena and Schrater (2021), equation 9, gate by gate.
 
     >>> import jax.numpy as jnp
     >>> gates(lambda w, x: jnp.maximum(x @ w, 0.), jnp.array([[1., -2.]]), jnp.ones((1, 1)))
@@ -112,10 +114,20 @@ def record(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *,
     return out.value, tuple(algebra.recorded)
 
 
-def tied(apply_fn: ApplyFn, params: PyTree, x: ArrayLike) -> tuple[bool, ...]:
+def tied(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"]) -> tuple[bool, ...]:
     """Say of every parameter leaf, in flattening order, whether one of its entries may lie twice on one path.
 
     Convolutions share weights between paths, never within one; layers that use the same matrix twice in a row do.
+
+    Args:
+        apply_fn: the network.
+        params: its parameters (shapes suffice).
+        x: (N, *input) (its shape suffices).
+
+    Raises: NotPathNetworkError where an operation has no paths.
+
+    Source: definition; where it is True the exponents p_j of the path values (Gebhart, Saxena and Schrater 2021,
+    section 3) exceed 1, which the paper rules out.
 
     >>> import jax.numpy as jnp
     >>> tied(lambda w, x: (x @ w["a"]) @ w["a"] @ w["b"], {"a": jnp.eye(2), "b": jnp.eye(2)}, jnp.ones((1, 2)))
@@ -137,6 +149,10 @@ def unit_weights(params: PyTree) -> PyTree:
 
     Computed from the leaves: XLA's CPU compiler (jaxlib 0.10) multiplies a sum by a matrix wrongly where it knows that
     all columns are alike, as in ``jit(lambda x: x.sum((1, 2)) @ jnp.ones((512, 10)))``.
+
+    Raises nothing.
+
+    Source: definition.
 
     >>> import jax.numpy as jnp
     >>> unit_weights({"kernel": jnp.array([-2., 0.]), "count": jnp.array(3)})

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 from pkjax.paths.algebras import Polynomial
 from pkjax.paths.interpreter import PathSum
@@ -77,20 +77,22 @@ class ScaledPolynomial(Polynomial):
         return held if self.gates is None else self.normalized(opened)
 
 
-def scaled_polynomial(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, q: float | int,
-                      gates: Sequence[ArrayLike] | None = None, pool: str = "sum",
+def scaled_polynomial(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], *, q: float | int,
+                      gates: Sequence[Shaped[ArrayLike, "..."]] | None = None, pool: str = "sum",
                       masks: PyTree | None = None, skip_zeros: bool = False
                       ) -> tuple[Float[Array, "N K"], Int[Array, ""]]:
     """Evaluate ``polynomial`` for networks of any depth: as a mantissa and the power of two that it is over.
 
         R_q(φ, z) = mantissa · 2^exponent
 
-    Args, errors: as in ``polynomial``, for whole q ≥ 0, and
+    Args: as in ``polynomial``, for whole q ≥ 0, and
       skip_zeros: let arrays of nothing but zeros (biases, emptied layers) have no say in the exponent of a sum. For
         values, and for scores φ ∘ ∂R/∂φ, which are 0 there: the derivatives along such arrays are lost.
 
     Returns: (N, K), whose largest entry lies between 1 and 2 unless all are 0, and a whole number. The exponent is a
     constant to ``jax.grad`` and ``jax.jvp``: derivatives of the mantissa are those of the polynomial over 2^exponent.
+
+    Raises: as ``polynomial``, and ValueError for another q.
 
     Source: Gebhart, Saxena and Schrater (2021), equations 15 and 16.
 
@@ -112,8 +114,11 @@ def scaled_polynomial(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, q: flo
     return normalized(out, skip_zeros)[:2]
 
 
-def log_count(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, masks: PyTree | None = None) -> Float[Array, ""]:
+def log_count(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], *, masks: PyTree | None = None
+              ) -> Float[Array, ""]:
     """Count the live paths: log10 of R_0 with every weight 1, or 0 where masked (-inf when no path is left).
+
+        log10 P,   P = Σ_k R_0(mask, x)_k
 
     A zero weight is a path, a masked one is not. Counted in float64 (under jit, in the type of x), however many.
 
@@ -125,6 +130,12 @@ def log_count(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, masks: PyTree 
 
     Returns:
       A scalar, in decades.
+
+    Raises:
+      NotPathNetworkError: an operation has no paths.
+      ValueError: mismatched masks.
+
+    Source: P of Gebhart, Saxena and Schrater (2021), section 3.
 
     >>> import jax.numpy as jnp
     >>> net = lambda w, x: jnp.maximum(x @ w["a"], 0.) @ w["b"]
@@ -183,8 +194,16 @@ def _aligned(mantissas: list[Array], exponents: list[Array]) -> tuple[list[Array
     return [m * power_of_two(e - top, m.dtype) for m, e in zip(mantissas, exponents, strict=True)], top
 
 
-def power_of_two(exponent: Any, dtype: Any) -> Array:
-    """2^exponent in a floating type, 0 below its normal numbers, infinity above: its bits, written down."""
+def power_of_two(exponent: Any, dtype: Any) -> Float[Array, "..."]:
+    """2^exponent in a floating type, 0 below its normal numbers, infinity above: its bits, written down.
+
+    Raises: ValueError for a type that is not floating.
+
+    Source: IEEE 754, section 3.4.
+
+    >>> power_of_two(jnp.array([-3, 0, 2000]), jnp.float32).tolist()
+    [0.125, 1.0, inf]
+    """
     whole, digits, bias = layout(dtype)
     field = jnp.clip(jnp.asarray(exponent) + bias, 0, 2 * bias + 1).astype(whole)
     return jax.lax.bitcast_convert_type(field << digits, dtype)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, PyTree, Shaped
 
 from pkjax.paths.algebras import Network
 from pkjax.paths.convolution import as_columns, as_matrix, patches
@@ -24,7 +24,14 @@ __all__ = ["Site", "sites", "tapped"]
 
 @dataclass(frozen=True)
 class Site:
-    """One use of a parameter leaf by an operation of the network."""
+    """One use of a parameter leaf by an operation of the network.
+
+    Returned by ``sites``.
+
+    >>> (site,), _ = sites(lambda w, x: x @ w, jnp.ones((3, 2)), jnp.ones((1, 3)))
+    >>> site.kind, site.shape, site.operand
+    ('dense', (1, 2), (1, 3))
+    """
 
     kind: str
     """"dense" (h @ leaf over h's last axis), "convolution", "elementwise" (a bias or a scale) or "other"."""
@@ -185,7 +192,7 @@ def _walk(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, taps: Sequence[Array]
     return algebra, out.value.array
 
 
-def sites(apply_fn: ApplyFn, params: PyTree, x: ArrayLike | jax.ShapeDtypeStruct
+def sites(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"] | jax.ShapeDtypeStruct
           ) -> tuple[tuple[Site, ...], dict[int, tuple[int, ...]]]:
     """Find where a network uses its parameters.
 
@@ -200,6 +207,8 @@ def sites(apply_fn: ApplyFn, params: PyTree, x: ArrayLike | jax.ShapeDtypeStruct
 
     Raises:
       NotPathNetworkError: an operation has no paths.
+
+    Source: definition; δ is the error signal of back-propagation (Rumelhart, Hinton and Williams 1986).
 
     >>> import jax.numpy as jnp
     >>> w = {"a": jnp.ones((3, 2)), "b": jnp.ones(2)}
@@ -220,9 +229,23 @@ def sites(apply_fn: ApplyFn, params: PyTree, x: ArrayLike | jax.ShapeDtypeStruct
     return tuple(found.sites), covered
 
 
-def tapped(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, taps: Sequence[Array]) -> tuple[
-        Float[Array, "N K"], tuple[Array | None, ...]]:
+def tapped(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], taps: Sequence[Float[Array, "..."]]
+           ) -> tuple[Float[Array, "N K"], tuple[Float[Array, "..."] | None, ...]]:
     """Evaluate a network with taps added at its sites; return its outputs and each site's operand h (None for a bias).
+
+        ∂f/∂tap = δ, the cotangent of the operation's output;   ∂f/∂θ = Σ h δᵀ over the places of a dense layer
+
+    Args:
+        apply_fn: the network.
+        params: its parameters θ.
+        x: (1, *input), a batch of one.
+        taps: one for each site, of its shape; zeros leave the network as it is.
+
+    Returns: outputs (1, K), and the operands in the order of ``sites``.
+
+    Raises: NotPathNetworkError where an operation has no paths.
+
+    Source: definition; see ``sites``.
 
     >>> import jax.numpy as jnp
     >>> w = {"a": jnp.ones((3, 2)), "b": jnp.ones(2)}

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, PyTree, Shaped
 
 from pkjax.paths.interpreter import PathSum, interpret
 from pkjax.paths.layers import IDENTITIES, REARRANGEMENTS
@@ -22,7 +22,16 @@ __all__ = ["NotUniformError", "uniform_pairs"]
 
 
 class NotUniformError(ValueError):
-    """An operation makes the units of a layer differ by more than a factor of each input."""
+    """An operation makes the units of a layer differ by more than a factor of each input.
+
+    Raised by ``uniform_pairs``.
+
+    >>> net = lambda w, x: jnp.maximum(x @ w, 0.) - x
+    >>> uniform_pairs(net, jnp.ones((2, 2)), jnp.ones((1, 2)), [jnp.ones((1, 1, 2))])
+    Traceback (most recent call last):
+        ...
+    pkjax.paths.uniform.NotUniformError: the operation 'sub' joins units that differ
+    """
 
 
 class Pairs(NamedTuple):
@@ -102,9 +111,11 @@ class Uniform:
         return Pairs(held.level * (units @ units.T), None)
 
 
-def uniform_pairs(apply_fn: ApplyFn, params: PyTree, X: Float[Array, "N ..."], gates: Sequence[Array]
+def uniform_pairs(apply_fn: ApplyFn, params: PyTree, X: Float[Array, "N ..."], gates: Sequence[Shaped[Array, "N 1 ..."]]
                   ) -> Float[Array, "K N N"]:
     """Sum a_p(x) a_p(x') x_s x'_s over the paths p to each output, for all pairs of inputs.
+
+        A_k[x, x'] = Σ_{p→k} a_p(x) a_p(x') x_s x'_s
 
     Args:
       apply_fn: the network.
@@ -112,9 +123,14 @@ def uniform_pairs(apply_fn: ApplyFn, params: PyTree, X: Float[Array, "N ..."], g
       X: (N, *input).
       gates: those of each example as a batch of one, stacked: (N, 1, ...).
 
+    Returns:
+      (K, N, N).
+
     Raises:
       NotUniformError: a layer has no such form.
       NotPathNetworkError: an operation has no paths.
+
+    Source: J_v^f J_v^fᵀ with the J_v^f below equation 10 of Gebhart, Saxena and Schrater (2021).
 
     >>> import jax.numpy as jnp
     >>> x = jnp.asarray([[1., 0.], [1., 2.]])
