@@ -34,6 +34,7 @@ print(f"JAX {jax.__version__} runs on {jax.default_backend().upper()}: {jax.devi
 SAMPLES = 20
 STEPS = 1000
 NARROW, WIDE = 20, 500
+WIDTH = 100                     # of the networks that are pruned
 SEEDS = 3
 COMPRESSIONS = [0.25, 0.5, 0.75, 1.0, 1.25, 1.5]
 
@@ -72,9 +73,9 @@ print(f"λ from {lam[0]:.4g} to {lam[-1]:.4g}; at η = 1/λ₁ the slowest direc
 
 line = pk.dynamics.linearized(theta, f0, y, learning_rate=rate, t=jnp.arange(STEPS + 1), discrete=True)
 left = np.asarray(line.outputs - y, np.float64).reshape(STEPS + 1, rows) @ vectors
-closed = (1 - rate * lam) ** 100 * left[0]
-print(f"after 100 steps, the share of every eigenvector is (1 − ηλ_i)^100 of what it was, to "
-      f"{abs(left[100] - closed).max():.1e}")
+closed = (1 - rate * lam) ** (STEPS // 10) * left[0]
+print(f"after {STEPS // 10} steps, the error along every eigenvector is (1 − ηλ_i)^{STEPS // 10} of what it was, to "
+      f"{abs(left[STEPS // 10] - closed).max():.1e}")
 
 # %%
 figure, (one, two) = plt.subplots(1, 2, figsize=(11, 3.6), dpi=110, layout="constrained")
@@ -173,7 +174,6 @@ print(f"the best single exponential has R² = {fits[best]:.2f}, at a rate {grid[
 # networks pruned in three ways, all trained alike, with the learning rate of the first dense one:
 
 # %%
-WIDTH = 100
 apply_fn, first = network(WIDTH)
 
 

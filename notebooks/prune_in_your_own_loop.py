@@ -125,7 +125,7 @@ for i in range(STEPS):
 moments = state[0].mu
 for name, tree in {"weights": theta, "Adam's momenta": moments}.items():
     nonzero = sum(int((layer["kernel"] != 0).sum()) for layer in tree.values())
-    print(f"{nonzero} {name} of kernels are not 0 (masks keep {pruned.kept})")
+    print(f"{name}: {nonzero} of the kernels' are not 0, the masks keep {pruned.kept}")
 
 # %% [markdown]
 # ## Save and load masks
@@ -143,7 +143,7 @@ with tempfile.TemporaryDirectory() as folder:
     try:
         pk.load_masks(file, like={"Dense_0": params["Dense_0"]})
     except ValueError as error:
-        print("of another network:", str(error).replace(str(file), file.name))
+        print(str(error).replace(str(file), file.name))
 
 # %% [markdown]
 # ## Flax NNX
@@ -207,9 +207,9 @@ print("all of the last layer is kept:", bool(kept_last.masks[2]["w"].all()))
 
 
 # %%
-@partial(jax.jit, static_argnames="steps")
+@jax.jit
 @jax.vmap
-def fit(params, masks, key, steps=STEPS):
+def fit(params, masks, key):
     optimizer, theta = pk.masked(optax.adam(0.003), masks), pk.apply_masks(params, masks)
 
     def step(carry, key):
@@ -219,7 +219,7 @@ def fit(params, masks, key, steps=STEPS):
         updates, state = optimizer.update(slope, state, theta)
         return (optax.apply_updates(theta, updates), state), loss
 
-    (theta, _), losses = jax.lax.scan(step, (theta, optimizer.init(theta)), jax.random.split(key, steps))
+    (theta, _), losses = jax.lax.scan(step, (theta, optimizer.init(theta)), jax.random.split(key, STEPS))
     right = plain(theta, jnp.asarray(test.images)).argmax(axis=1) == jnp.asarray(test.labels)
     return right.mean(), losses
 
@@ -246,23 +246,22 @@ for steps in (1, 10, 100):
 # Each prunes the same initialisations to the same numbers of weights, and each result is trained alike. Random and
 # magnitude pruning are the baselines that everything else should beat.
 
-
 # %%
-def scores(name, params, seed):
-    images, labels = batch_of(jax.random.key(1000 + seed), 256)
-    loss = partial(lambda p, heat: loss_of(plain(p, images) / heat, labels))
-    return {
-        "random": lambda: pk.random(params, key=jax.random.key(seed)),
-        "magnitude": lambda: pk.magnitude(params),
-        "SNIP": lambda: pk.snip(lambda p: loss(p, 1.0), params),
-        "GraSP": lambda: pk.grasp(lambda p: loss(p, 200.0), params),
-        "SynFlow": lambda: pk.synflow(plain, params, ones),
-        "SynFlow-L2": lambda: pk.synflow_l2(plain, params, ones),
-    }[name]()
+images, labels = batch_of(jax.random.key(1000), 256)
 
 
-PRUNERS = {"random": 1, "magnitude": 1, "SNIP": 1, "GraSP": 1, "SynFlow": 100, "SynFlow-L2": 100}   # and their steps
+def loss(params, temperature=1.0):
+    return loss_of(plain(params, images) / temperature, labels)
 
+
+PRUNERS = {                                     # scores, and in how many steps
+    "random": (lambda p: pk.random(p, key=jax.random.key(0)), 1),
+    "magnitude": (pk.magnitude, 1),
+    "SNIP": (lambda p: pk.snip(loss, p), 1),
+    "GraSP": (lambda p: pk.grasp(partial(loss, temperature=200.0), p), 1),
+    "SynFlow": (lambda p: pk.synflow(plain, p, ones), 100),
+    "SynFlow-L2": (lambda p: pk.synflow_l2(plain, p, ones), 100),
+}
 inits = [draw(jax.random.key(seed)) for seed in range(SEEDS)]
 keys = jax.random.split(jax.random.key(7), SEEDS)
 
@@ -274,11 +273,9 @@ def stack(trees):
 everything = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), inits[0])
 dense, dense_losses = fit(stack(inits), stack([everything] * SEEDS), keys)
 accuracies, kept = {}, {}
-for name, steps in PRUNERS.items():
-    score_fns = [partial(lambda p, seed, name=name: scores(name, p, seed), seed=seed) for seed in range(SEEDS)]
+for name, (score_fn, steps) in PRUNERS.items():
     for rho in COMPRESSIONS:
-        results = [pk.prune(score_fn, init, compression=rho, steps=steps, min_per_layer=1)
-                   for score_fn, init in zip(score_fns, inits, strict=True)]
+        results = [pk.prune(score_fn, init, compression=rho, steps=steps, min_per_layer=1) for init in inits]
         kept[name, rho] = [result.kept for result in results]
         accuracies[name, rho] = np.asarray(fit(stack(inits), stack([result.masks for result in results]), keys)[0])
     print(f"{name:11}", "  ".join(f"ρ = {rho}: {accuracies[name, rho].mean():.1%}" for rho in COMPRESSIONS))

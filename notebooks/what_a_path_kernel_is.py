@@ -285,7 +285,7 @@ def largest(matrices):
     return np.sort(np.linalg.eigvalsh(np.asarray(matrices)).ravel())[:-33:-1]
 
 
-ratios, broken = {}, {}
+ratios, broken, sums_hold = {}, {}, {}
 for density in DENSITIES:
     lam, nu, pi = (np.array(values) for values in zip(
         *(map(largest, three_matrices(key, density)) for key in jax.random.split(jax.random.key(1), NETWORKS)),
@@ -293,9 +293,9 @@ for density in DENSITIES:
     meaningful = lam > 1e-10 * lam[:, :1]
     ratios[density] = np.where(meaningful, lam / np.maximum(nu * pi, 1e-300), np.nan)
     broken[density] = np.nanmax(ratios[density], axis=1) > 1 + 1e-9
-    sums = np.all(lam.cumsum(1) <= (nu * pi).cumsum(1) * (1 + 1e-9))
+    sums_hold[density] = bool(np.all(lam.cumsum(axis=1) <= (nu * pi).cumsum(axis=1) * (1 + 1e-9)))
     print(f"density {density}: λ_i ≤ ν_i π_i fails somewhere in {broken[density].mean():4.0%} of {NETWORKS} networks, "
-          f"{'all' if sums else 'NOT ALL'} sums hold")
+          f"{'all' if sums_hold[density] else 'NOT ALL'} sums hold")
 
 # %% [markdown]
 # Each line below is one network. The line at 1 is the bound of the first claim; above it, in vermillion, are the
