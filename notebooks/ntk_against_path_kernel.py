@@ -205,3 +205,11 @@ for ax, (predictor, found) in zip(axes[1:], correlations.items(), strict=True):
     ax.set(xscale="log", yscale="log", xlabel=predictor, ylabel="Tr Θ", title=f"r = {found[0]:.2f} over all")
     ax.grid(linewidth=0.4, alpha=0.5)
 axes[1].legend(fontsize=8, frameon=False);
+
+# %% [markdown]
+# Pruning moves all of it together: networks with a larger $\operatorname{Tr} \Pi$ have a spectrum of $\Theta$ that
+# lies higher as a whole, and over orders of magnitude the one forecasts the other. Among networks of *one* compression
+# it forecasts less the more is pruned, and among dense ones nothing that a few seeds could show; and it does not see what
+# SNIP does, which looks at the images and keeps ten times the $\operatorname{Tr} \Theta$ that its
+# $\operatorname{Tr} \Pi$ suggests. The gated path trace, which looks at the images too, holds on much longer. Whoever wants to compare pruners at the same number of weights
+# should use that, or `pk.ntk_trace` itself.

@@ -20,6 +20,7 @@ else:
 
 # %%
 import tempfile
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -234,8 +235,11 @@ def fit(params, masks, key):
 start = draw(jax.random.key(0))
 counts, layers_kept = {}, {}
 for steps in (1, 10, 100):
-    found = pk.prune(lambda p: pk.synflow(plain, p, ones), start, compression=2, steps=steps)
-    links = pk.connectivity(plain, start, ones, masks=found.masks)
+    with warnings.catch_warnings():         # pkjax warns where a layer is emptied or the network cut: that is the point
+        warnings.simplefilter("ignore", pk.EmptiedLayerWarning)
+        warnings.simplefilter("ignore", pk.DisconnectedWarning)
+        found = pk.prune(lambda p: pk.synflow(plain, p, ones), start, compression=2, steps=steps)
+        links = pk.connectivity(plain, start, ones, masks=found.masks)
     counts[steps], layers_kept[steps] = found.kept, [layer.density for layer in found.layers]
     print(f"{steps:3} step{'s' if steps > 1 else ' '}: {found.kept} weights, in the layers "
           f"{[layer.kept for layer in found.layers]}, {10**links.log10_paths:,.0f} paths left")
