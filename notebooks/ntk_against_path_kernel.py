@@ -43,9 +43,10 @@ COMPRESSIONS = [0.5, 1.0, 1.5]
 
 # %%
 digits = pk.data.load("digits", samples=SAMPLES)
+X, labels = jnp.asarray(digits.images), jnp.asarray(digits.labels)
 module = pk.models.fc(width=WIDTH, depth=DEPTH)
-apply_fn, params = pk.from_linen(module, module.init(jax.random.key(0), digits.images))
-ones = pk.ones_input(digits.images.shape[1:])
+apply_fn, params = pk.from_linen(module, module.init(jax.random.key(0), X))
+ones = pk.ones_input(X.shape[1:])
 
 figure, axes = plt.subplots(1, min(12, SAMPLES), figsize=(11, 1.2), dpi=110, layout="constrained")
 for ax, image, label in zip(axes, digits.raw, digits.labels, strict=False):
@@ -67,7 +68,7 @@ def synflow_l2(p):
 pruned = pk.prune(synflow_l2, params, compression=1, steps=100)
 print(f"{pruned.kept} of {pruned.total} weights kept")
 
-reports = {name: pk.analyze(apply_fn, params, digits.images, masks=masks)
+reports = {name: pk.analyze(apply_fn, params, X, masks=masks)
            for name, masks in {"dense": None, "pruned": pruned.masks}.items()}
 
 print(f"\n{'':24}{'dense':>12}{'pruned':>12}")
@@ -129,10 +130,10 @@ for ax, (name, report) in zip(axes, reports.items(), strict=True):
 # %%
 @jax.jit
 def measure(params, masks):
-    theta = pk.ntk(apply_fn, params, digits.images, masks=masks)
+    theta = pk.ntk(apply_fn, params, X, masks=masks)
     rows = theta.shape[0] * theta.shape[2]
     return (theta.transpose(0, 2, 1, 3).reshape(rows, rows), pk.path_kernel.trace(apply_fn, params, ones, masks=masks),
-            pk.path_kernel.gated_trace(apply_fn, params, digits.images, masks=masks))
+            pk.path_kernel.gated_trace(apply_fn, params, X, masks=masks))
 
 
 def random(p):
@@ -140,7 +141,7 @@ def random(p):
 
 
 def loss(p):
-    return optax.softmax_cross_entropy_with_integer_labels(apply_fn(p, digits.images), digits.labels).mean()
+    return optax.softmax_cross_entropy_with_integer_labels(apply_fn(p, X), labels).mean()
 
 
 def snip(p):
@@ -150,7 +151,7 @@ def snip(p):
 pruners = {"random": (random, 1), "magnitude": (pk.magnitude, 1), "SNIP": (snip, 1), "SynFlow-L2": (synflow_l2, 100)}
 networks = []
 for seed in range(SEEDS):
-    theta0 = pk.from_linen(module, module.init(jax.random.key(seed), digits.images))[1]
+    theta0 = pk.from_linen(module, module.init(jax.random.key(seed), X))[1]
     everything = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), theta0)
     masks = {("dense", 0.0): everything} | {
         (name, rho): pk.prune(score_fn, theta0, compression=rho, steps=steps, min_per_layer=10).masks
@@ -209,7 +210,7 @@ axes[1].legend(fontsize=8, frameon=False);
 # %% [markdown]
 # Pruning moves all of it together: networks with a larger $\operatorname{Tr} \Pi$ have a spectrum of $\Theta$ that
 # lies higher as a whole, and over orders of magnitude the one forecasts the other. Among networks of *one* compression
-# it forecasts less the more is pruned, and among dense ones nothing that a few seeds could show; and it does not see what
+# it forecasts less the more is pruned, and among dense ones nothing that a few seeds could show. Nor does it see what
 # SNIP does, which looks at the images and keeps ten times the $\operatorname{Tr} \Theta$ that its
-# $\operatorname{Tr} \Pi$ suggests. The gated path trace, which looks at the images too, holds on much longer. Whoever wants to compare pruners at the same number of weights
-# should use that, or `pk.ntk_trace` itself.
+# $\operatorname{Tr} \Pi$ suggests. The gated path trace, which looks at the images too, holds on much longer. Whoever
+# wants to compare pruners at the same number of weights should use that, or `pk.ntk_trace` itself.

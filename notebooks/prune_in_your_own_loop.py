@@ -51,6 +51,7 @@ COMPRESSIONS = [1.0, 1.5, 2.0, 2.5]
 # %%
 train, test = pk.data.load("digits"), pk.data.load("digits", split="test")
 X, y = jnp.asarray(train.images), jnp.asarray(train.labels)
+X_test, y_test = jnp.asarray(test.images), jnp.asarray(test.labels)
 print(f"{len(train)} images to train on, {len(test)} to test")
 
 
@@ -116,7 +117,7 @@ for i in range(STEPS):
     theta, state, loss = step(theta, state, jax.random.key(i))
     if (i + 1) % (STEPS // 4) == 0:
         print(f"step {i + 1:4}: loss {float(loss):.3f}, test accuracy "
-              f"{accuracy_of(apply_fn(theta, test.images), test.labels):.1%}")
+              f"{accuracy_of(apply_fn(theta, X_test), y_test):.1%}")
 
 # %% [markdown]
 # What is pruned is exactly 0, in the parameters and in the optimizer's state, which therefore saves and loads like
@@ -171,7 +172,7 @@ def nnx_step(model, optimizer, key):
 for i in range(STEPS):
     nnx_step(model, nnx_optimizer, jax.random.key(i))
 nnx_kept = sum(int((layer.kernel[...] != 0).sum()) for layer in model.layers)
-print(f"test accuracy {accuracy_of(model(test.images), test.labels):.1%} with {nnx_kept} of {nnx_pruned.total} weights")
+print(f"test accuracy {accuracy_of(model(X_test), y_test):.1%} with {nnx_kept} of {nnx_pruned.total} weights")
 
 # %% [markdown]
 # ## Plain JAX
@@ -221,7 +222,7 @@ def fit(params, masks, key):
         return (optax.apply_updates(theta, updates), state), loss
 
     (theta, _), losses = jax.lax.scan(step, (theta, optimizer.init(theta)), jax.random.split(key, STEPS))
-    right = plain(theta, jnp.asarray(test.images)).argmax(axis=1) == jnp.asarray(test.labels)
+    right = plain(theta, X_test).argmax(axis=1) == y_test
     return right.mean(), losses
 
 
