@@ -199,4 +199,7 @@ def test_the_notebook_itself_runs_in_a_kernel_and_ends_with_a_picture(name):
     client.execute()
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(cell.execution_count for cell in code)
-    assert any("image/png" in output.get("data", {}) for output in code[-1].outputs)
+    assert "pk.plots" in code[-1].source
+    for cell in code:
+        if "plt.subplots" in cell.source or cell.source.startswith("pk.plots"):
+            assert any("image/png" in output.get("data", {}) for output in cell.outputs), cell.source
