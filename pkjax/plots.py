@@ -1,4 +1,4 @@
-"""Pictures: a report's spectra with their bound, its overlaps and layers, and a training's accuracies.
+"""Pictures: a report's spectra with their bound, its overlaps and layers, a network's paths, a training's accuracies.
 
 Every function returns a Matplotlib figure and leaves pyplot's state alone. It draws on ``ax`` where one is given; those
 of several panels take ``axes``, a sequence of as many. Everything can be read at the width of a column, 3.3 inches.
@@ -13,6 +13,21 @@ import numpy as np
 
 from pkjax.analysis import Report
 from pkjax.connectivity import Connectivity
+from pkjax.panels import (
+    BLACK,
+    BLUE,
+    GREEN,
+    ORANGE,
+    SMALL,
+    VERMILLION,
+    axes_of,
+    axes_of_all,
+    blank,
+    finish,
+    new_figure,
+    size,
+)
+from pkjax.path_picture import paths
 from pkjax.prune_result import PruneResult
 
 if TYPE_CHECKING:
@@ -21,67 +36,11 @@ if TYPE_CHECKING:
 
     from pkjax.experiments.descent import Trajectories
 
-__all__ = ["layers", "overlaps", "report", "spectra", "training", "trajectories"]
+__all__ = ["layers", "overlaps", "paths", "report", "spectra", "training", "trajectories"]
 
-BLUE, ORANGE, GREEN, VERMILLION, BLACK = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#000000"
-SMALL = 8
 MAX_BARS = 30
 BAR = 0.14
 """Inches that a layer's bar and name need at least."""
-
-
-def _figure(width: float, height: float) -> "Figure":
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("pictures need Matplotlib: pip install 'pkjax[plots]'") from error
-    return Figure(figsize=(width, height), dpi=160, layout="constrained")
-
-
-def _axes(ax: "Axes | None", width: float, height: float) -> Any:
-    if ax is None:
-        return _figure(width, height).add_subplot()
-    return panels([ax], 1, "ax must be the axes of one panel")[0]
-
-
-def panels(axes: Any, count: int, what: str) -> list[Any]:
-    """Check that there are as many axes as panels; arrays of axes, as ``subplots`` returns them, are flattened.
-
-    Raises: ValueError saying ``what`` and what was received.
-
-    >>> panels([], 3, "a report draws 3 panels")
-    Traceback (most recent call last):
-        ...
-    ValueError: a report draws 3 panels, but 0 axes were received
-    """
-    found = list(np.asarray(axes, dtype=object).ravel())
-    other = next((type(ax).__name__ for ax in found if not hasattr(ax, "get_subplotspec")), None)
-    if other is not None:
-        raise ValueError(f"{what}, Matplotlib axes each, but {other} was received")
-    if len(found) != count:
-        raise ValueError(f"{what}, but {len(found)} axes were received")
-    return found
-
-
-def _size(ax: Any) -> tuple[float, float]:
-    """Width and height in inches that a panel and its labels have, before they are laid out."""
-    place, (width, height) = ax.get_position(), ax.figure.get_figure(root=True).get_size_inches()
-    return width * place.width / 0.775, height * place.height / 0.77     # Matplotlib's margins
-
-
-def _empty(ax: Any, title: str, text: str) -> "Figure":
-    ax.text(0.5, 0.5, text, ha="center", va="center", transform=ax.transAxes, fontsize=SMALL)
-    ax.set_xticks([])
-    ax.set_yticks([])
-    return _finish(ax, title, "", "")
-
-
-def _finish(ax: Any, title: str, x: str, y: str) -> "Figure":
-    ax.set_title(title, fontsize=SMALL + 1, loc="left")
-    ax.set_xlabel(x, fontsize=SMALL)
-    ax.set_ylabel(y, fontsize=SMALL)
-    ax.tick_params(which="both", labelsize=SMALL - 1)
-    return ax.figure
 
 
 def spectra(report: Report, ax: "Axes | None" = None) -> "Figure":
@@ -105,14 +64,14 @@ def spectra(report: Report, ax: "Axes | None" = None) -> "Figure":
     >>> [line.get_ydata().round(6).tolist() for line in spectra(report).axes[0].lines]     # the bound, λ, ν and π
     [[1.0, 1.0], [1.0, 1.0], [1.0, 1.0], [1.0, 1.0]]
     """
-    ax = _axes(ax, 4.6, 3.4)
+    ax = axes_of(ax, 4.6, 3.4)
     count = min(len(report.nu), len(report.pi))
     curves = [("bound $\\nu_i\\pi_i$", np.asarray(report.nu)[:count] * np.asarray(report.pi)[:count], BLACK, ":"),
               ("$\\lambda_i$ of Θ, the tangent kernel", report.lam, VERMILLION, "-"),
               ("$\\nu_i$ of A, the data factor", report.nu, ORANGE, "--"),
               ("$\\pi_i$ of Π, the path kernel", report.pi, BLUE, "-.")]
     if not any(np.max(values, initial=0.0) > 0 for _, values, _, _ in curves):
-        return _empty(ax, "Eigenvalues", "all eigenvalues are zero")
+        return blank(ax, "Eigenvalues", "all eigenvalues are zero")
     for label, values, colour, style in curves:
         values = np.asarray(values, np.float64)
         index = np.arange(1, len(values) + 1)
@@ -129,7 +88,7 @@ def spectra(report: Report, ax: "Axes | None" = None) -> "Figure":
         ax.set_xticks([], minor=True)
     ax.grid(True, which="major", linewidth=0.4, alpha=0.5)
     ax.legend(fontsize=SMALL - 1, frameon=False)
-    return _finish(ax, "Eigenvalues", "index $i$", "eigenvalue")
+    return finish(ax, "Eigenvalues", "index $i$", "eigenvalue")
 
 
 def _edges(n: int, most: int = 40) -> np.ndarray:
@@ -160,9 +119,9 @@ def overlaps(report: Report, ax: "Axes | None" = None) -> "Figure":
     """
     from matplotlib.colors import LogNorm
 
-    ax = _axes(ax, 4.6, 3.4)
+    ax = axes_of(ax, 4.6, 3.4)
     if not np.any(report.overlaps) or report.trace_ntk <= 0:
-        return _empty(ax, "Share of Tr Θ", "no pair of eigenvectors carries anything")
+        return blank(ax, "Share of Tr Θ", "no pair of eigenvectors carries anything")
     O = np.asarray(report.overlaps, np.float64)
     weights = np.asarray(report.nu)[:, None] * np.asarray(report.pi)[None, :O.shape[1]] * O**2 / report.trace_ntk
     rows, columns = _edges(O.shape[0]), _edges(O.shape[1])
@@ -181,7 +140,7 @@ def overlaps(report: Report, ax: "Axes | None" = None) -> "Figure":
     bar = ax.figure.colorbar(mesh, ax=ax, pad=0.02)
     bar.ax.tick_params(labelsize=SMALL - 1)
     title = f"Share of Tr Θ, in all {100 * weights.sum():.3g} %"
-    return _finish(ax, title, "path eigenvector $j$", "data eigenvector $i$")
+    return finish(ax, title, "path eigenvector $j$", "data eigenvector $i$")
 
 
 def layers(report: Report | PruneResult | Connectivity, ax: "Axes | None" = None) -> "Figure":
@@ -206,8 +165,8 @@ def layers(report: Report | PruneResult | Connectivity, ax: "Axes | None" = None
     ['2 of 4']
     """
     shown = list(report.layers)
-    ax = _axes(ax, 4.6, 0.9 + 0.22 * min(max(len(shown), 3), MAX_BARS))
-    width, height = _size(ax)
+    ax = axes_of(ax, 4.6, 0.9 + 0.22 * min(max(len(shown), 3), MAX_BARS))
+    width, height = size(ax)
     most = min(MAX_BARS, max(1, int((height - 0.5) / BAR)))
     if len(shown) > most:
         least = sorted(range(len(shown)), key=lambda i: shown[i].kept / max(shown[i].total, 1))[:most]
@@ -225,7 +184,7 @@ def layers(report: Report | PruneResult | Connectivity, ax: "Axes | None" = None
     ax.set_ylim(max(len(shown), 3) - 0.5, -0.5)
     ax.set_xlim(0, 1.02)
     title = f"Least kept, {most} of {len(report.layers)} layers" if len(report.layers) > most else "Weights kept"
-    return _finish(ax, title, "share of the layer's weights", "")
+    return finish(ax, title, "share of the layer's weights", "")
 
 
 def _shortened(names: list[str], most: int) -> list[str]:
@@ -260,11 +219,11 @@ def training(history: Sequence[Mapping[str, Any]], ax: "Axes | None" = None, tit
     >>> [float(line.get_ydata()[0]) for line in training(rows).axes[0].lines]
     [50.0, 25.0]
     """
-    ax = _axes(ax, 4.6, 3.4)
+    ax = axes_of(ax, 4.6, 3.4)
     from matplotlib.ticker import MaxNLocator
 
     if len(history) < 2:
-        return _empty(ax, title or "Training", "no epoch yet")
+        return blank(ax, title or "Training", "no epoch yet")
     for name, label, colour, style in (("train_accuracy", "training images", BLUE, "--"),
                                        ("test_accuracy", "test images", VERMILLION, "-")):
         rows = [(row["epoch"], 100 * row[name]) for row in history[1:]]     # before training there is only chance
@@ -273,7 +232,7 @@ def training(history: Sequence[Mapping[str, Any]], ax: "Axes | None" = None, tit
     ax.grid(True, linewidth=0.4, alpha=0.5)
     ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
     ax.legend(fontsize=SMALL - 1, frameon=False, loc="best")
-    return _finish(ax, title or "Training", "epoch", "accuracy in %")
+    return finish(ax, title or "Training", "epoch", "accuracy in %")
 
 
 def trajectories(found: "Trajectories", title: str = "", axes: "Sequence[Axes] | None" = None) -> "Figure":
@@ -297,8 +256,8 @@ def trajectories(found: "Trajectories", title: str = "", axes: "Sequence[Axes] |
     'loss $L$'
     """
     names = {"weight_change": "$\\|\\omega_t\\|$", "output_norm": "$\\|f_t\\|$", "loss": "loss $L$"}
-    places = _figure(10.0, 3.2).subplots(1, 3) if axes is None else axes
-    places = panels(places, 3, "trajectories are drawn on 3 panels")
+    places = new_figure(10.0, 3.2).subplots(1, 3) if axes is None else axes
+    places = axes_of_all(places, 3, "trajectories are drawn on 3 panels")
     kinds = (("network", found.measured, VERMILLION, "-"), ("linearised", found.linearized, BLUE, "--"),
              ("forecast by Tr Π", found.forecast, BLACK, ":"))
     for ax, (name, symbol) in zip(places, names.items(), strict=True):
@@ -308,7 +267,7 @@ def trajectories(found: "Trajectories", title: str = "", axes: "Sequence[Axes] |
         ax.set_xscale("log")
         ax.grid(True, which="major", linewidth=0.4, alpha=0.5)
         ax.legend(fontsize=SMALL - 1, frameon=False)
-        _finish(ax, symbol, "step of gradient descent", "")
+        finish(ax, symbol, "step of gradient descent", "")
     return _titled(places[0].figure, title)
 
 
@@ -338,7 +297,8 @@ def report(report: Report, title: str = "", axes: "Sequence[Axes] | None" = None
     4
     """
     height = max(3.8, 1.0 + BAR * min(len(report.layers), MAX_BARS))
-    places = panels(_figure(13.0, height).subplots(1, 3) if axes is None else axes, 3, "a report is drawn on 3 panels")
+    places = new_figure(13.0, height).subplots(1, 3) if axes is None else axes
+    places = axes_of_all(places, 3, "a report is drawn on 3 panels")
     for ax, draw in zip(places, (spectra, overlaps, layers), strict=True):
         draw(report, ax)
     return _titled(places[0].figure, title)

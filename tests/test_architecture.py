@@ -16,8 +16,8 @@ FOUNDATION = {"tables", "trees", "paths"}
 THEOREM = {"gram_spectra", "theorem1", "checks", "analysis", "dynamics", "dynamics_checks", "linear_network",
            "forecasts", "summary"}
 TOP = {"models", "data", "tiny_imagenet", "augmentation", "recipes", "trainables", "checkpoints", "training",
-       "experiments", "environment", "files", "plots", "html", "screen", "options", "commands", "cli",
-       "__main__"}
+       "experiments", "environment", "files", "plots", "panels", "path_picture", "html", "screen", "options",
+       "commands", "cli", "__main__"}
 # Side by side in the picture: analysis knows nothing of pruning.
 SPECTRAL = {"path_kernel", "data_factor", "ntk"}
 PRUNING = {"saliency", "data_saliency", "score_trees", "streams", "masks", "schedules", "scopes", "selection",

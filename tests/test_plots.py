@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import pkjax as pk
 import pytest
 from matplotlib.text import Text
 from pkjax import plots
@@ -138,6 +141,53 @@ def column(panels):
     figure = Figure(figsize=(3.3, 2.5 * panels), layout="constrained")
     figure.subplots(panels, 1)
     return figure
+
+
+def factors(skip=False):
+    """One hidden layer of two units with biases; the second unit is shut for the example."""
+    def net(w, x):
+        hidden = jnp.maximum(x @ w["a"]["kernel"] + w["a"]["bias"], 0.0)
+        return hidden @ w["b"]["kernel"] + (x if skip else 0.0)
+    w = {"a": {"kernel": jnp.array([[1.0, -2.0], [0.5, -1.0]]), "bias": jnp.array([1.0, -1.0])},
+         "b": {"kernel": jnp.array([[3.0, -1.0], [2.0, 4.0]])}}
+    masks = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), w)
+    masks["a"]["kernel"] = jnp.array([[True, True], [True, False]])
+    return pk.paths.factorize(net, w, jnp.array([[1.0, 2.0]]), masks=masks)
+
+
+def test_every_path_is_drawn_in_its_colour_from_its_source_to_its_output():
+    f = factors()
+    active = (f.jvf != 0).any(axis=0)
+    axes = plots.paths(f.paths, f.values, active, limit=8.0).axes[0]
+    drawn = {p: [line for line in axes.lines if line.get_gid() == f"path {p}"] for p in range(len(f.paths))}
+    assert len(f.paths) == 10                       # five edges and biases into two units with two edges out of each
+    assert all(len(lines) == 2 for lines in drawn.values())
+    assert active.sum() == 6
+    assert axes.get_title(loc="left") == "10 paths, 6 active"
+    for p, path in enumerate(f.paths):
+        first, last = sorted(drawn[p], key=lambda line: line.get_xdata()[1])
+        assert first.get_color() == last.get_color()
+        assert (first.get_linestyle() == "-") == active[p] == ("[1]" not in path.parameters[0]
+                                                               and ",1]" not in path.parameters[0])
+        height = {0: 0.5, 1: -0.5}
+        assert abs(last.get_ydata()[1] - height[path.output]) < 0.15
+        if path.source is not None:
+            assert abs(first.get_ydata()[0] - height[path.source]) < 0.15
+        if active[p]:
+            red, _, blue, _ = first.get_color()
+            assert (red > blue) == (f.values[p] > 0)
+    markers = [line.get_marker() for line in axes.lines if line.get_marker() != "None"]
+    assert (markers.count("o"), markers.count("s")) == (6, 2)
+    assert [text.get_text() for text in axes.texts] == ["$x_{1}$", "$x_{2}$", "$f_{1}$", "$f_{2}$"]
+
+
+def test_paths_that_cannot_be_drawn_are_errors():
+    f = factors()
+    with pytest.raises(ValueError, match="got 9 and 10 for 10 paths"):
+        plots.paths(f.paths, f.values[1:])
+    f = factors(skip=True)
+    with pytest.raises(ValueError, match=r"but one runs from input 0 over $"):
+        plots.paths(f.paths, f.values)
 
 
 def test_drawing_needs_no_pyplot_and_names_its_extra():

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from pkjax.plots import BLACK, BLUE, GREEN, ORANGE, SMALL, VERMILLION, _figure, _finish, panels
+from pkjax import panels as shared
+from pkjax.panels import BLACK, BLUE, GREEN, ORANGE, SMALL, VERMILLION, axes_of_all, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -95,7 +96,7 @@ def grid(count: int, width: float, height: float, given: "Sequence[Axes] | None"
         return _given(given, count)
     columns = min(count, across)
     rows = -(-count // columns)
-    figure = _figure(width * columns, height * rows + 0.5)
+    figure = new_figure(width * columns, height * rows + 0.5)
     axes = list(figure.subplots(rows, columns, squeeze=False, **shared).flat)
     for unused in axes[count:]:
         unused.remove()
@@ -103,7 +104,7 @@ def grid(count: int, width: float, height: float, given: "Sequence[Axes] | None"
 
 
 def _given(axes: "Sequence[Axes]", count: int) -> tuple[Any, list[Any]]:
-    found = panels(axes, count, f"this figure is drawn on {count} panels")
+    found = axes_of_all(axes, count, f"this figure is drawn on {count} panels")
     return found[0].figure, found
 
 
@@ -121,7 +122,7 @@ def by_data(groups: list[tuple[str, str, str, Any]], given: "Sequence[Axes] | No
         new = not places or data != groups[i - 1][0] or column + 1 == ACROSS
         places.append((row + 1, 0) if new else (row, column + 1))
     rows, columns = (max(place) + 1 for place in zip(*places, strict=True))
-    figure = _figure(max(min(2.6 * columns, 7.5), 5.2), (2.5 if columns < 3 else 2.1) * rows + 0.6)
+    figure = new_figure(max(min(2.6 * columns, 7.5), 5.2), (2.5 if columns < 3 else 2.1) * rows + 0.6)
     axes = figure.subplots(rows, columns, squeeze=False, **shared)
     for place in set(np.ndindex(rows, columns)) - set(places):
         axes[place].remove()
@@ -131,7 +132,7 @@ def by_data(groups: list[tuple[str, str, str, Any]], given: "Sequence[Axes] | No
 def finish(ax: Any, title: str, x: str, y: str) -> None:
     """Title and label a panel."""
     ax.grid(True, which="major", linewidth=0.4, alpha=0.5)
-    _finish(ax, title, x, y)
+    shared.finish(ax, title, x, y)
 
 
 def legend(figure: Any, axes: list[Any]) -> None:

@@ -1,0 +1,73 @@
+"""What every picture shares: colours, figures and axes, titles and labels."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["BLACK", "BLUE", "GREEN", "ORANGE", "SMALL", "VERMILLION", "axes_of", "axes_of_all", "blank", "finish",
+           "new_figure", "size"]
+
+BLUE, ORANGE, GREEN, VERMILLION, BLACK = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#000000"
+SMALL = 8
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """Make a figure of so many inches, which pyplot knows nothing of; ImportError where Matplotlib is missing."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("pictures need Matplotlib: pip install 'pkjax[plots]'") from error
+    return Figure(figsize=(width, height), dpi=160, layout="constrained")
+
+
+def axes_of(ax: "Axes | None", width: float, height: float) -> Any:
+    """Take the axes that were given, or those of a new figure of so many inches; ValueError for what is no axes."""
+    if ax is None:
+        return new_figure(width, height).add_subplot()
+    return axes_of_all([ax], 1, "ax must be the axes of one panel")[0]
+
+
+def axes_of_all(axes: Any, count: int, what: str) -> list[Any]:
+    """Check that there are as many axes as panels; arrays of axes, as ``subplots`` returns them, are flattened.
+
+    Raises: ValueError saying ``what`` and what was received.
+
+    >>> axes_of_all([], 3, "a report draws 3 panels")
+    Traceback (most recent call last):
+        ...
+    ValueError: a report draws 3 panels, but 0 axes were received
+    """
+    found = list(np.asarray(axes, dtype=object).ravel())
+    other = next((type(ax).__name__ for ax in found if not hasattr(ax, "get_subplotspec")), None)
+    if other is not None:
+        raise ValueError(f"{what}, Matplotlib axes each, but {other} was received")
+    if len(found) != count:
+        raise ValueError(f"{what}, but {len(found)} axes were received")
+    return found
+
+
+def size(ax: Any) -> tuple[float, float]:
+    """Width and height in inches that a panel and its labels have, before they are laid out."""
+    place, (width, height) = ax.get_position(), ax.figure.get_figure(root=True).get_size_inches()
+    return width * place.width / 0.775, height * place.height / 0.77     # Matplotlib's margins
+
+
+def blank(ax: Any, title: str, text: str) -> "Figure":
+    """Write on a panel why there is nothing to draw."""
+    ax.text(0.5, 0.5, text, ha="center", va="center", transform=ax.transAxes, fontsize=SMALL)
+    ax.set_xticks([])
+    ax.set_yticks([])
+    return finish(ax, title, "", "")
+
+
+def finish(ax: Any, title: str, x: str, y: str) -> "Figure":
+    """Title and label a panel, and return its figure."""
+    ax.set_title(title, fontsize=SMALL + 1, loc="left")
+    ax.set_xlabel(x, fontsize=SMALL)
+    ax.set_ylabel(y, fontsize=SMALL)
+    ax.tick_params(which="both", labelsize=SMALL - 1)
+    return ax.figure
