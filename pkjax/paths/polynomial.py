@@ -79,7 +79,7 @@ def evaluate_paths(make: Callable[[bool], Polynomial], apply_fn: ApplyFn, params
 
 
 def gates(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], *, masks: PyTree | None = None
-          ) -> tuple[Shaped[Array, "N ..."], ...]:
+          ) -> tuple[Shaped[Array, "..."], ...]:
     """Record the gates a_p of a batch: 0 or 1 for ReLU, 1 or the slope for leaky ReLU, one-hot for max-pooling.
 
     Args:

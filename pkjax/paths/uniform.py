@@ -111,7 +111,7 @@ class Uniform:
         return Pairs(held.level * (units @ units.T), None)
 
 
-def uniform_pairs(apply_fn: ApplyFn, params: PyTree, X: Float[Array, "N ..."], gates: Sequence[Shaped[Array, "N 1 ..."]]
+def uniform_pairs(apply_fn: ApplyFn, params: PyTree, X: Float[Array, "N ..."], gates: Sequence[Shaped[Array, "N ..."]]
                   ) -> Float[Array, "K N N"]:
     """Sum a_p(x) a_p(x') x_s x'_s over the paths p to each output, for all pairs of inputs.
 
