@@ -232,18 +232,24 @@ def fit(params, masks, key):
 # How often a pruner looks at what is left matters more than which one it is. SynFlow in one shot cuts whole layers off;
 # in a hundred steps it keeps every layer connected. At $\rho = 2$:
 
+
 # %%
+def synflow(params):
+    return pk.synflow(plain, params, ones)
+
+
 start = draw(jax.random.key(0))
 counts, layers_kept = {}, {}
 for steps in (1, 10, 100):
     with warnings.catch_warnings():         # pkjax warns where a layer is emptied or the network cut: that is the point
         warnings.simplefilter("ignore", pk.EmptiedLayerWarning)
         warnings.simplefilter("ignore", pk.DisconnectedWarning)
-        found = pk.prune(lambda p: pk.synflow(plain, p, ones), start, compression=2, steps=steps)
+        found = pk.prune(synflow, start, compression=2, steps=steps)
         links = pk.connectivity(plain, start, ones, masks=found.masks)
     counts[steps], layers_kept[steps] = found.kept, [layer.density for layer in found.layers]
     print(f"{steps:3} step{'s' if steps > 1 else ' '}: {found.kept} weights, in the layers "
-          f"{[layer.kept for layer in found.layers]}, {10**links.log10_paths:,.0f} paths left")
+          f"{[layer.kept for layer in found.layers]}, {10**links.log10_paths:,.0f} paths left, "
+          f"{'connected' if links.connected else 'input and output cut apart'}")
 
 # %% [markdown]
 # ## Six pruners
@@ -264,7 +270,7 @@ PRUNERS = {                                     # scores, and in how many steps
     "magnitude": (pk.magnitude, 1),
     "SNIP": (lambda p: pk.snip(loss, p), 1),
     "GraSP": (lambda p: pk.grasp(partial(loss, temperature=200.0), p), 1),
-    "SynFlow": (lambda p: pk.synflow(plain, p, ones), 100),
+    "SynFlow": (synflow, 100),
     "SynFlow-L2": (lambda p: pk.synflow_l2(plain, p, ones), 100),
 }
 inits = [draw(jax.random.key(seed)) for seed in range(SEEDS)]

@@ -53,10 +53,13 @@ def run(monkeypatch):
                 exec(compile(cell.source, f"{name}.py, cell {number}", "exec"), scope)
         return scope
 
-    precision = jax.config.jax_default_matmul_precision
+    changed = {"jax_default_matmul_precision": jax.config.jax_default_matmul_precision,
+               "jax_disable_most_optimizations": jax.config.jax_disable_most_optimizations}
+    jax.config.update("jax_disable_most_optimizations", True)      # small numbers: compiling is what takes the time
     with jax.numpy_dtype_promotion("standard"):
         yield execute
-    jax.config.update("jax_default_matmul_precision", precision)
+    for option, value in changed.items():
+        jax.config.update(option, value)
     pyplot.close("all")
 
 
@@ -103,6 +106,7 @@ def test_a_notebook_installs_pkjax_on_colab_alone(name, monkeypatch):
     assert called == [[sys.executable, "-m", "pip", "install", "--quiet", "pkjax[data,plots]"]]
 
 
+@pytest.mark.slow
 def test_pruning_in_a_loop_of_ones_own_keeps_what_the_masks_keep(run, capsys):
     scope = run("prune_in_your_own_loop")
     small, pruned = SMALL["prune_in_your_own_loop"], scope["pruned"]
@@ -154,6 +158,7 @@ def test_the_path_kernel_by_hand_is_the_one_by_polynomial_and_its_theorem_ends_w
     assert len(drawn(scope["figure"])) == 3
 
 
+@pytest.mark.slow
 def test_the_ntk_beside_the_path_kernel_keeps_every_theorem(run):
     scope = run("ntk_against_path_kernel")
     small, pruned = SMALL["ntk_against_path_kernel"], scope["pruned"]
