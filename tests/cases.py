@@ -144,11 +144,13 @@ def cases(draw, kinds=("dense", "conv"), masked=None):
     return Case(layers, params, masks, X)
 
 
-def live(case):
-    """Whether a draw tests anything: outputs differ between inputs, and every leaf has a gradient."""
-    f = np.asarray(jax.jit(case.apply)(case.alive, case.X))
-    if not np.isfinite(f).all() or np.ptp(f, axis=0).min() < 1e-6:
+def live(case, oracle):
+    """Whether a draw tests anything: outputs differ between inputs, and every leaf has a gradient.
+
+    Told from the enumerated paths: JAX would compile two programs for every draw.
+    """
+    if np.ptp(oracle.outputs, axis=0).min() < 1e-6:
         return False
-    gradient = jax.jit(jax.jacrev(case.apply))({n: jnp.asarray(v) for n, v in case.alive.items()}, case.X)
-    return all(np.abs(np.asarray(g) * (1 if case.masks is None else case.masks[n])).max() > 1e-9
-               for n, g in gradient.items())
+    gradient = np.abs(oracle.jvf @ oracle.jtv).max(0)
+    ends = np.cumsum([case.params[name].size for name in sorted(case.params)])
+    return all(leaf.max() > 1e-9 for leaf in np.split(gradient, ends[:-1]))
