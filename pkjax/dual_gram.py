@@ -13,8 +13,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
 from pkjax import paths
-from pkjax.tangents import hashable
-from pkjax.trees import ApplyFn, Trainable, check_finite, check_masks, is_floating, shapes, trainable_masks
+from pkjax.trees import ApplyFn, Trainable, check_finite, check_masks, hashable, is_floating, shapes, trainable_masks
 
 __all__ = ["Problem", "check_start", "flat_product", "log_trace_of", "make_problem", "product", "trace_of"]
 

@@ -112,8 +112,10 @@ def record(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *,
     return out.value, tuple(algebra.recorded)
 
 
-def tied(apply_fn: ApplyFn, params: PyTree, x: ArrayLike) -> tuple[bool, ...]:
+def tied(apply_fn: ApplyFn, params: PyTree, x: ArrayLike | jax.ShapeDtypeStruct) -> tuple[bool, ...]:
     """Say of every parameter leaf, in flattening order, whether one of its entries may lie twice on one path.
+
+    Shapes of parameters and input suffice.
 
     Convolutions share weights between paths, never within one; layers that use the same matrix twice in a row do.
 
