@@ -9,6 +9,16 @@ from hypothesis import strategies as st
 from jax import lax
 
 
+def normal(seed, shape, dtype=np.float64):
+    """Normal numbers, drawn by NumPy: JAX takes longer to compile a draw of each shape than most of what is tested."""
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
+
+
+def coins(seed, p, shape):
+    """Booleans that are True with probability p, likewise."""
+    return jnp.asarray(np.random.default_rng(seed).random(shape) < p)
+
+
 @dataclass
 class Case:
     layers: list
