@@ -125,17 +125,19 @@ def enumerated(width: int, repeats: int) -> dict[str, Any]:
 
 def growth(quick: bool, repeats: int) -> dict[str, Any]:
     """Exponents of Tr Π and of one count with width, of Tr Π with depth."""
-    widths, depths = ((8, 16), (2, 4)) if quick else ((250, 500, 1000, 2000), (8, 16, 32, 64))
+    widths, depths = ((8, 16), (1, 2)) if quick else ((250, 500, 1000, 2000), (8, 16, 32, 64))
+    width, depth = (8, 1) if quick else (200, 6)
 
     def trace(module: Callable[[], Any]) -> float:
         timings, _ = common.alternate({"trace": trace_and_gradient(Case(module))["trace"]}, repeats, TURN)
         return float(timings["trace"].summary()["median"])
 
     def count(width: int) -> float:
-        return float(counts(Case(partial(pk.models.fc, width)), repeats)["seconds"]["elimination"]["median"])
+        found = counts(Case(partial(pk.models.fc, width, depth)), repeats)
+        return float(found["seconds"]["elimination"]["median"])
 
-    return {"width (Tr Π)": common.fit(widths, [trace(partial(pk.models.fc, w)) for w in widths]),
-            "depth (Tr Π)": common.fit(depths, [trace(partial(pk.models.fc, 200, d)) for d in depths]),
+    return {"width (Tr Π)": common.fit(widths, [trace(partial(pk.models.fc, w, depth)) for w in widths]),
+            "depth (Tr Π)": common.fit(depths, [trace(partial(pk.models.fc, width, d)) for d in depths]),
             "width (one count)": common.fit(widths[:3], [count(w) for w in widths[:3]])}
 
 

@@ -2,8 +2,9 @@
 
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from jaxtyping import Array, Float, PyTree
 from pkjax import paths, tables
 from pkjax.masks import apply_masks
 from pkjax.prune_result import DisconnectedWarning, LayerReport, layer_report, layers_table
-from pkjax.trees import ApplyFn, Predicate, check_masks, is_floating, kernels, leaf_names, select
+from pkjax.trees import ApplyFn, Predicate, check_masks, hashable, is_floating, kernels, leaf_names, select
 
 __all__ = ["Connectivity", "connectivity"]
 
@@ -101,7 +102,7 @@ def connectivity(
         masks = jax.tree.map(lambda t: jnp.ones(jnp.shape(t), bool), params)
     start = (jnp.asarray(x) != 0).astype(jnp.result_type(x))
     chosen = jax.tree.leaves(select(prunable, params))
-    sums = jax.device_get(jax.jit(partial(_sums, apply_fn))(params, start, masks))
+    sums = jax.device_get(_compiled(hashable(apply_fn))(params, start, masks))
     from_inputs, second, fourth, flows = sums
     layers = tuple(
         layer_report(name, jnp.shape(mask), int(np.asarray(mask).sum()), float(flow))
@@ -123,6 +124,12 @@ def connectivity(
         log10_effective_paths=float(2 * second - fourth) if second > -math.inf and fourth > -math.inf else None,
         layers=layers,
     )
+
+
+@lru_cache(maxsize=8)
+def _compiled(apply_fn: ApplyFn) -> Callable[..., Any]:
+    """Compile once for all masks of a network."""
+    return jax.jit(partial(_sums, apply_fn))
 
 
 def _sums(apply_fn: ApplyFn, params: PyTree, x: Array, masks: PyTree

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
 from pkjax import paths
-from pkjax.trees import ApplyFn, Trainable, check_finite, check_masks, is_floating, trainable_masks
+from pkjax.trees import ApplyFn, Trainable, check_finite, check_masks, hashable, is_floating, shapes, trainable_masks
 
 __all__ = ["Problem", "check_start", "flat_product", "log_trace_of", "make_problem", "product", "trace_of"]
 
@@ -53,13 +54,20 @@ def make_problem(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, masks: PyTree 
         return mantissa.sum(), exponent
 
     inner = total if objective is None else objective
-    twice = paths.tied(apply_fn, params, x)
+    leaves, treedef = jax.tree.flatten(shapes((params, x)))
+    twice = _tied(hashable(apply_fn), tuple(leaves), treedef)
     return Problem(lambda values: inner(fill(values, flat)),
                     lambda values: scaled(fill(values, flat)),
                     [jnp.asarray(flat[i]) for i in floating],
                     [jax.tree.leaves(train)[i] for i in floating],
                     lambda values: fill(values, [jnp.zeros_like(leaf) for leaf in flat]),
                     [twice[i] for i in floating])
+
+
+@lru_cache(maxsize=256)
+def _tied(apply_fn: ApplyFn, leaves: tuple[Any, ...], treedef: Any) -> tuple[bool, ...]:
+    """Which leaves may lie twice on a path, looked up once for each set of shapes."""
+    return paths.tied(apply_fn, *jax.tree.unflatten(treedef, leaves))
 
 
 def check_start(params: PyTree, x: ArrayLike) -> Array:

@@ -12,9 +12,9 @@ from jaxtyping import Array, Float, PyTree, Shaped
 from pkjax import nt_loader, structured
 from pkjax.cotangents import accumulator
 from pkjax.plans import NtkPlan, make_plan
-from pkjax.tangents import chosen, hashable, prepare, restrict
+from pkjax.tangents import chosen, prepare, restrict
 from pkjax.tiles import fill
-from pkjax.trees import ApplyFn, Trainable, check_finite, check_network
+from pkjax.trees import ApplyFn, Trainable, check_finite, check_network, hashable
 
 __all__ = ["ntk", "ntk_plan"]
 

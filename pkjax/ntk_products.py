@@ -12,8 +12,8 @@ from jaxtyping import Array, Float, PyTree, Shaped
 from pkjax import structured
 from pkjax.cotangents import accumulator
 from pkjax.routes import ENTRIES, uses
-from pkjax.tangents import hashable, prepare, restrict
-from pkjax.trees import ApplyFn, Trainable
+from pkjax.tangents import prepare, restrict
+from pkjax.trees import ApplyFn, Trainable, hashable
 
 __all__ = ["ntk_matvec", "ntk_trace"]
 

@@ -1,7 +1,6 @@
 """A network as a function of what trains: the checks and the closures that everything about Θ begins with."""
 
 import contextlib
-from collections.abc import Hashable
 from functools import lru_cache
 from typing import Any
 
@@ -16,13 +15,14 @@ from pkjax.trees import (
     check_finite,
     check_masks,
     check_network,
+    hashable,
     is_floating,
     shapes,
     trainable_leaves,
     trainable_masks,
 )
 
-__all__ = ["chosen", "hashable", "prepare", "restrict"]
+__all__ = ["chosen", "prepare", "restrict"]
 
 
 def prepare(apply_fn: ApplyFn, params: PyTree, X: Array, masks: PyTree | None, trainable: Trainable
@@ -59,15 +59,6 @@ def chosen(params: PyTree, masks: PyTree | None, trainable: Trainable) -> tuple[
 def _check_network(apply_fn: ApplyFn, leaves: tuple[Any, ...], treedef: Any) -> None:
     """Check a network once for each set of shapes."""
     check_network(apply_fn, *jax.tree.unflatten(treedef, leaves))
-
-
-def hashable(apply_fn: ApplyFn) -> ApplyFn:
-    """Let a callable that cannot be hashed be a key of the compilation cache, by identity."""
-    if isinstance(apply_fn, Hashable):
-        with contextlib.suppress(TypeError):
-            hash(apply_fn)
-            return apply_fn
-    return lambda params, x: apply_fn(params, x)
 
 
 def restrict(apply_fn: ApplyFn, params: PyTree, entries: list[Any]) -> tuple[ApplyFn, list[Array]]:

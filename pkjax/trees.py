@@ -1,7 +1,7 @@
 """Checks and selections on pytrees that share the structure of the parameters."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import jax
@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 __all__ = ["ApplyFn", "Predicate", "Trainable", "check_finite", "check_like", "check_masks",
-           "check_network", "check_output", "check_structure", "is_floating",
+           "check_network", "check_output", "check_structure", "hashable", "is_floating",
            "kernels", "leaf_names", "naming_input", "select", "shapes", "trainable_leaves", "trainable_masks"]
 
 ApplyFn = Callable[[PyTree, Array], Array]
@@ -140,6 +140,15 @@ def check_network(apply_fn: ApplyFn, params: PyTree, x: Array | jax.ShapeDtypeSt
         out = jax.eval_shape(apply_fn, params, x)
     check_output(out, x)
     return out
+
+
+def hashable(apply_fn: ApplyFn) -> ApplyFn:
+    """Let a callable that cannot be hashed be a key of the compilation cache, by identity."""
+    if isinstance(apply_fn, Hashable):
+        with contextlib.suppress(TypeError):
+            hash(apply_fn)
+            return apply_fn
+    return lambda params, x: apply_fn(params, x)
 
 
 def check_output(out: PyTree, x: PyTree) -> None:

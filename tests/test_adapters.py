@@ -37,9 +37,9 @@ def renamed(flag):
     return type("Named", (Net,), {"__call__": namespace["call"]})
 
 
-def perturbed(variables, key):
+def perturbed(variables):
     """Running averages that are not 0 and 1, so that frozen and training mode differ."""
-    stats = jax.tree.map(lambda v: v + jax.random.uniform(key, v.shape, v.dtype), variables["batch_stats"])
+    stats = jax.tree.map(lambda v: v + jnp.abs(normal(1, v.shape, v.dtype)), variables["batch_stats"])
     return {**variables, "batch_stats": stats}
 
 
@@ -49,23 +49,23 @@ def test_linen_batchnorm_uses_running_averages_by_hand(key):
         def __call__(self, x, train=True):
             return nn.BatchNorm(use_running_average=not train, **F64, epsilon=1e-5)(x)
 
-    x = jax.random.normal(key, (6, 3), D)
-    variables = perturbed(Net().init(key, x, train=False), key)
+    x = normal(0, (6, 3), D)
+    variables = perturbed(Net().init(key, x, train=False))
     apply_fn, params = adapters.from_linen(Net(), variables)
     mean, var = (variables["batch_stats"]["BatchNorm_0"][name] for name in ("mean", "var"))
     np.testing.assert_allclose(apply_fn(params, x), (x - mean) / np.sqrt(var + 1e-5), rtol=1e-12)
 
 
 def test_linen_dense_is_its_matrix_product(key):
-    x = jax.random.normal(key, (5, 4), D)
+    x = normal(0, (5, 4), D)
     module = nn.Dense(3, param_dtype=D)
     apply_fn, params = adapters.from_linen(module, module.init(key, x))
     np.testing.assert_allclose(apply_fn(params, x), x @ params["kernel"] + params["bias"], rtol=1e-12)
 
 
 def test_linen_conv_batchnorm_dropout_net_is_its_evaluation(key):
-    x = jax.random.normal(key, (5, 6, 6, 2), D)
-    variables = perturbed(ConvNet().init({"params": key}, x, train=False), key)
+    x = normal(0, (5, 6, 6, 2), D)
+    variables = perturbed(ConvNet().init({"params": key}, x, train=False))
     apply_fn, params = adapters.from_linen(ConvNet(), variables)
     np.testing.assert_array_equal(apply_fn(params, x), ConvNet().apply(variables, x, train=False))
     # examples do not see one another, as they would under batch statistics
@@ -76,9 +76,9 @@ def test_linen_conv_batchnorm_dropout_net_is_its_evaluation(key):
 @pytest.mark.parametrize("flag", sorted(adapters._EVALUATION))
 def test_linen_train_flag_is_found_under_every_name(key, flag):
     module = renamed(flag)()
-    x = jax.random.normal(key, (5, 4), D)
+    x = normal(0, (5, 4), D)
     off = {flag: adapters._EVALUATION[flag]}
-    variables = perturbed(module.init(key, x, **off), key)
+    variables = perturbed(module.init(key, x, **off))
     apply_fn, params = adapters.from_linen(module, variables)
     np.testing.assert_array_equal(apply_fn(params, x), module.apply(variables, x, **off))
     trained, _ = module.apply(variables, x, **{flag: not off[flag]}, mutable=["batch_stats"])
@@ -91,8 +91,8 @@ def test_linen_dropout_is_inert_and_unset_batchnorm_is_frozen(key, deterministic
         return nn.Sequential([nn.Dense(3, param_dtype=D), nn.BatchNorm(average, **F64),
                               nn.Dropout(0.9, deterministic=off), nn.relu, nn.Dense(2, param_dtype=D)])
 
-    x = jax.random.normal(key, (7, 4), D)
-    variables = perturbed(net(True, True).init(key, x), key)
+    x = normal(0, (7, 4), D)
+    variables = perturbed(net(True, True).init(key, x))
     apply_fn, params = adapters.from_linen(net(None, deterministic), variables)
     np.testing.assert_array_equal(apply_fn(params, x), net(True, True).apply(variables, x))
 
@@ -100,7 +100,7 @@ def test_linen_dropout_is_inert_and_unset_batchnorm_is_frozen(key, deterministic
 def test_linen_frozen_dict_and_grad_under_jit(key):
     from flax.core import freeze
 
-    x = jax.random.normal(key, (5, 4), D)
+    x = normal(0, (5, 4), D)
     module = nn.Dense(2, param_dtype=D)
     variables = module.init(key, x)
     apply_fn, params = adapters.from_linen(module, freeze(variables))
@@ -124,7 +124,7 @@ def test_linen_that_updates_state_or_draws_randomly_is_refused(key):
         def __call__(self, x):
             return nn.Dense(2, param_dtype=D)(x) + jax.random.normal(self.make_rng("noise"), (), D)
 
-    x = jax.random.normal(key, (4, 3), D)
+    x = normal(0, (4, 3), D)
     training = nn.Sequential([nn.Dense(2, param_dtype=D), nn.BatchNorm(False, **F64)])
     apply_fn, params = adapters.from_linen(training, training.init(key, x))
     with pytest.raises(ValueError, match="use running averages"):
@@ -147,8 +147,8 @@ class NnxNet(nnx.Module):
         return self.head(x.reshape(x.shape[0], -1))
 
 
-def test_nnx_net_is_its_evaluation_and_the_module_stays_as_it_was(key):
-    x = jax.random.normal(key, (5, 6, 6, 2), S)
+def test_nnx_net_is_its_evaluation_and_the_module_stays_as_it_was():
+    x = normal(0, (5, 6, 6, 2), S)
     module = NnxNet(nnx.Rngs(0))
     module.norm.mean[...] = module.norm.mean[...] + 0.5
     before = jax.tree.leaves(nnx.state(module, nnx.Not(nnx.RngState)))
@@ -162,8 +162,8 @@ def test_nnx_net_is_its_evaluation_and_the_module_stays_as_it_was(key):
     np.testing.assert_allclose(out, module(x), rtol=2e-5)
 
 
-def test_nnx_params_are_a_plain_tree_that_drives_the_network(key):
-    x = jax.random.normal(key, (5, 6, 6, 2), S)
+def test_nnx_params_are_a_plain_tree_that_drives_the_network():
+    x = normal(0, (5, 6, 6, 2), S)
     apply_fn, params = adapters.from_nnx(NnxNet(nnx.Rngs(0)))
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(params))
     assert type(params) is dict
@@ -176,7 +176,7 @@ def test_nnx_params_are_a_plain_tree_that_drives_the_network(key):
     np.testing.assert_allclose(grads["head"]["layers"][2]["bias"], [5, 5, 5], rtol=2e-5)
 
 
-def test_nnx_train_flag_is_found(key):
+def test_nnx_train_flag_is_found():
     class Net(nnx.Module):
         def __init__(self, rngs):
             self.norm = nnx.BatchNorm(3, rngs=rngs)
@@ -184,12 +184,12 @@ def test_nnx_train_flag_is_found(key):
         def __call__(self, x, *, training):
             return self.norm(x, use_running_average=not training)
 
-    x = jax.random.normal(key, (5, 3), S)
+    x = normal(0, (5, 3), S)
     apply_fn, params = adapters.from_nnx(Net(nnx.Rngs(0)))
     np.testing.assert_allclose(apply_fn(params, x), np.asarray(x) / np.sqrt(1 + 1e-5), rtol=2e-5)
 
 
-def test_nnx_that_updates_state_or_has_no_parameters_is_refused(key):
+def test_nnx_that_updates_state_or_has_no_parameters_is_refused():
     class Training(nnx.Module):
         def __init__(self, rngs):
             self.norm = nnx.BatchNorm(3, rngs=rngs)
@@ -199,7 +199,7 @@ def test_nnx_that_updates_state_or_has_no_parameters_is_refused(key):
 
     apply_fn, params = adapters.from_nnx(Training(nnx.Rngs(0)))
     with pytest.raises(ValueError, match="use running averages"):
-        apply_fn(params, jax.random.normal(key, (5, 3), S))
+        apply_fn(params, normal(0, (5, 3), S))
     with pytest.raises(ValueError, match=r"has no nnx\.Param"):
         adapters.from_nnx(nnx.Dropout(0.5))
     with pytest.raises(TypeError, match=r"takes a flax\.nnx\.Module, got Dense"):

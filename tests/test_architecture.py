@@ -117,9 +117,10 @@ def test_import_pkjax_loads_nothing_heavy():
 
 
 def test_import_pkjax_costs_at_most_300_ms_on_top_of_jax():
-    code = "import time, jax; start = time.perf_counter(); import pkjax; print(time.perf_counter() - start)"
+    # The processor's time, to which other processes hardly add; the least of several, as they do add a little.
+    code = "import time, jax; start = time.process_time(); import pkjax; print(time.process_time() - start)"
     best = float("inf")
-    for _ in range(15):                                  # the least of several: other processes only add
+    for _ in range(5):
         best = min(best, float(fresh(code)))
         if best <= 0.3:
             break

@@ -316,12 +316,15 @@ def test_errors_lose_their_frames_with_and_without_box_characters():
                                "(pkjax prune --help lists what it takes)\n")
 
 
+def test_help_names_what_can_be_chosen(capsys):
+    assert main(["--help"]) == main(["analyze", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
+    for option in ("--model", "--data", "--pruner", "--compression", "--samples", "--seed", "--output", "--masks"):
+        assert option in shown
+
+
 def test_as_a_program():
     assert run("--version").stdout == f"pkjax {pk.__version__}\n"
-    helped = run("analyze", "--help")
-    assert helped.returncode == 0
-    assert max(map(len, [*helped.stdout.splitlines(), *run("--help").stdout.splitlines()])) <= 80
-    for option in ("--model", "--data", "--pruner", "--compression", "--samples", "--seed", "--output", "--masks"):
-        assert option in helped.stdout
     bad = run("prune", "--pruner", "oracle")
     assert (bad.returncode, bad.stdout, bad.stderr.count("\n")) == (2, "", 1)

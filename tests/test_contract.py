@@ -7,12 +7,14 @@ import optax
 import pkjax as pk
 import pytest
 
+from tests.cases import normal
+
 
 @pytest.fixture(scope="module")
 def case():
     module = pk.models.fc(width=6, depth=2)
     apply_fn, params = pk.from_linen(module, module.init(jax.random.key(0), jnp.ones((1, 5), jnp.float32)))
-    X = jax.random.normal(jax.random.key(1), (4, 5), jnp.float32)
+    X = normal(1, (4, 5), jnp.float32)
     labels = jnp.arange(4)
 
     def loss_fn(p):

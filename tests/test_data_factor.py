@@ -9,12 +9,13 @@ import pytest
 from pkjax import paths
 from pkjax.data_factor import data_factor
 
+from tests.cases import coins, normal
+
 relu = jax.nn.relu
 
 
 def draw(shapes, seed=0, dtype=jnp.float64):
-    keys = jax.random.split(jax.random.key(seed), len(shapes))
-    return {name: jax.random.normal(k, shape, dtype) for k, (name, shape) in zip(keys, shapes.items(), strict=True)}
+    return {name: normal((seed, i), shape, dtype) for i, (name, shape) in enumerate(shapes.items())}
 
 
 def two_layers(p, x):
@@ -48,7 +49,7 @@ NETS = {
 
 def case(name, n=5):
     apply_fn, shapes, shape = NETS[name]
-    return apply_fn, draw(shapes), jax.random.normal(jax.random.key(1), (n, *shape), jnp.float64)
+    return apply_fn, draw(shapes), normal(1, (n, *shape))
 
 
 def enumerated(p, x, masks=None):
@@ -86,7 +87,7 @@ def test_a_is_the_gram_matrix_over_explicitly_listed_paths():
 
 def test_a_masked_weight_carries_no_path_but_a_zero_weight_does():
     apply_fn, params, x = case("two layers")
-    masks = {k: jax.random.bernoulli(jax.random.key(i), 0.7, v.shape) for i, (k, v) in enumerate(params.items())}
+    masks = {k: coins(i, 0.7, v.shape) for i, (k, v) in enumerate(params.items())}
     want = enumerated(params, x, {k: np.asarray(v) for k, v in masks.items()})
     np.testing.assert_allclose(data_factor(apply_fn, params, x, masks=masks), want, rtol=1e-12, atol=1e-12)
     params["c"] = jnp.zeros_like(params["c"])
@@ -106,7 +107,7 @@ def test_a_agrees_with_the_path_factorization_and_outputs_do_not_mix(name):
 
 def test_a_of_a_dense_network_without_biases_is_a_product_of_gram_matrices():
     params = draw(dict(a=(6, 8), b=(8, 7), e=(7, 3)))
-    x = jax.random.normal(jax.random.key(1), (6, 6), jnp.float64)
+    x = normal(1, (6, 6))
     g1 = np.asarray(x @ params["a"] > 0, float)
     g2 = np.asarray(relu(x @ params["a"]) @ params["b"] > 0, float)
     want = np.asarray(x @ x.T) * (g1 @ g1.T) * (g2 @ g2.T)
@@ -135,7 +136,7 @@ def gated_output(p, x):
 @pytest.mark.parametrize("net", [leaky_and_scaled, gated_output])
 def test_all_pairs_of_a_dense_network_are_taken_at_once_and_masks_that_keep_all_change_nothing(net, monkeypatch):
     params = draw(dict(a=(6, 5), s=(5,), c=(5,), b=(5, 4), e=(4, 3), d=(3,), f=(5, 3)))
-    x = jax.random.normal(jax.random.key(1), (7, 2, 3), jnp.float64)
+    x = normal(1, (7, 2, 3))
     calls = count_pair_passes(monkeypatch)
     at_once = data_factor(net, params, x)
     assert not calls

@@ -7,13 +7,14 @@ import pkjax as pk
 import pytest
 from pkjax.experiments.descent import trajectories
 
+from tests.cases import coins, normal
 
-def network(width, key):
+
+def network(width):
     def apply_fn(w, x):
         return jax.nn.relu(x @ w["a"]) @ w["b"] / np.sqrt(width)
 
-    first, second = jax.random.split(key)
-    return apply_fn, {"a": jax.random.normal(first, (6, width)), "b": jax.random.normal(second, (width, 2))}
+    return apply_fn, {"a": normal(1, (6, width)), "b": normal(2, (width, 2))}
 
 
 @pytest.fixture
@@ -22,9 +23,9 @@ def batch():
     return jnp.asarray(rng.normal(size=(5, 6))), jnp.asarray(rng.normal(size=(5, 2)))
 
 
-def test_a_network_that_is_linear_in_its_weights_is_its_linearisation(batch, key):
+def test_a_network_that_is_linear_in_its_weights_is_its_linearisation(batch):
     X, y = batch
-    w = jax.random.normal(key, (6, 2))
+    w = normal(1, (6, 2))
     found = trajectories(lambda w, x: x @ w, w, X, y, steps=200, points=9)
     for name, values in found.measured.items():
         np.testing.assert_allclose(values, found.linearized[name], rtol=1e-9)
@@ -33,19 +34,19 @@ def test_a_network_that_is_linear_in_its_weights_is_its_linearisation(batch, key
     np.testing.assert_allclose(found.trace_pi, 12)            # each of the 12 weights is a path with slope 1
 
 
-def test_the_wider_a_network_the_closer_its_linearisation(batch, key):
+def test_the_wider_a_network_the_closer_its_linearisation(batch):
     gaps = []
     for width in (20, 400, 8000):
-        found = trajectories(*network(width, key), *batch, steps=100, points=5)
+        found = trajectories(*network(width), *batch, steps=100, points=5)
         gaps.append(abs(found.measured["loss"] - found.linearized["loss"]).max() / found.measured["loss"][0])
     assert gaps[2] < 0.01 < 0.2 * gaps[0]
     assert found.measured["loss"][-1] < found.measured["loss"][0]
 
 
-def test_the_walk_is_gradient_descent_and_masks_hold(batch, key):
+def test_the_walk_is_gradient_descent_and_masks_hold(batch):
     X, y = batch
-    apply_fn, params = network(12, key)
-    masks = {"a": jax.random.bernoulli(key, 0.5, (6, 12)), "b": jnp.ones((12, 2), bool)}
+    apply_fn, params = network(12)
+    masks = {"a": coins(3, 0.5, (6, 12)), "b": jnp.ones((12, 2), bool)}
     found = trajectories(apply_fn, params, X, y, steps=10, points=4, learning_rate=0.01, masks=masks)
     start = now = pk.apply_masks(params, masks)
     for _ in range(10):
@@ -56,23 +57,23 @@ def test_the_walk_is_gradient_descent_and_masks_hold(batch, key):
     np.testing.assert_allclose(found.measured["output_norm"][-1], np.linalg.norm(apply_fn(now, X)), rtol=1e-9)
 
 
-def test_the_forecast_has_the_least_squares_of_its_form(batch, key):
-    found = trajectories(*network(30, key), *batch, steps=50, points=20, learning_rate=2e-4)
+def test_the_forecast_has_the_least_squares_of_its_form(batch):
+    found = trajectories(*network(30), *batch, steps=50, points=20, learning_rate=2e-4)
     rise = 1 - np.exp(-2e-4 * found.trace_pi * found.steps)
     a = rise @ found.measured["weight_change"] / (rise @ rise)
     np.testing.assert_allclose(found.forecast["weight_change"], a * rise, rtol=1e-6)
 
 
-def test_a_training_that_diverges_and_too_few_points_are_errors(batch, key):
-    apply_fn, params = network(12, key)
+def test_a_training_that_diverges_and_too_few_points_are_errors(batch):
+    apply_fn, params = network(12)
     with pytest.raises(FloatingPointError, match="diverges at a learning rate of 1e\\+03"):
         trajectories(apply_fn, params, *batch, steps=100, learning_rate=1e3)
     with pytest.raises(ValueError, match="at least 2, got 1 and 40"):
         trajectories(apply_fn, params, *batch, steps=1)
 
 
-def test_trajectories_are_drawn_in_three_panels(batch, key):
-    found = trajectories(*network(30, key), *batch, steps=50, points=6, learning_rate=2e-4)
+def test_trajectories_are_drawn_in_three_panels(batch):
+    found = trajectories(*network(30), *batch, steps=50, points=6, learning_rate=2e-4)
     figure = pk.plots.trajectories(found, "a title")
     lines = [{line.get_label(): line.get_ydata() for line in ax.lines} for ax in figure.axes]
     np.testing.assert_array_equal(lines[0]["network"], found.measured["weight_change"])

@@ -10,6 +10,7 @@ import scipy.linalg
 from pkjax import ntk
 from pkjax.dynamics import fit_forecast, flow, forecast, linearize, linearized, predict, weight_change
 
+from tests.cases import normal
 from tests.test_ntk import half_masks
 
 T = np.array([0.0, 0.3, 2.0, 17.0])
@@ -21,11 +22,8 @@ def mlp(params, x):
 
 @functools.cache
 def network(n=4, width=7, outputs=2):
-    keys = jax.random.split(jax.random.key(0), 6)
-    params = {"a": jax.random.normal(keys[0], (3, width)), "c": jax.random.normal(keys[1], (width,)) * 0.3,
-              "b": jax.random.normal(keys[2], (width, outputs)) / width**0.5}
-    x, x2 = jax.random.normal(keys[3], (n, 3)), jax.random.normal(keys[4], (3, 3))
-    y = jax.random.normal(keys[5], (n, outputs))
+    params = {"a": normal(0, (3, width)), "c": normal(1, (width,)) * 0.3, "b": normal(2, (width, outputs)) / width**0.5}
+    x, x2, y = normal(3, (n, 3)), normal(4, (3, 3)), normal(5, (n, outputs))
     return params, x, x2, y
 
 
@@ -152,9 +150,9 @@ def test_a_real_network_at_a_tiny_learning_rate_agrees_to_first_order():
 
 
 def test_a_wide_network_follows_its_linearisation():
-    width, keys = 8192, jax.random.split(jax.random.key(3), 4)
-    params = {"a": jax.random.normal(keys[0], (3, width)), "b": jax.random.normal(keys[1], (width, 1))}
-    x, y = jax.random.normal(keys[2], (4, 3)), jax.random.normal(keys[3], (4, 1))
+    width = 8192
+    params = {"a": normal(0, (3, width)), "b": normal(1, (width, 1))}
+    x, y = normal(2, (4, 3)), normal(3, (4, 1))
 
     def wide(p, x):
         return jax.nn.relu(x @ p["a"]) @ p["b"] / width**0.5

@@ -9,6 +9,8 @@ import pytest
 from pkjax import gram_spectra
 from pkjax.analysis import analyze
 
+from tests.cases import coins, normal
+
 analysis = importlib.import_module("pkjax.analysis")
 eigensolvers = importlib.import_module("pkjax.eigensolvers")
 
@@ -18,10 +20,9 @@ def net(w, x):
 
 
 def case(dtype=jnp.float64):
-    keys = jax.random.split(jax.random.key(0), 5)
     shapes = {"a": (4, 6), "c": (6,), "b": (6, 5), "e": (5, 3)}
-    w = {name: jax.random.normal(k, shape, dtype) for k, (name, shape) in zip(keys, shapes.items(), strict=False)}
-    return w, jax.random.normal(keys[4], (9, 4), dtype)
+    w = {name: normal(i, shape, dtype) for i, (name, shape) in enumerate(shapes.items())}
+    return w, normal(4, (9, 4), dtype)
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def test_the_largest_eigenvalues_of_a_kernel_that_is_formed_are_those_of_the_who
 
 def test_the_largest_eigenvalues_and_what_follows_from_them_are_those_of_the_whole(large, monkeypatch):
     w, X = case()
-    masks = {n: jax.random.bernoulli(jax.random.key(i), 0.8, v.shape) for i, (n, v) in enumerate(w.items())}
+    masks = {n: coins(i, 0.8, v.shape) for i, (n, v) in enumerate(w.items())}
     with monkeypatch.context() as small:
         small.setattr(gram_spectra, "WHOLE", 4096)
         whole = analyze(net, w, X, masks=masks, k=10)
@@ -93,7 +94,7 @@ def test_paths_beyond_float32_are_counted():
             x = x @ kernel
         return x
 
-    w = [jax.random.normal(k, (8, 8), jnp.float32) / 8**0.5 for k in jax.random.split(jax.random.key(0), 44)]
+    w = [normal(i, (8, 8), jnp.float32) / 8**0.5 for i in range(44)]
     data, _ = gram_spectra.data_spectrum(deep, w, jnp.ones((2, 8), jnp.float32), masks=None)
     np.testing.assert_allclose(data.values[0], 2 * 8.0**44, rtol=1e-12)
     with pytest.raises(FloatingPointError, match="beyond what float64 holds"):

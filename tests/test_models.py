@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from pkjax import adapters, models
 
+from tests.cases import normal
+
 
 def shapes(module, shape):
     return jax.eval_shape(module.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *shape), jnp.float32))
@@ -81,7 +83,7 @@ def test_weights_are_kaiming_normal_and_biases_zero(key):
                                             pytest.param("resnet20", 32, marks=pytest.mark.slow), ("resnet20", 8)])
 def test_models_evaluate_in_float64_and_see_each_example_alone(key, name, size, plain):
     module = getattr(models, name)(7, plain=plain, param_dtype=jnp.float64)
-    x = jax.random.normal(key, (2, size, size, 3), jnp.float64)
+    x = normal(0, (2, size, size, 3))
     variables = module.init(key, x)
     out = module.apply(variables, x, train=False)
     assert out.shape == (2, 7)
@@ -93,12 +95,12 @@ def test_models_evaluate_in_float64_and_see_each_example_alone(key, name, size, 
     np.testing.assert_array_equal(apply_fn(params, x), out)
 
 
-def test_average_pool_of_vgg_is_openlths_at_32_pixels(key):
+def test_average_pool_of_vgg_is_openlths_at_32_pixels():
     """With a final 2×2 average pool of stride 2 and a reshape, as OpenLTH writes it."""
     import flax.linen as nn
 
     with jax.numpy_dtype_promotion("standard"):
-        x = jax.random.normal(key, (2, 2, 2, 512), jnp.float32)
+        x = normal(0, (2, 2, 2, 512), jnp.float32)
         np.testing.assert_allclose(nn.avg_pool(x, (2, 2), (2, 2)).reshape(2, -1), x.mean((1, 2)), rtol=1e-5)
 
 

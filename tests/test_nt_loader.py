@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from pkjax import nt_loader
 
+from tests.cases import normal
+
 needs_neural_tangents = pytest.mark.skipif(
     importlib.util.find_spec("neural_tangents") is None, reason="neural-tangents is not installed")
 
@@ -25,8 +27,7 @@ def apply_fn(params, x):
 
 
 def network(dtype):
-    keys = jax.random.split(jax.random.key(0), 4)
-    draw = [jax.random.normal(k, s, dtype) for k, s in zip(keys, [(5, 7), (7,), (7, 3), (4, 5)], strict=True)]
+    draw = [normal(i, s, dtype) for i, s in enumerate([(5, 7), (7,), (7, 3), (4, 5)])]
     return dict(zip("wbv", draw[:3], strict=True)), draw[3]
 
 

@@ -13,6 +13,8 @@ from pkjax.ntk import ntk
 from pkjax.ntk_products import ntk_matvec, ntk_trace
 from pkjax.paths import NotPathNetworkError
 
+from tests.cases import coins, normal
+
 ENGINES = ["structured", "jacobian"]
 if importlib.util.find_spec("neural_tangents") is not None:
     ENGINES.append("neural-tangents")
@@ -30,7 +32,7 @@ def convnet(p, x):
         return jax.lax.conv_general_dilated(x, k, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
     x = relu(conv(x, p["stem"]) + p["stem_bias"])
-    x = x + conv(relu(conv(x, p["first"])), p["second"])
+    x = x + conv(relu(x), p["block"])
     x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
     x = conv(relu(x), p["down"], 2).mean((1, 2))
     return x @ p["head"] + p["head_bias"]
@@ -54,16 +56,15 @@ def positions(p, x):
 
 def draw(shapes, seed=0, dtype=jnp.float64):
     leaves, treedef = jax.tree.flatten(shapes, is_leaf=lambda s: isinstance(s, tuple) and isinstance(s[0], int))
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    values = [jax.random.normal(k, s, dtype) / math.prod(s[:-1])**0.5 + (0.1 if len(s) == 1 else 0)
-              for k, s in zip(keys, leaves, strict=True)]
-    return jax.tree.unflatten(treedef, values)
+    rng = np.random.default_rng(seed)
+    values = [rng.normal(size=s) / math.prod(s[:-1])**0.5 + (0.1 if len(s) == 1 else 0) for s in leaves]
+    return jax.tree.unflatten(treedef, [jnp.asarray(v, dtype) for v in values])
 
 
 NETS = {
     "mlp": (mlp, [((6, 9), (9,)), ((9, 8), (8,)), ((8, 3), (3,))], (6,)),
-    "convnet": (convnet, dict(stem=(3, 3, 2, 4), stem_bias=(4,), first=(3, 3, 4, 4), second=(3, 3, 4, 4),
-                              down=(1, 1, 4, 5), head=(5, 3), head_bias=(3,)), (6, 6, 2)),
+    "convnet": (convnet, dict(stem=(3, 3, 2, 4), stem_bias=(4,), block=(3, 3, 4, 4), down=(1, 1, 4, 5),
+                              head=(5, 3), head_bias=(3,)), (6, 6, 2)),
     "frozen norm": (frozen_norm, dict(a=(5, 7), scale=(7,), shift=(7,), b=(7, 3)), (5,)),
     "shared": (shared, dict(again=(5, 5), bias=(5,)), (5,)),
     "positions": (positions, dict(each=(4, 6), bias=(6,), head=(6, 3)), (3, 4)),
@@ -74,7 +75,7 @@ NETS = {
 def case(name, dtype=jnp.float64, n=7):
     apply_fn, shapes, shape = NETS[name]
     params = draw(shapes, dtype=dtype)
-    x = jax.random.normal(jax.random.key(1), (n, *shape), dtype)
+    x = normal(1, (n, *shape), dtype)
     for leaf in jax.tree.leaves(jacobian(apply_fn)(params, x)):
         assert jnp.abs(leaf).max() > 1e-3, "a parameter that no output feels tests nothing"
         assert jnp.abs(leaf - leaf[:1]).max() > 1e-6 or leaf.shape[2:] == (3,), "gates that never change test little"
@@ -88,9 +89,7 @@ def jacobian(apply_fn):
 
 def half_masks(params, seed=3):
     leaves, treedef = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    return jax.tree.unflatten(treedef, [jax.random.bernoulli(k, 0.6, v.shape) for k, v in
-                                        zip(keys, leaves, strict=True)])
+    return jax.tree.unflatten(treedef, [coins((seed, i), 0.6, v.shape) for i, v in enumerate(leaves)])
 
 
 def oracle(apply_fn, params, x1, x2, moving=None):
@@ -210,7 +209,7 @@ def oddly_convolved(p, x):
 def test_convolutions_contract_exactly_by_either_route(over_places, monkeypatch):
     shapes = {"first": (4, 2, 3, 2), "groups": (2, 2, 2, 6), "large": (5, 5, 6, 3), "positions": (3, 3)}
     params = draw(shapes)
-    x = jax.random.normal(jax.random.key(1), (5, 2, 5, 6))
+    x = normal(1, (5, 2, 5, 6))
     found, _ = paths.sites(oddly_convolved, params, x[:1])
     assert [site.kind for site in found] == ["convolution", "other", "convolution", "dense"]
     monkeypatch.setattr(routes, "over_places", lambda *sizes: over_places)
@@ -259,7 +258,7 @@ def test_a_second_call_compiles_nothing():
 def test_trace_and_products_agree_with_the_kernel(name):
     apply_fn, params, x = case(name)
     masks = half_masks(params)
-    v = jax.random.normal(jax.random.key(5), apply_fn(params, x).shape)
+    v = normal(5, apply_fn(params, x).shape)
     for m in (None, masks):
         theta = ntk(apply_fn, params, x, engine="jacobian", masks=m)
         np.testing.assert_allclose(ntk_trace(apply_fn, params, x, masks=m), np.einsum("nnkk", theta), rtol=1e-12)

@@ -17,6 +17,7 @@ from pkjax import (
     ntk_trace_estimate,
 )
 
+from tests.cases import normal
 from tests.test_ntk import case, half_masks
 
 
@@ -32,7 +33,7 @@ def network(name="mlp"):
 @pytest.mark.parametrize("batch_size", [1, 4, 5, 18, 100])
 def test_products_do_not_depend_on_the_batch(batch_size):
     apply_fn, params, x, theta = network()
-    v = jax.random.normal(jax.random.key(0), apply_fn(params, x).shape)
+    v = normal(0, apply_fn(params, x).shape)
     got = ntk_matvec(apply_fn, params, x, batch_size=batch_size)(v)
     np.testing.assert_allclose(got.ravel(), theta @ v.ravel(), rtol=1e-11)
 
@@ -97,7 +98,7 @@ def test_the_density_counts_every_eigenvalue():
 def test_statistics_of_a_kernel_of_two_hundred_thousand_rows():
     """A linear layer: Θ = X Xᵀ ⊗ 1, so everything is known of a kernel that would take 160 GB."""
     n, k = 20_000, 10
-    x = jax.random.normal(jax.random.key(0), (n, 3), jnp.float32) * jnp.asarray([3.0, 2.0, 1.0], jnp.float32)
+    x = normal(0, (n, 3), jnp.float32) * jnp.asarray([3.0, 2.0, 1.0], jnp.float32)
     w = jnp.ones((3, k), jnp.float32)
     values = np.repeat(np.linalg.eigvalsh(np.asarray(x, np.float64).T @ np.asarray(x, np.float64))[::-1], k)
 

@@ -20,11 +20,11 @@ NETWORK = """
         x = jax.lax.conv_general_dilated(x, p["conv"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
         return jnp.maximum(x, 0.).mean((1, 2)) @ p["head"] + p["bias"]
 
-    keys = jax.random.split(jax.random.key(0), 4)
-    p = {"conv": jax.random.normal(keys[0], (3, 3, 2, 4)), "head": jax.random.normal(keys[1], (4, 3)),
+    rng = np.random.default_rng(0)
+    p = {"conv": jnp.asarray(rng.normal(size=(3, 3, 2, 4))), "head": jnp.asarray(rng.normal(size=(4, 3))),
          "bias": jnp.ones(3)}
-    x = jax.random.normal(keys[2], (11, 5, 5, 2))
-    masks = jax.tree.map(lambda v: jax.random.bernoulli(keys[3], 0.5, v.shape), p)
+    x = jnp.asarray(rng.normal(size=(11, 5, 5, 2)))
+    masks = jax.tree.map(lambda v: jnp.asarray(rng.random(v.shape) < 0.5), p)
 """
 
 

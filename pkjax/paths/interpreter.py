@@ -146,19 +146,23 @@ class Interpreter:
             return PathSum(self.algebra.lift(constant), constant.shape, constant.dtype, on_input=False)
 
     def linear(self, op: str, fn: Callable[..., Any], operands: Sequence[Value], *,
-               parent: tuple[PathSum, Any] | None = None) -> PathSum:
-        """Apply an operation that is jointly linear in all its operands."""
+               parent: tuple[PathSum, Any] | None = None, like: Any = None) -> PathSum:
+        """Apply an operation that is jointly linear in all its operands.
+
+        ``like`` has the result's shape and type, where the network's own operation tells: to trace ``fn`` for them
+        takes as long as all else.
+        """
         sums = [self.lifted(v) for v in operands]
         degree: dict[tuple[int, ...], int] = {}
         for s in sums:
             for label, n in s.degree.items():
                 degree[label] = max(n, degree.get(label, 0))
-        out = jax.eval_shape(fn, *(jax.ShapeDtypeStruct(s.shape, s.dtype) for s in sums))
+        out = _formed(fn, sums) if like is None else like
         return PathSum(self.algebra.linear(op, fn, sums), out.shape, out.dtype, any(s.on_input for s in sums),
                        degree, parent)
 
     def bilinear(self, op: str, fn: Callable[..., Any], a: Value, b: Value, *,
-                 parent: tuple[PathSum, Any] | None = None) -> PathSum:
+                 parent: tuple[PathSum, Any] | None = None, like: Any = None) -> PathSum:
         """Apply an operation that is linear in each of two operands, of which one at most depends on the input."""
         x, y = self.lifted(a), self.lifted(b)
         if x.on_input and y.on_input:
@@ -166,7 +170,7 @@ class Interpreter:
         degree = dict(x.degree)
         for label, n in y.degree.items():
             degree[label] = degree.get(label, 0) + n
-        out = jax.eval_shape(fn, *(jax.ShapeDtypeStruct(s.shape, s.dtype) for s in (x, y)))
+        out = _formed(fn, (x, y)) if like is None else like
         return PathSum(self.algebra.bilinear(op, fn, x, y), out.shape, out.dtype, x.on_input or y.on_input,
                        degree, parent)
 
@@ -192,6 +196,11 @@ class Interpreter:
             + (f" in {'/'.join(n for n in names[:-1] if n)}" if any(names[:-1]) else "")
             + f"\n  source: {where}" + (f"\n  module: {scope}" if scope else "")
             + f"\n  what to do: {advice(scope, names)}")
+
+
+def _formed(fn: Callable[..., Any], operands: Sequence[PathSum]) -> Any:
+    """Shape and type of the network's own value behind ``fn`` of these operands."""
+    return jax.eval_shape(fn, *(jax.ShapeDtypeStruct(s.shape, s.dtype) for s in operands))
 
 
 def advice(scope: str, names: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PyTree, Shaped
 
 from pkjax.paths.algebras import Network, Polynomial
 from pkjax.paths.interpreter import PathSum, interpret
-from pkjax.trees import ApplyFn, check_masks, is_floating
+from pkjax.trees import ApplyFn, check_masks, is_floating, shapes
 
 __all__ = ["evaluate_paths", "gates", "path_sum", "polynomial", "record", "tied", "unit_weights"]
 
@@ -114,7 +114,8 @@ def record(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *,
     return out.value, tuple(algebra.recorded)
 
 
-def tied(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"]) -> tuple[bool, ...]:
+def tied(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"] | jax.ShapeDtypeStruct
+         ) -> tuple[bool, ...]:
     """Say of every parameter leaf, in flattening order, whether one of its entries may lie twice on one path.
 
     Convolutions share weights between paths, never within one; layers that use the same matrix twice in a row do.
@@ -133,13 +134,12 @@ def tied(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"]) ->
     >>> tied(lambda w, x: (x @ w["a"]) @ w["a"] @ w["b"], {"a": jnp.eye(2), "b": jnp.eye(2)}, jnp.ones((1, 2)))
     (True, False)
     """
-    params, x = _arrays(params, x, None)
     out: list[PathSum] = []
 
     def walk(p: PyTree, z: Any) -> Array:
         out.append(interpret(Polynomial(1, None, False), apply_fn, p, z, lambda _, leaf: leaf, lambda v: v))
         return out[-1].value
-    jax.eval_shape(walk, params, x)
+    jax.eval_shape(walk, *shapes((params, x)))
     twice = {label[0] for label, n in out[-1].degree.items() if n > 1}
     return tuple(i in twice for i in range(len(jax.tree.leaves(params))))
 

@@ -23,7 +23,7 @@ def bind(eqn: Any) -> Callable[..., Any]:
 
 def join(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
     """Operations that are jointly linear in all their operands."""
-    return [interp.linear(eqn.primitive.name, bind(eqn), ins)]
+    return [interp.linear(eqn.primitive.name, bind(eqn), ins, like=eqn.outvars[0].aval)]
 
 
 def recast(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
@@ -31,18 +31,18 @@ def recast(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
     (x,) = ins
     if not jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.floating):
         raise interp.error(f"a signal is cast to {eqn.outvars[0].aval.dtype}, which rounds it")
-    return [interp.linear(eqn.primitive.name, bind(eqn), ins, parent=(x, 1))]
+    return [interp.linear(eqn.primitive.name, bind(eqn), ins, parent=(x, 1), like=eqn.outvars[0].aval)]
 
 
 def neg(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
     """Negation: a sign on a constant, which the path polynomial drops."""
     fn = lax.neg if interp.algebra.signed else (lambda v: v)
-    return [interp.linear("neg", fn, ins, parent=(ins[0], -1))]
+    return [interp.linear("neg", fn, ins, parent=(ins[0], -1), like=eqn.outvars[0].aval)]
 
 
 def sub(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
     """Subtraction; the path polynomial adds."""
-    return [interp.linear("sub", lax.sub if interp.algebra.signed else lax.add, ins)]
+    return [interp.linear("sub", lax.sub if interp.algebra.signed else lax.add, ins, like=eqn.outvars[0].aval)]
 
 
 def mul(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
@@ -54,7 +54,8 @@ def mul(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
         return [interp.gated(broadcast_to(interp, x, shape), lambda: jnp.broadcast_to(gate.value, shape))]
     const, x = (a, b) if isinstance(a, Const) else (b, a)
     same = isinstance(const, Const) and x.shape == eqn.outvars[0].aval.shape
-    return [interp.bilinear("mul", bind(eqn), a, b, parent=(x, const.value) if same else None)]
+    return [interp.bilinear("mul", bind(eqn), a, b, parent=(x, const.value) if same else None,
+                            like=eqn.outvars[0].aval)]
 
 
 def div(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
@@ -64,21 +65,22 @@ def div(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
         raise interp.error("division by a signal or by a parameter")
     with_inverse = Const(1 / jnp.asarray(c.value))
     same = x.shape == eqn.outvars[0].aval.shape
-    return [interp.bilinear("mul", lax.mul, x, with_inverse, parent=(x, with_inverse.value) if same else None)]
+    return [interp.bilinear("mul", lax.mul, x, with_inverse, parent=(x, with_inverse.value) if same else None,
+                            like=eqn.outvars[0].aval)]
 
 
 def product(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
     """Contractions: linear in each of two operands."""
     if any(isinstance(v, Gate) for v in ins):
         raise interp.error(f"'{eqn.primitive.name}' contracts a signal with a piecewise constant value")
-    return [interp.bilinear(eqn.primitive.name, bind(eqn), *ins)]
+    return [interp.bilinear(eqn.primitive.name, bind(eqn), *ins, like=eqn.outvars[0].aval)]
 
 
 def convolution(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
     """Convolutions: a contraction, sometimes written as matrix products."""
     image, kernel = (v.aval.shape for v in eqn.invars)
     if prefers_products(eqn.params, image, kernel, isinstance(interp.algebra, Polynomial)):
-        return [interp.bilinear(eqn.primitive.name, partial(products, **eqn.params), *ins)]
+        return [interp.bilinear(eqn.primitive.name, partial(products, **eqn.params), *ins, like=eqn.outvars[0].aval)]
     return product(interp, eqn, ins)
 
 
@@ -104,13 +106,14 @@ def indexed(operands: Sequence[int]) -> Rule:
         def fn(*values: Any) -> Any:
             full = dict(zip(slots, values, strict=True)) | {i: v.value for i, v in rest.items()}
             return eqn.primitive.bind(*(full[i] for i in range(len(ins))), **eqn.params)
-        return [interp.linear(eqn.primitive.name, fn, [ins[i] for i in slots])]
+        return [interp.linear(eqn.primitive.name, fn, [ins[i] for i in slots], like=eqn.outvars[0].aval)]
     return rule
 
 
 def split(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
     """Pieces of one array."""
-    return [interp.linear("split", lambda v, i=i: bind(eqn)(v)[i], ins) for i in range(len(eqn.outvars))]
+    return [interp.linear("split", lambda v, i=i: bind(eqn)(v)[i], ins, like=out.aval)
+            for i, out in enumerate(eqn.outvars)]
 
 
 def structural(rule: Rule) -> Rule:

@@ -8,7 +8,7 @@ mantissa are those of the polynomial, over 2^e.
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int, PyTree, Shaped
 from pkjax.paths.algebras import Polynomial
 from pkjax.paths.interpreter import PathSum
 from pkjax.paths.polynomial import evaluate_paths, unit_weights
-from pkjax.trees import ApplyFn, is_floating
+from pkjax.trees import ApplyFn, hashable, is_floating
 
 __all__ = ["NOTHING", "Scaled", "exponent_of", "log_count", "normalized", "power_of_two", "scaled_polynomial",
            "shifted"]
@@ -143,19 +143,27 @@ def log_count(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"
     >>> float(log_count(net, w, jnp.ones((1, 5))))   # 5·4·5 paths
     2.0
     """
-    def total(dtype: Any, params: PyTree, x: Array, masks: PyTree | None) -> tuple[Array, Array]:
-        ones = unit_weights(jax.tree.map(lambda p: jnp.asarray(p, dtype) if is_floating(p) else p, params))
-        start = jnp.where(x == 0, jnp.zeros((), dtype), jnp.ones((), dtype)) if is_floating(x) else x
-        mantissa, exponent = scaled_polynomial(apply_fn, ones, start, q=0, masks=masks, skip_zeros=True)
-        return mantissa.sum(), exponent
-
     x = jnp.asarray(x)
     if any(isinstance(v, jax.core.Tracer) for v in jax.tree.leaves((params, x, masks))):
-        count, exponent = total(jnp.result_type(x), params, x, masks)
+        count, exponent = _total(apply_fn, jnp.result_type(x), params, x, masks)
         return jnp.log10(count) + exponent * jnp.log10(jnp.asarray(2, count.dtype))
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
-        number, power = map(float, jax.jit(partial(total, jnp.float64))(params, x, masks))
+        number, power = map(float, _counted(hashable(apply_fn))(params, x, masks))
     return jnp.asarray(np.log10(number) + power * np.log10(2) if number else -np.inf)
+
+
+def _total(apply_fn: ApplyFn, dtype: Any, params: PyTree, x: Array, masks: PyTree | None) -> tuple[Array, Array]:
+    """R_0 with every weight 1, as a mantissa and its power of two."""
+    ones = unit_weights(jax.tree.map(lambda p: jnp.asarray(p, dtype) if is_floating(p) else p, params))
+    start = jnp.where(x == 0, jnp.zeros((), dtype), jnp.ones((), dtype)) if is_floating(x) else x
+    mantissa, exponent = scaled_polynomial(apply_fn, ones, start, q=0, masks=masks, skip_zeros=True)
+    return mantissa.sum(), exponent
+
+
+@lru_cache(maxsize=8)
+def _counted(apply_fn: ApplyFn) -> Callable[..., Any]:
+    """Compile once for all masks of a network."""
+    return jax.jit(partial(_total, apply_fn, jnp.float64))
 
 
 def normalized(held: Scaled, skip_zeros: bool) -> Scaled:
