@@ -37,9 +37,10 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Run what documents show: every doctest, README's code and the notebooks."""
+    """Build the documentation into site/, and run what it shows: doctests, README's code, pages and notebooks."""
     session.install("-e", ".[test]")
-    session.run("python", "-m", "pytest", "-q", "-n", "auto", "pkjax", "tests/test_readme.py",
+    session.run("mkdocs", "build", "--strict")
+    session.run("python", "-m", "pytest", "-q", "-n", "auto", "pkjax", "tests/test_docs.py", "tests/test_readme.py",
                 "tests/test_notebooks.py", *session.posargs)
 
 

@@ -1,6 +1,6 @@
 """How each leaf of the parameters enters the tangent kernel, and what that costs: from shapes alone.
 
-The structured engine takes for every leaf the route that this module names, and ``ntk(..., plan=True)`` tells it.
+The structured engine takes for every leaf the route that this module names, and ``ntk_plan`` tells it.
 """
 
 from functools import lru_cache
