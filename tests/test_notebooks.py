@@ -15,10 +15,10 @@ jupytext = pytest.importorskip("jupytext")
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "notebooks"
 SMALL = {
-    "prune_in_your_own_loop": {"WIDTH": 15, "STEPS": 40, "SEEDS": 2, "COMPRESSIONS": [0.5, 1.0]},
-    "what_a_path_kernel_is": {"NETWORKS": 12},
-    "ntk_against_path_kernel": {"WIDTH": 12, "DEPTH": 2, "SAMPLES": 3, "SEEDS": 3, "COMPRESSIONS": [0.5]},
-    "forecasting_convergence": {"SAMPLES": 4, "STEPS": 60, "NARROW": 6, "WIDE": 150, "WIDTH": 12, "SEEDS": 2,
+    "1_prune_in_your_own_loop": {"WIDTH": 15, "STEPS": 40, "SEEDS": 2, "COMPRESSIONS": [0.5, 1.0]},
+    "2_what_a_path_kernel_is": {"NETWORKS": 12},
+    "3_ntk_against_path_kernel": {"WIDTH": 12, "DEPTH": 2, "SAMPLES": 3, "SEEDS": 3, "COMPRESSIONS": [0.5]},
+    "4_forecasting_convergence": {"SAMPLES": 4, "STEPS": 60, "NARROW": 6, "WIDE": 150, "WIDTH": 12, "SEEDS": 2,
                                 "COMPRESSIONS": [0.5, 1.0]},
 }
 """What replaces the constants in the cell tagged "parameters" of each notebook."""
@@ -108,8 +108,8 @@ def test_a_notebook_installs_pkjax_on_colab_alone(name, monkeypatch):
 
 @pytest.mark.slow
 def test_pruning_in_a_loop_of_ones_own_keeps_what_the_masks_keep(run, capsys):
-    scope = run("prune_in_your_own_loop")
-    small, pruned = SMALL["prune_in_your_own_loop"], scope["pruned"]
+    scope = run("1_prune_in_your_own_loop")
+    small, pruned = SMALL["1_prune_in_your_own_loop"], scope["pruned"]
     assert pruned.kept == round(pruned.total / 10)
     assert nonzero(scope["moments"]) <= nonzero(scope["theta"]) == pruned.kept
     for tree in (scope["theta"], scope["moments"]):
@@ -137,7 +137,7 @@ def test_pruning_in_a_loop_of_ones_own_keeps_what_the_masks_keep(run, capsys):
 
 
 def test_the_path_kernel_by_hand_is_the_one_by_polynomial_and_its_theorem_ends_where_it_does(run):
-    scope = run("what_a_path_kernel_is")
+    scope = run("2_what_a_path_kernel_is")
     factors = scope["factors"]
     assert len(factors.paths) == 18
     assert scope["active"].sum(1).tolist() == [12, 12, 6]
@@ -160,8 +160,8 @@ def test_the_path_kernel_by_hand_is_the_one_by_polynomial_and_its_theorem_ends_w
 
 @pytest.mark.slow
 def test_the_ntk_beside_the_path_kernel_keeps_every_theorem(run):
-    scope = run("ntk_against_path_kernel")
-    small, pruned = SMALL["ntk_against_path_kernel"], scope["pruned"]
+    scope = run("3_ntk_against_path_kernel")
+    small, pruned = SMALL["3_ntk_against_path_kernel"], scope["pruned"]
     assert pruned.kept == round(pruned.total / 10)
     for report in scope["reports"].values():
         assert all(claim.holds for claim in report.claims.values() if claim.proven)
@@ -180,8 +180,8 @@ def test_the_ntk_beside_the_path_kernel_keeps_every_theorem(run):
 
 
 def test_the_linearised_network_forecasts_the_wide_one_and_one_exponential_does_not(run):
-    scope = run("forecasting_convergence")
-    small = SMALL["forecasting_convergence"]
+    scope = run("4_forecasting_convergence")
+    small = SMALL["4_forecasting_convergence"]
     np.testing.assert_allclose(scope["left"][small["STEPS"] // 10], scope["closed"], atol=1e-4)
     assert scope["gaps"][small["WIDE"]] < scope["gaps"][small["NARROW"]]
     assert scope["gaps"][small["WIDE"]] < 0.2

@@ -7,7 +7,7 @@
 # three spectra and their bounds, dense and pruned to a tenth of the weights; which eigenvectors carry the kernel; and
 # whether $\operatorname{Tr} \Pi$ tells anything about the spectrum of $\Theta$ on real images.
 #
-# (What paths, $\Pi$ and $J_v^f$ are is in `what_a_path_kernel_is`.)
+# (What paths, $\Pi$ and $J_v^f$ are is in `2_what_a_path_kernel_is`.)
 
 # %%
 import subprocess

@@ -318,4 +318,4 @@ axes[0].set_ylabel("$\\lambda_i \\,/\\, \\nu_i \\pi_i$");
 # %% [markdown]
 # So: compare spectra by their sums and products, use $\lambda_1 \le \nu_1 \pi_1$, and where the question is *which*
 # direction learns, ask the overlaps. `pk.analyze` reports all of it for any network; the notebook
-# `ntk_against_path_kernel` does so on images.
+# `3_ntk_against_path_kernel` does so on images.
