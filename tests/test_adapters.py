@@ -8,6 +8,8 @@ import pkjax.adapters as adapters
 import pytest
 from flax import nnx
 
+from tests.cases import normal
+
 D, S = jnp.float64, jnp.float32
 F64 = {"param_dtype": D, "force_float32_reductions": False}
 

@@ -22,8 +22,9 @@ def mlp(params, x):
 
 @functools.cache
 def network(n=4, width=7, outputs=2):
-    params = {"a": normal(0, (3, width)), "c": normal(1, (width,)) * 0.3, "b": normal(2, (width, outputs)) / width**0.5}
-    x, x2, y = normal(3, (n, 3)), normal(4, (3, 3)), normal(5, (n, outputs))
+    a, c, b = normal((1, 0), (3, width)), normal((1, 1), (width,)), normal((1, 2), (width, outputs))
+    x, x2, y = normal((1, 3), (n, 3)), normal((1, 4), (3, 3)), normal((1, 5), (n, outputs))
+    params = {"a": a, "c": 0.3 * c, "b": b / width**0.5}
     return params, x, x2, y
 
 

@@ -71,6 +71,11 @@ def everything(path, leaf):
     return True
 
 
+def itself(params):
+    """A score function that is compiled once: every parameter is its own score."""
+    return params
+
+
 @jax.jit
 def selected(scores, alive, k):
     return keep_largest(order_keys(scores, alive), k)[0]
@@ -114,9 +119,7 @@ def test_exactly_the_rounded_share_is_kept_at_every_density(scores, density):
     scores = jax.tree.map(jnp.asarray, split(scores, np.float32))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", EmptiedLayerWarning)
-        result = prune(
-            lambda p: scores, jax.tree.map(jnp.ones_like, scores), density=density, prunable=everything
-        )
+        result = prune(itself, scores, density=density, prunable=everything)
     k = round(density * TOTAL)
     assert result.kept == flatten(result.masks).sum() == sum(layer.kept for layer in result.layers) == k
     assert (
@@ -141,18 +144,23 @@ def rowwise(p, xp=jnp):
     }
 
 
+SEEN = []
+
+
+def watched(p):
+    """``rowwise``, which notes in SEEN the parameters that it is shown; compiled once a scope."""
+    jax.debug.callback(lambda p: SEEN.append(p), p, ordered=True)
+    return rowwise(p)
+
+
 @pytest.mark.filterwarnings("ignore::pkjax.prune_result.EmptiedLayerWarning")
 @pytest.mark.parametrize("schedule", [exponential, linear])
 @pytest.mark.parametrize("scope", [global_scope, layer_scope])
 @pytest.mark.parametrize("seed", range(3))
 def test_every_step_keeps_the_best_of_what_is_left(schedule, scope, seed):
-    params, steps, density, seen = whole_numbers(seed), 7, 0.13, []
-
-    def score(p):
-        jax.debug.callback(lambda p: seen.append(p), p, ordered=True)
-        return rowwise(p)
-
-    result = prune(score, params, density=density, steps=steps, schedule=schedule, scope=scope)
+    params, steps, density = whole_numbers(seed), 7, 0.13
+    SEEN.clear()
+    result = prune(watched, params, density=density, steps=steps, schedule=schedule, scope=scope)
     jax.effects_barrier()
 
     sizes = [leaf.size for leaf in params.values()]
@@ -164,7 +172,7 @@ def test_every_step_keeps_the_best_of_what_is_left(schedule, scope, seed):
             n: np.where(alive[a:b].reshape(v.shape), v, 0.0)
             for (n, v), a, b in zip(params.items(), ends, ends[1:], strict=False)
         }
-        assert (flatten(seen[step - 1]) == flatten(masked)).all()
+        assert (flatten(SEEN[step - 1]) == flatten(masked)).all()
         scores, share = flatten(rowwise(masked, np)), schedule(step, steps, density)
         after = np.concatenate(
             [best_by_sorting(scores[a:b], alive[a:b], round(share * (b - a))) for a, b in cuts]
@@ -172,7 +180,7 @@ def test_every_step_keeps_the_best_of_what_is_left(schedule, scope, seed):
         assert not (after & ~alive).any()
         alive = after
         history.append(int(alive.sum()))
-    assert len(seen) == steps
+    assert len(SEEN) == steps
     assert result.history == tuple(history)
     assert (flatten(result.masks) == alive).all()
 
