@@ -53,13 +53,12 @@ def run(monkeypatch):
                 exec(compile(cell.source, f"{name}.py, cell {number}", "exec"), scope)
         return scope
 
-    changed = {"jax_default_matmul_precision": jax.config.jax_default_matmul_precision,
-               "jax_disable_most_optimizations": jax.config.jax_disable_most_optimizations}
+    precision = jax.config.jax_default_matmul_precision
     jax.config.update("jax_disable_most_optimizations", True)      # small numbers: compiling is what takes the time
     with jax.numpy_dtype_promotion("standard"):
         yield execute
-    for option, value in changed.items():
-        jax.config.update(option, value)
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update("jax_default_matmul_precision", precision)
     pyplot.close("all")
 
 
