@@ -32,7 +32,7 @@ def convnet(p, x):
         return jax.lax.conv_general_dilated(x, k, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
     x = relu(conv(x, p["stem"]) + p["stem_bias"])
-    x = x + conv(relu(x), p["block"])
+    x = x + conv(relu(conv(x, p["first"])), p["second"])
     x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
     x = conv(relu(x), p["down"], 2).mean((1, 2))
     return x @ p["head"] + p["head_bias"]
@@ -63,8 +63,8 @@ def draw(shapes, seed=0, dtype=jnp.float64):
 
 NETS = {
     "mlp": (mlp, [((6, 9), (9,)), ((9, 8), (8,)), ((8, 3), (3,))], (6,)),
-    "convnet": (convnet, dict(stem=(3, 3, 2, 4), stem_bias=(4,), block=(3, 3, 4, 4), down=(1, 1, 4, 5),
-                              head=(5, 3), head_bias=(3,)), (6, 6, 2)),
+    "convnet": (convnet, dict(stem=(3, 3, 2, 4), stem_bias=(4,), first=(3, 3, 4, 4), second=(3, 3, 4, 4),
+                              down=(1, 1, 4, 5), head=(5, 3), head_bias=(3,)), (6, 6, 2)),
     "frozen norm": (frozen_norm, dict(a=(5, 7), scale=(7,), shift=(7,), b=(7, 3)), (5,)),
     "shared": (shared, dict(again=(5, 5), bias=(5,)), (5,)),
     "positions": (positions, dict(each=(4, 6), bias=(6,), head=(6, 3)), (3, 4)),
