@@ -87,6 +87,22 @@ def test_a_record_says_what_the_functions_say_one_by_one():
     json.dumps(record, allow_nan=False)
 
 
+@pytest.mark.slow
+def test_a_network_with_batchnorm_runs_and_its_traces_are_those_of_the_functions():
+    chosen = Settings(**{**TINY, "model": "resnet20", "epochs": 1, "train_samples": 32, "test_samples": 20},
+                      pruner="magnitude", compression=0.5, seed=1)
+    record, masks = run(chosen)
+    train = pk.data.load("digits", samples=32, seed=1)
+    module = pk.models.resnet20(10)
+    apply_fn, params = pk.from_linen(module, module.init(jax.random.key(1), train.images[:1]))
+    few = train.images[np.random.default_rng(1).permutation(32)[:2]]
+    np.testing.assert_allclose(record["initial"]["trace_ntk"], pk.ntk_trace(apply_fn, params, few, masks=masks),
+                               rtol=1e-4)
+    np.testing.assert_allclose(record["initial"]["gated_trace"],
+                               pk.path_kernel.gated_trace(apply_fn, params, few, masks=masks), rtol=1e-4)
+    assert record["history"][1]["weight_change"] > 0
+
+
 SWEPT = [*grid({**TINY, "pruner": ["none", "magnitude"], "compression": 1.0, "seed": [0, 1]})]
 TIMED = ["seconds"]
 ROOT = Path(__file__).resolve().parents[1]
