@@ -32,6 +32,7 @@ import numpy as np
 import optax
 import pkjax as pk
 from flax import nnx
+from matplotlib.ticker import PercentFormatter
 
 print(f"JAX {jax.__version__} runs on {jax.default_backend().upper()}: {jax.devices()[0].device_kind}")
 
@@ -229,8 +230,8 @@ def fit(params, masks, key):
 # %% [markdown]
 # ## One shot or many
 #
-# How often a pruner looks at what is left matters more than which one it is. SynFlow in one shot cuts whole layers off;
-# in a hundred steps it keeps every layer connected. At $\rho = 2$:
+# How often a pruner looks at what is left can matter more than which one it is. SynFlow in one shot cuts whole layers
+# off; in a hundred steps it keeps every layer connected. At $\rho = 2$ (paths that start at a bias are counted too):
 
 
 # %%
@@ -320,7 +321,7 @@ for place, (steps, densities) in enumerate(layers_kept.items()):
         right.text(layer + 0.27 * (place - 1), density, f"{density:.1%}", ha="center", va="bottom", fontsize=8)
 right.set_xticks(range(3), ["first", "second", "last"])
 right.set(xlabel="layer", ylabel="share of its weights kept", title="SynFlow at ρ = 2")
-right.yaxis.set_major_formatter("{x:.0%}")
+right.yaxis.set_major_formatter(PercentFormatter(1))
 right.legend(fontsize=9, frameon=False);
 
 # %% [markdown]
