@@ -10,6 +10,8 @@ from jaxtyping import install_import_hook
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
+collect_ignore = ["typed_consumer.py"]      # the search for doctests would import it, and so run it
+
 hook = install_import_hook("pkjax", "beartype.beartype")
 hook.__enter__()
 
