@@ -14,7 +14,7 @@ import pkjax as pk
 from pkjax.data import Dataset
 from pkjax.trees import ApplyFn
 
-__all__ = ["MODELS", "PRUNERS", "model", "pruned", "score", "steps_of"]
+__all__ = ["MODELS", "PRUNERS", "model", "pruned", "score", "steps_of", "weights"]
 
 MODELS = ("vgg11", "vgg16", "resnet20", "wide_resnet20", "resnet18", "wide_resnet18")
 PRUNERS = ("random", "magnitude", "snip", "grasp", "synflow", "synflow-l2", "synflow-dist", "synflow-l2-dist",
@@ -45,6 +45,15 @@ def steps_of(pruner: str, steps: int | None) -> int:
     return steps if steps is not None else 100 if pruner.startswith(("synflow", "path-exclusion")) else 1
 
 
+def weights(params: PyTree) -> int:
+    """Count the weights that can be pruned.
+
+    >>> weights({"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)})
+    6
+    """
+    return sum(leaf.size for path, leaf in jax.tree_util.tree_leaves_with_path(params) if pk.kernels(path, leaf))
+
+
 def pruned(score_fn: Callable[..., PyTree], params: PyTree, *, compression: float | int, steps: int) -> pk.PruneResult:
     """Prune as ``pk.prune`` does, but not to nothing.
 
@@ -56,7 +65,7 @@ def pruned(score_fn: Callable[..., PyTree], params: PyTree, *, compression: floa
     ...
     ValueError: a compression of 2 keeps none of the 16 weights; below 1.50 it keeps some
     """
-    total = sum(leaf.size for path, leaf in jax.tree_util.tree_leaves_with_path(params) if pk.kernels(path, leaf))
+    total = weights(params)
     if round(total * 10**-compression) == 0:
         most = np.floor(100 * np.log10(2 * total)) / 100
         raise ValueError(f"a compression of {compression:g} keeps none of the {total:,} weights; "

@@ -14,7 +14,7 @@ from jaxtyping import Array, PyTree
 import pkjax as pk
 from pkjax.data import Dataset
 from pkjax.environment import environment
-from pkjax.experiments.methods import model, pruned, score, steps_of
+from pkjax.experiments.methods import model, pruned, score, steps_of, weights
 from pkjax.experiments.settings import Settings
 from pkjax.training import fit
 
@@ -109,7 +109,7 @@ def _init(module: Any) -> Callable[..., Any]:
 def _prune(settings: Settings, params: PyTree, load: Loader) -> tuple[PyTree, dict[str, Any]]:
     if settings.pruner == "none":
         masks = jax.tree.map(lambda leaf: jnp.ones(jnp.shape(leaf), bool), params)
-        total = sum(leaf.size for path, leaf in jax.tree_util.tree_leaves_with_path(params) if pk.kernels(path, leaf))
+        total = weights(params)
         return masks, {"kept": total, "total": total, "density": 1.0, "compression": 0.0, "history": [], "layers": []}
     # What does not depend on the seed is the same function for every seed, so that the loop is compiled once.
     seed = settings.seed if settings.pruner in SEEDED or settings.train_samples else 0
