@@ -16,6 +16,7 @@ from pkjax import tables
 from pkjax.augmentation import crop_and_flip
 from pkjax.checkpoints import Checkpoints, digest, read
 from pkjax.data import Dataset
+from pkjax.loops import compiled_loop, one_by_one
 from pkjax.masks import apply_masks, masked
 from pkjax.recipes import Recipe, recipe
 from pkjax.trainables import Forward, trainable
@@ -83,8 +84,9 @@ def fit(module: Any, train: Dataset, test: Dataset, *, recipe: Recipe, variables
               \quad g = \nabla_\theta L + w\,\theta
 
     with w the recipe's weight decay, in the gradient that Adam sees (as PyTorch's Adam has it). An epoch is one
-    compiled scan over a permutation of the examples that seed and epoch fix; what does not fill a batch is left out of
-    that epoch. Images stay on the device, a byte a number.
+    compiled scan over a permutation of the examples that seed and epoch fix; on a processor, for networks with
+    convolutions, a compiled step for each batch. What does not fill a batch is left out of that epoch. Images stay on
+    the device, a byte a number.
 
     Args:
         module: a Linen or NNX module; BatchNorm and Dropout are told to train by the usual arguments.
@@ -124,11 +126,12 @@ def fit(module: Any, train: Dataset, test: Dataset, *, recipe: Recipe, variables
     params = apply_masks(net.params, masks)
     begin = {"params": params, "state": jax.tree.map(jnp.copy, net.state),     # the epoch overwrites what it is given
              "optimizer": jax.jit(recipe.optimizer(steps).init)(params)}
-    run = _epoch(net.forward, recipe, size, steps, _scale(train))
+    apart = one_by_one(params)
+    run = _epoch(net.forward, recipe, size, steps, _scale(train), apart)
     images, held = ((jnp.asarray(d.pixels), jnp.asarray(d.labels)) for d in (train, test))
 
     def row(epoch: int, now: dict[str, PyTree], **more: float) -> dict[str, Any]:
-        loss, accuracy = _evaluate(net.forward, _scale(test))(now["params"], now["state"], *held)
+        loss, accuracy = _evaluate(net.forward, _scale(test), apart)(now["params"], now["state"], *held)
         measured = measure(now["params"], now["state"]) if measure else {}
         return {"epoch": epoch, **more, "test_loss": float(loss), "test_accuracy": float(accuracy), **measured}
 
@@ -200,51 +203,60 @@ def _losses(logits: Array, labels: Array) -> tuple[Array, Array]:
 
 
 @lru_cache(maxsize=32)
-def _epoch(forward: Forward, recipe: Recipe, size: int, steps: int, scale: _Scale) -> Callable[..., Any]:
-    """Compile an epoch: (state, masks, key, pixels, labels) → (state, (loss, accuracy)), the means over its batches."""
+def _epoch(forward: Forward, recipe: Recipe, size: int, steps: int, scale: _Scale, apart: bool
+           ) -> Callable[..., Any]:
+    """Compile an epoch: (state, masks, key, pixels, labels) → (state, (loss, accuracy)), the means over its batches.
+
+    ``apart``: a call for each batch.
+    """
     import optax
 
-    def run(now: dict[str, PyTree], masks: PyTree, key: Array, pixels: Array, labels: Array) -> Any:
-        optimizer = masked(recipe.optimizer(steps), masks)
+    @jax.jit
+    def draw(key: Array, labels: Array) -> tuple[Array, Array]:
         shuffle, draws = jax.random.split(key)
         order = jax.random.permutation(shuffle, len(labels))[: steps * size].reshape(steps, size)
+        return order, jax.random.split(draws, steps)
 
-        def step(now: dict[str, PyTree], batch: tuple[Array, Array]) -> Any:
-            rows, key = batch
-            crop, drop = jax.random.split(key)
-            x = scale(crop_and_flip(crop, pixels[rows]) if recipe.augment else pixels[rows])
+    def step(now: dict[str, PyTree], batch: tuple[Array, Array], masks: PyTree, pixels: Array, labels: Array) -> Any:
+        optimizer = masked(recipe.optimizer(steps), masks)
+        rows, key = batch
+        crop, drop = jax.random.split(key)
+        x = scale(crop_and_flip(crop, pixels[rows]) if recipe.augment else pixels[rows])
 
-            def loss(params: PyTree) -> Any:
-                logits, state = forward(params, now["state"], x, drop)
-                losses, right = _losses(logits, labels[rows])
-                return losses.mean(), (state, right.mean())
+        def loss(params: PyTree) -> Any:
+            logits, state = forward(params, now["state"], x, drop)
+            losses, right = _losses(logits, labels[rows])
+            return losses.mean(), (state, right.mean())
 
-            (value, (state, accuracy)), slope = jax.value_and_grad(loss, has_aux=True)(now["params"])
-            updates, inner = optimizer.update(slope, now["optimizer"], now["params"])
-            return {"params": optax.apply_updates(now["params"], updates), "state": state,
-                    "optimizer": inner}, (value, accuracy)
+        (value, (state, accuracy)), slope = jax.value_and_grad(loss, has_aux=True)(now["params"])
+        updates, inner = optimizer.update(slope, now["optimizer"], now["params"])
+        return {"params": optax.apply_updates(now["params"], updates), "state": state,
+                "optimizer": inner}, (value, accuracy)
 
+    loop = compiled_loop(step, one_by_one=apart)
+
+    def run(now: dict[str, PyTree], masks: PyTree, key: Array, pixels: Array, labels: Array) -> Any:
         with jax.numpy_dtype_promotion("standard"):     # optax counts its steps in integers
-            now, measured = jax.lax.scan(step, now, (order, jax.random.split(draws, steps)))
+            now, measured = loop(now, draw(key, labels), masks, pixels, labels)
         return now, jax.tree.map(jnp.mean, measured)
 
-    return jax.jit(run, donate_argnames="now")
+    return run
 
 
 @lru_cache(maxsize=32)
-def _evaluate(forward: Forward, scale: _Scale) -> Callable[..., tuple[Array, Array]]:
+def _evaluate(forward: Forward, scale: _Scale, apart: bool) -> Callable[..., tuple[Array, Array]]:
     """Compile (params, state, pixels, labels) → (loss, accuracy), a few examples at a time."""
-    @jax.jit
+    def some(carry: None, chosen: Array, params: PyTree, state: PyTree, pixels: Array, labels: Array) -> Any:
+        return carry, _losses(forward(params, state, scale(pixels[chosen]), None)[0], labels[chosen])
+
+    loop = compiled_loop(some, one_by_one=apart)
+
     def evaluate(params: PyTree, state: PyTree, pixels: Array, labels: Array) -> tuple[Array, Array]:
         n = len(labels)
         size = min(EVALUATED, n)
         full = -(-n // size) * size     # the last batch is filled up with examples that do not count
         rows = jnp.minimum(jnp.arange(full), n - 1).reshape(-1, size)
-
-        def some(chosen: Array) -> tuple[Array, Array]:
-            return _losses(forward(params, state, scale(pixels[chosen]), None)[0], labels[chosen])
-
-        losses, right = jax.lax.map(some, rows)
+        _, (losses, right) = loop(None, rows, params, state, pixels, labels)
         return losses.ravel()[:n].mean(), right.ravel()[:n].mean()
 
     return evaluate

@@ -11,6 +11,7 @@ import optax
 import pkjax as pk
 import pytest
 from flax import nnx
+from pkjax import loops, training
 from pkjax.augmentation import crop_and_flip
 from pkjax.training import Recipe, fit, recipe, restore
 
@@ -113,6 +114,37 @@ def test_fit_is_a_plain_loop_over_batches(digits, key):
     np.testing.assert_allclose([row["learning_rate"] for row in found.history[1:]], [0.01, 0.01, 0.001])
     assert found.finished
     assert found.accuracy == found.history[-1]["test_accuracy"]
+
+
+class Convolution(nn.Module):
+    """A small network with a convolution, BatchNorm and Dropout."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.Conv(4, (3, 3), strides=2, use_bias=False)(x)     # the gradient of a bias would be rounding alone
+        x = nn.relu(nn.BatchNorm(use_running_average=not train)(x))
+        return nn.Dense(10)(nn.Dropout(0.2, deterministic=not train)(x.reshape(len(x), -1)))
+
+
+def test_a_call_for_each_batch_trains_as_one_program_does(digits, monkeypatch):
+    done = {}
+    for apart in (True, False):
+        monkeypatch.setattr(training, "one_by_one", lambda params, apart=apart: apart)
+        done[apart] = fit(Convolution(), *digits, recipe=dataclasses.replace(SHORT, augment=True), seed=1)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), *((d.params, d.state)
+                                                                           for d in done.values()))
+    for one, other in zip(*(d.history for d in done.values()), strict=True):
+        assert one["test_accuracy"] == pytest.approx(other["test_accuracy"], abs=0.02)
+        assert one["test_loss"] == pytest.approx(other["test_loss"], rel=1e-4)
+
+
+def test_networks_with_convolutions_take_a_call_for_each_batch_on_a_processor(monkeypatch):
+    kernels = {"conv": jnp.ones((3, 3, 1, 2)), "dense": jnp.ones((2, 2))}
+    dense = {"dense": kernels["dense"]}
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    assert (loops.one_by_one(kernels), loops.one_by_one(dense)) == (True, False)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert not loops.one_by_one(kernels)
 
 
 def test_a_pruned_trained_saved_and_restored_network_has_exactly_the_masked_zeros(digits, key, tmp_path):

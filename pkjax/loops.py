@@ -1,0 +1,47 @@
+"""A compiled loop over batches, of the kind that the device runs fast."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+__all__ = ["compiled_loop", "one_by_one"]
+
+Body = Callable[..., tuple[PyTree, PyTree]]
+"""(carry, x, …) → (carry, y)."""
+
+
+def one_by_one(params: PyTree) -> bool:
+    """Say whether a loop over this network is better a call for each batch than one program.
+
+    XLA's CPU compiler runs a convolution within a loop 25 times as slowly as outside of one (ResNet-20, 64 images).
+
+    >>> one_by_one({"kernel": jnp.ones((3, 2))})
+    False
+    """
+    return jax.default_backend() == "cpu" and any(jnp.ndim(leaf) > 2 for leaf in jax.tree.leaves(params))
+
+
+def compiled_loop(body: Body, *, one_by_one: bool) -> Callable[..., tuple[PyTree, PyTree]]:
+    """Compile (carry, xs, …) → (carry, ys), with what follows xs the same in every round; the carry is overwritten.
+
+    >>> add = compiled_loop(lambda total, x, scale: (total + scale * x, total), one_by_one=True)
+    >>> total, before = add(jnp.zeros(()), jnp.arange(4.0), jnp.asarray(2.0))
+    >>> float(total), before.tolist()
+    (12.0, [0.0, 0.0, 2.0, 6.0])
+    """
+    if not one_by_one:
+        return jax.jit(lambda carry, xs, *rest: jax.lax.scan(lambda c, x: body(c, x, *rest), carry, xs),
+                       donate_argnums=0)
+    step = jax.jit(body, donate_argnums=0)
+
+    def run(carry: PyTree, xs: PyTree, *rest: Any) -> tuple[PyTree, PyTree]:
+        rows = []
+        for i in range(len(jax.tree.leaves(xs)[0])):
+            carry, row = step(carry, jax.tree.map(lambda v, i=i: v[i], xs), *rest)
+            rows.append(row)
+        return carry, jax.tree.map(lambda *values: jnp.stack(values), *rows)
+
+    return run
