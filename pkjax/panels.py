@@ -18,10 +18,10 @@ SMALL = 8
 def new_figure(width: float, height: float) -> "Figure":
     """Make a figure of so many inches, which pyplot knows nothing of; ImportError where Matplotlib is missing."""
     try:
-        from matplotlib.figure import Figure
+        from pkjax.picture import Picture
     except ImportError as error:
         raise ImportError("pictures need Matplotlib: pip install 'pkjax[plots]'") from error
-    return Figure(figsize=(width, height), dpi=160, layout="constrained")
+    return Picture(figsize=(width, height), dpi=160, layout="constrained")
 
 
 def axes_of(ax: "Axes | None", width: float, height: float) -> Any:

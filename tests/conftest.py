@@ -29,6 +29,8 @@ def pytest_configure(config):
     Every worker has a folder, as JAX writes its files in several steps; and no maximum size, which costs a look at
     every file of the folder whenever one is added.
     """
+    if not config.pluginmanager.hasplugin("cacheprovider"):
+        return
     folder = config.cache.mkdir("compiled-" + os.environ.get("PYTEST_XDIST_WORKER", "alone"))
     if sum(file.stat().st_size for file in folder.iterdir()) > 2**30:
         shutil.rmtree(folder)

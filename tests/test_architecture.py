@@ -16,7 +16,7 @@ FOUNDATION = {"tables", "trees", "paths"}
 THEOREM = {"gram_spectra", "theorem1", "checks", "analysis", "dynamics", "dynamics_checks", "linear_network",
            "forecasts", "summary"}
 TOP = {"models", "data", "tiny_imagenet", "augmentation", "recipes", "trainables", "checkpoints", "training",
-       "experiments", "environment", "files", "plots", "panels", "path_picture", "html", "screen", "options",
+       "experiments", "environment", "files", "plots", "panels", "picture", "path_picture", "html", "screen", "options",
        "commands", "cli", "__main__"}
 # Side by side in the picture: analysis knows nothing of pruning.
 SPECTRAL = {"path_kernel", "data_factor", "ntk"}

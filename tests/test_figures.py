@@ -454,6 +454,7 @@ def test_a_missing_package_is_an_error_that_names_its_extra(table, monkeypatch):
     with pytest.raises(ImportError, match=re.escape("pip install 'pkjax[sweep]'")):
         findings.fits(table)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.delitem(sys.modules, "pkjax.picture", raising=False)
     with pytest.raises(ImportError, match=re.escape("pip install 'pkjax[plots]'")):
         figures.figure3(table)
 

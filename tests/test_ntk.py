@@ -238,6 +238,24 @@ def test_the_kernel_is_the_same_under_jit_with_masks_known_or_traced(engine):
     np.testing.assert_allclose(traced, want, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("transform", [jax.jit, lambda f: lambda *a: jax.vmap(f)(*jax.tree.map(lambda v: v[None], a))],
+                         ids=["jit", "vmap"])
+@pytest.mark.parametrize("engine", ["structured", "jacobian"])
+def test_a_network_may_close_over_traced_constants(engine, transform):
+    """As over BatchNorm's averages where these are arguments: they scale weights and signals, and are added."""
+    params = {"a": normal(0, (6, 5)), "b": normal(1, (5, 3)), "c": normal(2, (3,))}
+
+    def kernel(params, x, scale):
+        def apply_fn(p, x):
+            hidden = relu((x @ p["a"] - scale) * jax.lax.rsqrt(scale))
+            return hidden @ (p["b"] * scale[:, None]) + scale.sum() * p["c"]
+        return ntk(apply_fn, params, x, engine=engine), ntk_trace(apply_fn, params, x)
+
+    operands = params, normal(3, (4, 6)), jnp.linspace(0.5, 2.0, 5)
+    for got, want in zip(transform(kernel)(*operands), kernel(*operands), strict=True):
+        np.testing.assert_allclose(got.reshape(want.shape), want, rtol=1e-12, atol=1e-12)
+
+
 def test_a_second_call_compiles_nothing():
     apply_fn, params, x = case("mlp")
     count = 0

@@ -198,3 +198,11 @@ def test_drawing_needs_no_pyplot_and_names_its_extra():
            "sys.exit('matplotlib.pyplot' in sys.modules)"
     root = Path(__file__).resolve().parents[1]
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=root).returncode == 0
+
+
+def test_a_notebook_shows_the_figure_that_is_returned():
+    from IPython.core.formatters import DisplayFormatter
+
+    shown, size = DisplayFormatter().format(plots.spectra(fake()))
+    assert shown["image/png"].startswith(b"\x89PNG")
+    assert size["image/png"]["width"] > size["image/png"]["height"] > 100

@@ -69,8 +69,7 @@ def run(settings: Settings, *, load: Loader | None = None, checkpoint: Path | No
     said("traces")
     look, seen = (jnp.asarray(_choose(train, min(n, len(train)), settings.seed).images)
                   for n in (settings.traces, settings.probes))
-    traces = _traces(module, look.shape[1:])(params, masks, look) if len(look) else {}
-    initial = {name: float(value) for name, value in traces.items()}
+    initial = {name: float(v) for name, v in _traces(module)(params, state, masks, look).items()} if len(look) else {}
     spectra = _spectra(settings, module, variables, masks, train, said) if settings.spectra else None
     probe = _probe(module)
     start = jax.tree.map(jnp.copy, (alive, state))
@@ -131,16 +130,10 @@ def _score(load: Loader, name: str, data: str, samples: int | None, pruner: str,
 
 
 @lru_cache(maxsize=8)
-def _traces(module: Any, shape: tuple[int, ...]) -> Callable[..., dict[str, Array]]:
-    """Compile (params, masks, images) → the traces at initialisation, where BatchNorm's averages depend on no seed.
-
-    These are numbers, not arguments: the sites of a network keep them.
-    """
-    variables = _init(module)(jax.random.key(0), jnp.zeros((1, *shape), jnp.float32))
-    state = {name: value for name, value in variables.items() if name != "params"}
-
+def _traces(module: Any) -> Callable[..., dict[str, Array]]:
+    """Compile (params, state, masks, images) → the traces at initialisation."""
     @jax.jit
-    def traces(params: PyTree, masks: PyTree, images: Array) -> dict[str, Array]:
+    def traces(params: PyTree, state: PyTree, masks: PyTree, images: Array) -> dict[str, Array]:
         apply_fn, _ = pk.from_linen(module, {"params": params, **state})
         return {"trace_ntk": pk.ntk_trace(apply_fn, params, images, masks=masks),
                 "gated_trace": pk.path_kernel.gated_trace(apply_fn, params, images, masks=masks)}

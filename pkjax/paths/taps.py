@@ -85,9 +85,11 @@ class Tapped(Network):
         self.sites: list[Site] = []
         self.operands: list[Array | None] = []
         self.uncovered: set[int] = set()
+        self.traced = False
 
     def lift(self, constant: Any) -> Held:
-        """Hold the constant itself."""
+        """Hold the constant itself; the sites keep it, so that it must outlive the walk."""
+        self.traced |= isinstance(constant, jax.core.Tracer)
         return Held(constant, None)
 
     def true_value(self, operand: PathSum) -> Any:
@@ -224,6 +226,9 @@ def sites(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"] | 
         return out
     jax.eval_shape(walk, params, x)
     found = seen[-1]
+    if found.traced:    # the network closes over what the caller traces: only in the caller's trace do the sites last
+        params, x = jax.tree.map(lambda v: jnp.zeros(jnp.shape(v), jnp.result_type(v)), (params, x))
+        found, _ = _walk(apply_fn, params, x, None)
     covered = {i: tuple(n for n, s in enumerate(found.sites) if s.leaf == i)
                for i in range(len(found.leaves)) if i not in found.uncovered}
     return tuple(found.sites), covered
