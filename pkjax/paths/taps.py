@@ -227,8 +227,8 @@ def sites(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"] | 
     jax.eval_shape(walk, params, x)
     found = seen[-1]
     if found.traced:    # the network closes over what the caller traces: only in the caller's trace do the sites last
-        params, x = jax.tree.map(lambda v: jnp.zeros(jnp.shape(v), jnp.result_type(v)), (params, x))
-        found, _ = _walk(apply_fn, params, x, None)
+        zeros = partial(jax.tree.map, lambda v: jnp.zeros(jnp.shape(v), jnp.result_type(v)))
+        found, _ = _walk(apply_fn, zeros(params), zeros(x), None)
     covered = {i: tuple(n for n, s in enumerate(found.sites) if s.leaf == i)
                for i in range(len(found.leaves)) if i not in found.uncovered}
     return tuple(found.sites), covered
