@@ -224,6 +224,8 @@ def test_figure_3_draws_means_over_seeds_their_range_and_the_dense_level(table):
                 y = corners[corners[:, 0] == compression, 1]
                 np.testing.assert_allclose([y.min(), y.max()], [seeds.min(), seeds.max()])
     assert "from the worst to the best" in text(figure)
+    assert "mean over seeds" in text(figure)
+    assert "one seed" in text(figures.figure3(table[table["seed"] == 0]))
 
 
 def test_bars_are_the_scores_and_the_scores_are_r2_and_spearman(table):

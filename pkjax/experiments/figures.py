@@ -218,8 +218,9 @@ def figure3(table: "DataFrame", axes: "Sequence[Axes] | None" = None) -> "Figure
         ax.yaxis.set_major_formatter(percent())
         finish(ax, f"{model}, {data}", "compression ρ ($10^{-ρ}$ kept)", _first(ax, "top-1 accuracy"))
     legend(figure, places)
-    note(figure, "mean over seeds, band from the worst to the best", *count(failed, *FAILED),
-          *count(int(np.sum(~valued)), "run without an accuracy", "runs without an accuracy"))
+    repeated = runs[valued].duplicated(["data", "model", "pruner", "compression"]).any()
+    note(figure, "mean over seeds, band from the worst to the best" if repeated else "one seed",
+         *count(failed, *FAILED), *count(int(np.sum(~valued)), "run without an accuracy", "runs without an accuracy"))
     return figure
 
 
