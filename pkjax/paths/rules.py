@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.extend import core as jex
 
 from pkjax.paths.activations import ACTIVATIONS, broadcast_to
 from pkjax.paths.algebras import Polynomial
@@ -149,13 +150,16 @@ def scan(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
     """Unroll. A slice of stacked parameters is a parameter of its own: it ties nothing."""
     if all(isinstance(v, Const) for v in ins):
         return [Const(v) for v in eqn.primitive.bind(*(v.value for v in ins), **eqn.params)]
-    n_consts, n_carry = eqn.params["num_consts"], eqn.params["num_carry"]
-    length = eqn.params["length"]
+    body, length = eqn.params["jaxpr"], eqn.params["length"]
+    inner = body.jaxpr if isinstance(body, jex.ClosedJaxpr) else body
+    # What is scanned and what is stacked has one axis less within the loop. JAX's own counts changed their names.
+    n_carry = sum(o.aval.ndim == i.aval.ndim for o, i in zip(eqn.outvars, inner.outvars, strict=True))
+    n_consts = sum(o.aval.ndim == i.aval.ndim for o, i in zip(eqn.invars, inner.invars, strict=True)) - n_carry
     consts, carry, stacks = ins[:n_consts], ins[n_consts:n_consts + n_carry], ins[n_consts + n_carry:]
     steps: list[list[Value]] = [[] for _ in range(length)]
     order = range(length)[::-1] if eqn.params["reverse"] else range(length)
     for i in order:
-        outs = interp.run_closed(eqn.params["jaxpr"], [*consts, *carry, *(_slice(interp, s, i) for s in stacks)])
+        outs = interp.run_closed(body, [*consts, *carry, *(_slice(interp, s, i) for s in stacks)])
         carry, steps[i] = list(outs[:n_carry]), list(outs[n_carry:])
     return [*carry, *(_stack(interp, ys) for ys in zip(*steps, strict=True))]
 
