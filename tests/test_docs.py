@@ -79,7 +79,7 @@ def test_a_wrong_number_and_a_wrong_word_are_noticed():
 
 
 def commands(text):
-    lines = [line for block in fenced(text, "bash") for line in block.splitlines()]
+    lines = [line for block in fenced(text, "bash") for line in block.replace("\\\n", "").splitlines()]
     return [parts[1:] for line in lines if (parts := shlex.split(line, comments=True))[:1] == ["pkjax"]]
 
 

@@ -133,7 +133,7 @@ def test_a_sweep_records_every_run_once_and_reads_as_a_table(undisturbed):
     assert sorted(os.listdir(undisturbed)) == [".lock", "runs"]
 
 
-def test_parquet_holds_the_table_and_is_read_in_place_of_the_records(undisturbed, tmp_path):
+def test_parquet_holds_the_table_and_is_read_in_place_of_the_records(undisturbed, tmp_path, monkeypatch):
     import pandas as pd
 
     back = pd.read_parquet(records.export(undisturbed))
@@ -151,6 +151,9 @@ def test_parquet_holds_the_table_and_is_read_in_place_of_the_records(undisturbed
     pd.DataFrame({"a": [1]}).to_parquet(tmp_path / "other.parquet")
     with pytest.raises(ValueError, match="no table of runs: it has the columns a"):
         records.table(tmp_path / "other.parquet")
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ImportError, match=r"pip install 'pkjax\[sweep\]'"):
+        records.table(undisturbed / "table.parquet")
 
 
 def test_a_sweep_killed_in_the_middle_goes_on_to_the_same_table(undisturbed, tmp_path):

@@ -117,8 +117,9 @@ def export(folder: Path | str) -> Path:
 
 def _read_parquet(file: Path) -> "pd.DataFrame":
     _need_pyarrow()
+    pandas = _pandas()
     try:
-        frame = _pandas().read_parquet(file, engine="pyarrow")
+        frame = pandas.read_parquet(file, engine="pyarrow")
     except Exception as error:      # a damaged file makes the reader raise nearly anything
         raise ValueError(f"{file} is no table of runs in Parquet: {error}") from error
     if not {"key", "status", "model"} <= set(frame.columns):
