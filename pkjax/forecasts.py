@@ -100,6 +100,7 @@ def fit_forecast(trace_pi: Shaped[ArrayLike, "..."], values: Shaped[ArrayLike, "
         raise ValueError("values must be finite, but some are NaN or infinite")
     shape = common_shape(**{PROGRESS: z, "values": measured})
     fit, rank = _least_squares(jnp.broadcast_to(z, shape), jnp.broadcast_to(measured, shape), start=start)
+    # Older JAX counts a rank of 1 where the matrix is zero; the level that it finds is infinite.
     if not isinstance(rank, jax.core.Tracer) and (rank < 1 + start or not np.isfinite(fit.a)):
         least, most = (f"{float(f(z, initial=i)):.3g}" for f, i in ((np.min, np.inf), (np.max, 0)))
         raise ValueError(f"{measured.size} values at ηTr(Π)t between {least} and {most} do not determine "

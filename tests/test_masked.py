@@ -301,7 +301,7 @@ def test_training_goes_on_identically_after_a_checkpoint(inner, tmp_path):
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "checkpoint", middle)
         checkpointer.wait_until_finished()
-        like = {"params": start, "state": optimizer.init(start)}
+        like = jax.eval_shape(lambda: {"params": start, "state": optimizer.init(start)})
         restored = checkpointer.restore(tmp_path / "checkpoint", like)
     assert jax.tree.structure(restored) == jax.tree.structure(middle)
     assert_same_bits(restored, middle)

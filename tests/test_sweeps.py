@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -226,11 +227,11 @@ def kill_once(chosen, folder):
 @pytest.mark.filterwarnings("ignore")        # Ray's own: it forks beside JAX's threads, and leaves files open
 def test_a_ray_cluster_whose_worker_is_killed_ends_with_the_same_table(undisturbed, tmp_path, monkeypatch):
     pytest.importorskip("ray")
-    pd = pytest.importorskip("pandas")
     monkeypatch.setenv("PKJAX_TEST_MARK", str(tmp_path / "killed"))
     monkeypatch.setattr(sweeps, "work", kill_once)
     assert sweeps.sweep(SWEPT[:2], tmp_path / "r", ray="local") == (2, 0, 0)
     assert (tmp_path / "killed").exists()
-    table, want = (records.table(f).drop(columns=TIMED) for f in (tmp_path / "r", undisturbed))
-    want = want[want["key"].isin(table["key"])].reset_index(drop=True)
-    pd.testing.assert_frame_equal(table, want, check_exact=True, check_dtype=False)
+    for chosen in SWEPT[:2]:    # alone, as what pandas writes for "unset" depends on the other rows
+        shutil.copytree(undisturbed / "runs" / chosen.key, tmp_path / "want" / "runs" / chosen.key)
+    table, want = (records.table(tmp_path / name).drop(columns=TIMED) for name in ("r", "want"))
+    assert table.astype(str).equals(want.astype(str))
