@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from pkjax.block_lanczos import block_lanczos
+from pkjax.linalg.block_lanczos import block_lanczos
 from pkjax.data_factor import data_blocks
 from pkjax.ntk import ntk
 from pkjax.ntk_products import ntk_matvec, ntk_trace

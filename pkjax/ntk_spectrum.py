@@ -14,9 +14,9 @@ import numpy as np
 from jaxtyping import Array, Float, Float64, Key, PyTree, Shaped
 
 from pkjax import tables
-from pkjax.block_lanczos import block_lanczos
+from pkjax.linalg.block_lanczos import block_lanczos
 from pkjax.ntk_products import ntk_matvec, ntk_trace
-from pkjax.spectra import SpectralDensity, frobenius, quadrature, trace
+from pkjax.linalg.stochastic import SpectralDensity, frobenius, quadrature, trace
 from pkjax.trees import ApplyFn, Trainable
 
 __all__ = ["NtkEigenpairs", "ntk_density", "ntk_effective_rank", "ntk_eigenpairs", "ntk_frobenius",

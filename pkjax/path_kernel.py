@@ -19,10 +19,10 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Float64, Integer, Key, PyTree, Shaped
 
 from pkjax import paths
-from pkjax.block_lanczos import NotConvergedWarning
+from pkjax.linalg.block_lanczos import NotConvergedWarning
 from pkjax.dual_gram import check_start, flat_product, log_trace_of, make_problem, product, trace_of
 from pkjax.eigensolvers import Eigenpairs, solve
-from pkjax.spectra import SpectralDensity, frobenius, quadrature
+from pkjax.linalg.stochastic import SpectralDensity, frobenius, quadrature
 from pkjax.trees import ApplyFn, Trainable, check_finite, check_masks, is_floating
 
 __all__ = ["Eigenpairs", "NotConvergedWarning", "SpectralDensity", "count_above", "dense", "density",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from pkjax import path_kernel as pk
-from pkjax.block_lanczos import NotConvergedWarning, block_lanczos
+from pkjax.linalg.block_lanczos import NotConvergedWarning, block_lanczos
 from pkjax.paths import NotFullyConnectedError, dense_layers
 
 from tests.cases import Case, cases

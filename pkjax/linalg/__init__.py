@@ -1,0 +1,1 @@
+"""Block Lanczos, stochastic estimates and memory: numerical linear algebra without paths in it."""
