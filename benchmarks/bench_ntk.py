@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pkjax as pk
-from pkjax import nt_loader
+from pkjax.tangent_kernel import neural_tangents
 
 from benchmarks import common
 
@@ -70,7 +70,7 @@ def calls(case: Case) -> dict[str, Callable[[], jax.Array]]:
     apply_fn, params, x = network(case)
     sides: dict[str, Callable[[], jax.Array]] = {"pkjax": lambda: pk.ntk(apply_fn, params, x)}
     for number in case.peers:
-        theirs = jax.jit(nt_loader.ntk_fn(apply_fn, implementation=number))
+        theirs = jax.jit(neural_tangents.ntk_fn(apply_fn, implementation=number))
         sides[f"neural-tangents {number}"] = lambda theirs=theirs: theirs(x, None, params)  # type: ignore[misc]
     return sides
 

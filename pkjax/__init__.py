@@ -16,12 +16,12 @@ from pkjax.adapters import from_linen, from_nnx, mean_input, ones_input
 from pkjax.analysis import Report, analyze
 from pkjax.baselines import inverted, reinitialize, shuffle_masks
 from pkjax.connectivity import Connectivity, connectivity
-from pkjax.data_factor import data_factor
+from pkjax.tangent_kernel.data_factor import data_factor
 from pkjax.data_saliency import grasp, ntk_trace_saliency, path_exclusion, snip
 from pkjax.masks import apply_masks, load_masks, masked, save_masks
-from pkjax.ntk import ntk, ntk_plan
-from pkjax.ntk_products import ntk_matvec, ntk_trace
-from pkjax.ntk_spectrum import (
+from pkjax.tangent_kernel.kernel import ntk, ntk_plan
+from pkjax.tangent_kernel.products import ntk_matvec, ntk_trace
+from pkjax.tangent_kernel.spectrum import (
     NtkEigenpairs,
     ntk_density,
     ntk_effective_rank,
@@ -30,7 +30,7 @@ from pkjax.ntk_spectrum import (
     ntk_trace_estimate,
 )
 from pkjax.paths import NotFullyConnectedError, NotPathNetworkError
-from pkjax.plans import LeafPlan, NtkPlan
+from pkjax.tangent_kernel.plan import LeafPlan, NtkPlan
 from pkjax.prune_result import DisconnectedWarning, EmptiedLayerWarning, LayerReport, PruneResult
 from pkjax.pruning import prune
 from pkjax.saliency import magnitude, random, synflow, synflow_l2

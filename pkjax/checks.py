@@ -9,8 +9,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
 from pkjax.gram_spectra import Spectrum, TangentSpectrum
-from pkjax.ntk import ntk, ntk_plan
-from pkjax.ntk_products import ntk_trace
+from pkjax.tangent_kernel.kernel import ntk, ntk_plan
+from pkjax.tangent_kernel.products import ntk_trace
 from pkjax.paths import gates
 from pkjax.paths.polynomial import path_sum
 from pkjax.trees import ApplyFn, Trainable, is_floating, trainable_masks

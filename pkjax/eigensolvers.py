@@ -13,7 +13,7 @@ from jaxtyping import Array, Float64, PyTree
 from pkjax import paths, tables
 from pkjax.linalg.block_lanczos import NotConvergedWarning, block_lanczos
 from pkjax.dual_gram import check_start, flat_product, make_problem
-from pkjax.plans import default_memory_limit
+from pkjax.tangent_kernel.plan import default_memory_limit
 from pkjax.trees import ApplyFn, Trainable, is_floating, trainable_masks
 
 __all__ = ["Eigenpairs", "exact", "solve"]

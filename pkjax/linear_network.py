@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from pkjax.dynamics_checks import batched, floats, matrix_of
-from pkjax.tangents import prepare, restrict
+from pkjax.tangent_kernel.arguments import prepare, restrict
 from pkjax.trees import ApplyFn, Trainable, check_like, hashable
 
 __all__ = ["linearize", "predict", "weight_change"]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from pkjax.cotangents import accumulator
+from pkjax.tangent_kernel.backward import accumulator
 from pkjax.trees import check_finite
 
 __all__ = ["Sums", "add", "checked", "fold", "inputs", "mean", "zeros"]

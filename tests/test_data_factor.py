@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from pkjax import paths
-from pkjax.data_factor import data_factor
+from pkjax.tangent_kernel.data_factor import data_factor
 
 from tests.cases import coins, normal
 
@@ -117,7 +117,7 @@ def test_a_of_a_dense_network_without_biases_is_a_product_of_gram_matrices():
 
 def count_pair_passes(monkeypatch):
     """How often the forward pass for a single pair is traced."""
-    module, calls = importlib.import_module("pkjax.data_factor"), []
+    module, calls = importlib.import_module("pkjax.tangent_kernel.data_factor"), []
     real = module.paths.polynomial
     monkeypatch.setattr(module.paths, "polynomial", lambda *a, **k: calls.append(1) or real(*a, **k))
     return calls
@@ -178,7 +178,7 @@ def test_blocks_are_symmetric_to_the_last_bit_and_positive_semi_definite():
 def test_pairs_in_small_batches_and_under_jit_give_the_same(monkeypatch):
     apply_fn, params, x = case("two layers")
     want = data_factor(apply_fn, params, x)
-    monkeypatch.setattr(importlib.import_module("pkjax.data_factor"), "ENTRIES", 60)
+    monkeypatch.setattr(importlib.import_module("pkjax.tangent_kernel.data_factor"), "ENTRIES", 60)
     np.testing.assert_allclose(data_factor(apply_fn, params, x), want, rtol=1e-13)
     np.testing.assert_allclose(jax.jit(lambda p, x: data_factor(apply_fn, p, x))(params, x), want, rtol=1e-13)
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from pkjax import nt_loader
+from pkjax.tangent_kernel import neural_tangents
 
 from tests.cases import normal
 
@@ -43,7 +43,7 @@ def jacobian_theta(params, x1, x2):
 @pytest.mark.parametrize("implementation", [1, 2])
 def test_neural_tangents_gives_the_unaveraged_jacobian_gram(implementation):
     params, x = network(jnp.float64)
-    theta = nt_loader.ntk_fn(apply_fn, implementation=implementation)
+    theta = neural_tangents.ntk_fn(apply_fn, implementation=implementation)
     for x2 in (None, x[:2]):
         want = jacobian_theta(params, x, x if x2 is None else x2)
         np.testing.assert_allclose(theta(x, x2, params), want, rtol=1e-12, atol=1e-12)
@@ -58,11 +58,11 @@ def test_loading_imports_no_tensorflow_and_leaves_jax_and_sys_modules_as_they_we
     done = in_fresh_process("""
         import sys
         import jax, jax.core, jax.extend.core, jax.interpreters.ad, jax.numpy as jnp
-        from pkjax import nt_loader
+        from pkjax.tangent_kernel import neural_tangents
         spaces = [jax, jax.core, jax.interpreters.ad, jax.numpy]
         before = [set(vars(space)) for space in spaces]
         for implementation in (1, 2):
-            f = nt_loader.ntk_fn(lambda p, x: x @ p, implementation=implementation)
+            f = neural_tangents.ntk_fn(lambda p, x: x @ p, implementation=implementation)
             theta = f(jnp.ones((2, 3)), None, jnp.ones((3, 2)))
             assert theta.shape == (2, 2, 2, 2) and theta[0, 0, 0, 0] == 3
         left = [name for name in sys.modules if name.split(".")[0] in
@@ -87,11 +87,11 @@ def test_an_import_that_fails_names_the_extra_and_takes_everything_back(tmp_path
         import sys
         import jax.core, jax.extend.core, jax.interpreters.ad
         sys.path.insert(0, {str(tmp_path)!r})
-        from pkjax import nt_loader
+        from pkjax.tangent_kernel import neural_tangents
         before = set(vars(jax.core)), set(vars(jax.interpreters.ad)), set(sys.modules)
         text = ""
         try:
-            nt_loader.load()
+            neural_tangents.load()
         except ImportError as error:
             text = str(error)
         assert "pip install 'pkjax[ntk]'" in text and "0.6.5" in text and jax.__version__ in text, text
@@ -106,20 +106,20 @@ def test_an_import_that_fails_names_the_extra_and_takes_everything_back(tmp_path
 
 
 def test_an_absent_package_names_the_extra(monkeypatch):
-    nt_loader.load.cache_clear()
+    neural_tangents.load.cache_clear()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"not installed.*pip install 'pkjax\[ntk\]'.*JAX \d.*Python 3"):
-        nt_loader.load()
+        neural_tangents.load()
 
 
 def test_python_3_14_is_told_that_tensorflow_has_no_wheels(monkeypatch):
-    nt_loader.load.cache_clear()
+    neural_tangents.load.cache_clear()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setattr(sys, "version_info", (3, 14, 0))
     with pytest.raises(ImportError, match=r"TensorFlow, which has no wheels for Python 3\.14"):
-        nt_loader.load()
+        neural_tangents.load()
 
 
 def test_implementations_that_do_not_run_on_current_jax_are_refused():
     with pytest.raises(ValueError, match=r"implementation must be 1 .* or 2 .*, got 3"):
-        nt_loader.ntk_fn(apply_fn, implementation=3)
+        neural_tangents.ntk_fn(apply_fn, implementation=3)

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from pkjax import paths, routes
-from pkjax.ntk import ntk
-from pkjax.ntk_products import ntk_matvec, ntk_trace
+from pkjax import paths
+from pkjax.tangent_kernel import leaf_costs
+from pkjax.tangent_kernel.kernel import ntk
+from pkjax.tangent_kernel.products import ntk_matvec, ntk_trace
 from pkjax.paths import NotPathNetworkError
 
 from tests.cases import coins, normal
@@ -148,10 +149,10 @@ def test_only_the_chosen_leaves_and_entries_train(engine):
 @pytest.mark.parametrize("implementation", [1, 2])
 @pytest.mark.parametrize("name", NETS)
 def test_structured_agrees_with_neural_tangents_in_float32(name, implementation):
-    from pkjax import nt_loader
+    from pkjax.tangent_kernel import neural_tangents
     apply_fn, params, x = case(name, jnp.float32)
     ours = ntk(apply_fn, params, x)
-    theirs = jax.jit(lambda p: nt_loader.ntk_fn(apply_fn, implementation=implementation)(x, None, p))(params)
+    theirs = jax.jit(lambda p: neural_tangents.ntk_fn(apply_fn, implementation=implementation)(x, None, p))(params)
     assert ours.dtype == theirs.dtype == jnp.float32
     assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max()
 

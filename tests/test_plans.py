@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from pkjax import NotPathNetworkError, ntk, ntk_plan
-from pkjax.ntk import _Block
-from pkjax.tangents import prepare
+from pkjax import NotPathNetworkError, ntk_plan
+from pkjax.tangent_kernel import kernel
+from pkjax.tangent_kernel.kernel import _Block
+from pkjax.tangent_kernel.arguments import prepare
 
 from tests.test_ntk import case, half_masks
 

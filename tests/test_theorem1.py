@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
-from pkjax import paths, plans
+from pkjax import paths
+from pkjax.tangent_kernel import plan
 from pkjax.analysis import analyze
-from pkjax.ntk import ntk_plan
+from pkjax.tangent_kernel.kernel import ntk_plan
 from pkjax.theorem1 import claims
 
 from tests.cases import cases, live

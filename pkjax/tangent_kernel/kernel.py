@@ -9,11 +9,12 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree, Shaped
 
-from pkjax import nt_loader, structured
-from pkjax.cotangents import accumulator
-from pkjax.plans import NtkPlan, make_plan
-from pkjax.tangents import chosen, prepare, restrict
-from pkjax.tiles import fill
+from pkjax.tangent_kernel import neural_tangents
+from pkjax.tangent_kernel import layerwise
+from pkjax.tangent_kernel.backward import accumulator
+from pkjax.tangent_kernel.plan import NtkPlan, make_plan
+from pkjax.tangent_kernel.arguments import chosen, prepare, restrict
+from pkjax.tangent_kernel.tiles import fill
 from pkjax.trees import ApplyFn, Trainable, check_finite, check_network, hashable
 
 __all__ = ["ntk", "ntk_plan"]
@@ -36,7 +37,7 @@ def ntk(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array | np.ndarray, "N ..."
         params: parameters, a pytree.
         X: inputs, one example for each row.
         X2: other inputs for the columns; None means ``X``.
-        engine: "structured" contracts layer by layer (``pkjax.structured``), "jacobian" takes the full Jacobian,
+        engine: "structured" contracts layer by layer (``pkjax.tangent_kernel.layerwise``), "jacobian" takes the full Jacobian,
             "neural-tangents" asks that package (the extra ``pkjax[ntk]``); "auto" is "structured", or "jacobian"
             where the network is no sum over paths (tanh, say).
         masks: booleans shaped like ``params``: False means that the weight is absent (0, and does not train).
@@ -137,11 +138,11 @@ class _Block:
     def __call__(self, params: PyTree, entries: list[Any], X: Array, X2: Array | None) -> Array:
         with jax.default_matmul_precision("highest"):
             if self.engine == "structured":
-                return structured.theta(self.apply_fn, params, entries, self.whole, X, X2)
+                return layerwise.theta(self.apply_fn, params, entries, self.whole, X, X2)
             f, theta = restrict(self.apply_fn, params, entries)
             wide = accumulator(jax.eval_shape(self.apply_fn, params, X).dtype)
             if self.engine == "neural-tangents":
-                return nt_loader.ntk_fn(f)(X, X2, theta).astype(wide)
+                return neural_tangents.ntk_fn(f)(X, X2, theta).astype(wide)
 
             def jacobian(batch: Array) -> list[Array]:
                 leaves = jax.vmap(lambda x: jax.jacrev(lambda t: f(t, x[None])[0])(theta))(batch)

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree, Shaped
 
-from pkjax import structured
-from pkjax.cotangents import accumulator
-from pkjax.routes import ENTRIES, uses
-from pkjax.tangents import prepare, restrict
+from pkjax.tangent_kernel import layerwise
+from pkjax.tangent_kernel.backward import accumulator
+from pkjax.tangent_kernel.leaf_costs import ENTRIES, uses
+from pkjax.tangent_kernel.arguments import prepare, restrict
 from pkjax.trees import ApplyFn, Trainable, hashable
 
 __all__ = ["ntk_matvec", "ntk_trace"]
@@ -96,7 +96,7 @@ def _trace(apply_fn: ApplyFn, params: PyTree, entries: list[Any], X: Array, *, w
 
         def energy(x: Array) -> Array:
             if uses(apply_fn, params, X[:1]):
-                return structured.energy(apply_fn, params, entries, whole, x)
+                return layerwise.energy(apply_fn, params, entries, whole, x)
             f, theta = restrict(apply_fn, params, entries)
             _, pullback = jax.vjp(lambda t: f(t, x[None])[0], theta)
             gradients = jax.vmap(lambda e: pullback(e)[0])(jnp.eye(out.shape[1], dtype=out.dtype))

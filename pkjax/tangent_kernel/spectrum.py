@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Float64, Key, PyTree, Shaped
 
 from pkjax import tables
 from pkjax.linalg.block_lanczos import block_lanczos
-from pkjax.ntk_products import ntk_matvec, ntk_trace
+from pkjax.tangent_kernel.products import ntk_matvec, ntk_trace
 from pkjax.linalg.stochastic import SpectralDensity, frobenius, quadrature, trace
 from pkjax.trees import ApplyFn, Trainable
 

@@ -32,9 +32,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, PyTree
 
-from pkjax.cotangents import Cotangents, LeafJacobian, accumulator
+from pkjax.tangent_kernel.backward import Cotangents, LeafJacobian, accumulator
 from pkjax.paths.taps import Matrices
-from pkjax.routes import Name, bands, blocks, masked_columns, route, use
+from pkjax.tangent_kernel.leaf_costs import Name, bands, blocks, masked_columns, route, use
 from pkjax.trees import ApplyFn
 
 __all__ = ["energy", "theta"]

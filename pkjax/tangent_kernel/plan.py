@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from pkjax import paths, tables
-from pkjax.cotangents import accumulator
-from pkjax.routes import Costs, Use, route, uses
+from pkjax.tangent_kernel.backward import accumulator
+from pkjax.tangent_kernel.leaf_costs import Costs, Use, route, uses
 from pkjax.trees import ApplyFn, leaf_names, shapes
 
 __all__ = ["LeafPlan", "NtkPlan", "default_memory_limit", "make_plan"]
