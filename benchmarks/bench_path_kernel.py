@@ -67,15 +67,15 @@ def trace_and_gradient(case: Case) -> dict[str, Callable[[], Any]]:
 
 def counts(case: Case, repeats: int) -> dict[str, Any]:
     """Seconds of one exact count: the whole call, and the elimination alone once the network is read."""
-    from pkjax import counting
-    from pkjax.edge_chain import build
+    from pkjax.path_kernel import inertia
+    from pkjax.path_kernel.dense_gram import build
 
     apply_fn, params, x = network(case)
     level = float(pk.path_kernel.eigenvalues(apply_fn, params, x, k=1)[0]) / 10
     chain = build(paths.dense_layers(apply_fn, params, x), np.asarray(x, np.float64).ravel())
     sides = {"call": lambda: pk.path_kernel.count_above(apply_fn, params, x, [level]),
-             "elimination": lambda: counting.eliminate(chain, level).above}
-    with counting.one_thread(chain):
+             "elimination": lambda: inertia.eliminate(chain, level).above}
+    with inertia.one_thread(chain):
         timings, results = common.alternate(sides, repeats, TURN)
     return {"count": int(results["call"][0]), "level": level,
             "seconds": {side: timing.summary() for side, timing in timings.items()}}

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pkjax import counting, slicing
-from pkjax.edge_chain import build, lift, lift_isolated, matmul
+from pkjax.path_kernel import spectrum_slicing
+from pkjax.path_kernel import inertia
+from pkjax.path_kernel.dense_gram import build, lift, lift_isolated, matmul
 from pkjax.paths.layers import DenseLayer
 
 
@@ -97,7 +98,7 @@ def test_counts_are_those_of_the_enumerated_gram_on_both_sides_of_every_eigenval
     far = spectrum[spectrum > 1e-8 * top]
     near = (far[:, None] * (1 + np.array([-1e-6, -1e-9, 1e-9, 1e-6]))).ravel()
     thresholds = np.concatenate([near, np.geomspace(1e-6 * top, 2 * top, 15)])
-    counts = counting.count_above(layers, thresholds, inputs=z)
+    counts = inertia.count_above(layers, thresholds, inputs=z)
     slack = 1e-13 * top
     assert (counts >= [(spectrum > t + slack).sum() for t in thresholds]).all()
     assert (counts <= [(spectrum > t - slack).sum() for t in thresholds]).all()
@@ -112,8 +113,8 @@ def test_a_threshold_on_a_pole_itself_is_counted():
         assert any(np.isclose(spectrum, pole, rtol=1e-12).any() for pole in poles)
         for pole in poles:
             for threshold in (pole * (1 - 1e-11), pole * (1 + 1e-11)):
-                assert counting.count_above(layers, threshold) == (spectrum > threshold).sum()
-            assert (spectrum > pole * 1.001).sum() <= counting.count_above(layers, pole) <= (
+                assert inertia.count_above(layers, threshold) == (spectrum > threshold).sum()
+            assert (spectrum > pole * 1.001).sum() <= inertia.count_above(layers, pole) <= (
                 spectrum > pole * 0.999).sum()
 
 
@@ -139,9 +140,9 @@ def test_solve_inverts_the_shifted_gram(problem, place):
     chain = build(layers, z)
     if not chain.size or spectrum[0] <= 0:
         return
-    elimination = counting.eliminate(chain, place * spectrum[0], keep=True)
+    elimination = inertia.eliminate(chain, place * spectrum[0], keep=True)
     v = np.random.default_rng(0).normal(size=(chain.size, 3))
-    u = counting.solve(chain, elimination, v)
+    u = inertia.solve(chain, elimination, v)
     error = np.abs(matmul(chain, u) - elimination.shift * u - v).max()
     assert error <= 1e-10 * (1 + spectrum[0] * np.abs(u).max())
 
@@ -151,14 +152,14 @@ def test_solve_inverts_the_shifted_gram(problem, place):
 def test_top_spectrum_is_the_enumerated_one_with_every_copy(problem, dense_below, k):
     layers, size, z, gram, spectrum = problem
     k = min(k, trained(layers))
-    top = slicing.top_spectrum(layers, k, inputs=z, vectors=True, size=size, dense_below=dense_below)
+    top = spectrum_slicing.top_spectrum(layers, k, inputs=z, vectors=True, size=size, dense_below=dense_below)
     scale = max(spectrum[0], 1e-300)
     assert np.abs(top.values - spectrum[:k]).max() <= 1e-11 * scale
     assert (np.abs(top.values - spectrum[:k]) <= top.bounds + 1e-13 * scale).all()
     np.testing.assert_allclose(top.vectors @ top.vectors.T, np.eye(k), atol=1e-11)
     residuals = np.linalg.norm(gram @ top.vectors.T - top.vectors.T * top.values, axis=0)
     assert (residuals <= top.residuals + 2e-12 * scale).all()
-    values = slicing.top_spectrum(layers, k, inputs=z, size=size, dense_below=dense_below).values
+    values = spectrum_slicing.top_spectrum(layers, k, inputs=z, size=size, dense_below=dense_below).values
     np.testing.assert_allclose(values, top.values, atol=1e-11 * scale)
 
 
@@ -171,12 +172,12 @@ def test_slicing_agrees_with_a_dense_solve_on_a_network_of_a_few_thousand_parame
                            lift_isolated(chain, np.arange(len(chain.isolated)), size)])
     np.testing.assert_allclose(rows.T @ rows, identity, atol=1e-12)
     spectrum = np.sort(np.concatenate([np.linalg.eigvalsh(matmul(chain, np.eye(chain.size))), chain.isolated]))[::-1]
-    top = slicing.top_spectrum(layers, 300, vectors=True)
+    top = spectrum_slicing.top_spectrum(layers, 300, vectors=True)
     np.testing.assert_allclose(top.values, spectrum[:300], atol=1e-11 * spectrum[0])
     assert top.bounds.max() < 1e-9 * spectrum[0]
     thresholds = np.random.default_rng(0).choice((spectrum[:-1] + spectrum[1:])[:1000] / 2, 50, replace=False)
     slack = 1e-13 * spectrum[0]
-    counts = counting.count_above(layers, thresholds)
+    counts = inertia.count_above(layers, thresholds)
     assert all((spectrum > t + slack).sum() <= c <= (spectrum > t - slack).sum()
                for t, c in zip(thresholds, counts, strict=True))
 
@@ -184,14 +185,14 @@ def test_slicing_agrees_with_a_dense_solve_on_a_network_of_a_few_thousand_parame
 def test_bad_layers_and_arguments_are_named():
     layers, _ = network(0, (3, 4, 2))
     with pytest.raises(ValueError, match="greater than 0"):
-        counting.count_above(layers, [1.0, 0.0])
+        inertia.count_above(layers, [1.0, 0.0])
     with pytest.raises(ValueError, match="layer 1 has 3 inputs"):
-        counting.count_above([layers[0], layers[0]], 1.0)
+        inertia.count_above([layers[0], layers[0]], 1.0)
     with pytest.raises(ValueError, match="inputs must be 3"):
-        counting.count_above(layers, 1.0, inputs=-np.ones(3))
+        inertia.count_above(layers, 1.0, inputs=-np.ones(3))
     with pytest.raises(ValueError, match="empty"):
         build([])
     with pytest.raises(ValueError, match="between 1 and"):
-        slicing.top_spectrum(layers, 10**6)
+        spectrum_slicing.top_spectrum(layers, 10**6)
     with pytest.raises(ValueError, match="NaN or infinity in its value"):
         build([DenseLayer(**{**vars(layers[0]), "value": layers[0].value * np.nan}), layers[1]])

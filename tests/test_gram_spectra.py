@@ -12,7 +12,7 @@ from pkjax.analysis import analyze
 from tests.cases import coins, normal
 
 analysis = importlib.import_module("pkjax.analysis")
-eigensolvers = importlib.import_module("pkjax.eigensolvers")
+eigensolvers = importlib.import_module("pkjax.path_kernel.solvers")
 
 
 def net(w, x):

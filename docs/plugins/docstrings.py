@@ -19,7 +19,7 @@ def to_markdown(text: str, module: str) -> str:
     r"""Rewrite a docstring of a module.
 
     >>> to_markdown("See :func:`trace`, of :class:`pkjax.Report`.", "pkjax.path_kernel")
-    'See [`trace`][pkjax.path_kernel.trace], of [`pkjax.Report`][pkjax.Report].'
+    'See [`trace`][pkjax.path_kernel.kernel.trace], of [`pkjax.Report`][pkjax.Report].'
     >>> print(to_markdown(".. math:: a \\\\\n    b", "m"))
     $$
     a \\ b

@@ -1,7 +1,7 @@
 """Exact counting of the path kernel's eigenvalues in a fully connected network.
 
 The inertia of ``G − λI`` is that of a block-tridiagonal system with a block per hidden layer (see
-:mod:`pkjax.edge_chain`): Sylvester's law turns its negative pivots into the number of eigenvalues above λ,
+:mod:`pkjax.path_kernel.dense_gram`): Sylvester's law turns its negative pivots into the number of eigenvalues above λ,
 multiplicities included, whatever the numbers of parameters and of paths. The same elimination solves
 ``(G − λI) u = v``.
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pkjax.edge_chain import EdgeChain, build, gather, scatter
+from pkjax.path_kernel.dense_gram import EdgeChain, build, gather, scatter
 from pkjax.paths.layers import DenseLayer
 
 __all__ = ["Elimination", "count_above", "eliminate", "one_thread", "solve"]

@@ -20,8 +20,8 @@ from jaxtyping import Array, Float, Float64, Integer, Key, PyTree, Shaped
 
 from pkjax import paths
 from pkjax.linalg.block_lanczos import NotConvergedWarning
-from pkjax.dual_gram import check_start, flat_product, log_trace_of, make_problem, product, trace_of
-from pkjax.eigensolvers import Eigenpairs, solve
+from pkjax.path_kernel.gram import check_start, flat_product, log_trace_of, make_problem, product, trace_of
+from pkjax.path_kernel.solvers import Eigenpairs, solve
 from pkjax.linalg.stochastic import SpectralDensity, frobenius, quadrature
 from pkjax.trees import ApplyFn, Trainable, check_finite, check_masks, is_floating
 
@@ -133,17 +133,17 @@ def count_above(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *inpu
     Raises: as :func:`trace`, :class:`pkjax.paths.NotFullyConnectedError` for other networks, and ValueError for
     thresholds that are not above 0.
 
-    Source: Sylvester (1852), the law of inertia, on G − λ I; ``pkjax.counting`` derives the elimination.
+    Source: Sylvester (1852), the law of inertia, on G − λ I; ``pkjax.path_kernel.inertia`` derives the elimination.
 
     >>> w = {"a": jnp.array([[1.0], [1.0]]), "b": jnp.array([[2.0]])}
     >>> count_above(lambda w, x: jax.nn.relu(x @ w["a"]) @ w["b"], w, jnp.ones((1, 2)), [0.5, 4.5])
     array([2, 1])
     """
-    from pkjax import counting
+    from pkjax.path_kernel import inertia
 
     z = check_start(params, x)
     layers = paths.dense_layers(apply_fn, params, z, masks=masks, trainable=trainable)
-    return counting.count_above(layers, thresholds, inputs=np.asarray(z, np.float64).ravel())
+    return inertia.count_above(layers, thresholds, inputs=np.asarray(z, np.float64).ravel())
 
 
 def eigenvalues(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], *, k: int,

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float64, PyTree
 
 from pkjax import paths, tables
 from pkjax.linalg.block_lanczos import NotConvergedWarning, block_lanczos
-from pkjax.dual_gram import check_start, flat_product, make_problem
+from pkjax.path_kernel.gram import check_start, flat_product, make_problem
 from pkjax.tangent_kernel.plan import default_memory_limit
 from pkjax.trees import ApplyFn, Trainable, is_floating, trainable_masks
 
@@ -92,7 +92,7 @@ def solve(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, k: int, masks: PyTree
                 raise
             method = "lanczos"
         else:
-            from pkjax.slicing import top_spectrum
+            from pkjax.path_kernel.spectrum_slicing import top_spectrum
 
             top = top_spectrum(layers, k, inputs=np.asarray(z, np.float64).ravel(), vectors=vectors, size=len(train),
                                trained=trained)
