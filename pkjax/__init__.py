@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 from pkjax import path_kernel, paths
 from pkjax.adapters import from_linen, from_nnx, mean_input, ones_input
 from pkjax.analysis import Report, analyze
-from pkjax.baselines import inverted, reinitialize, shuffle_masks
-from pkjax.connectivity import Connectivity, connectivity
+from pkjax.pruning.baselines import inverted, reinitialize, shuffle_masks
+from pkjax.pruning.connectivity import Connectivity, connectivity
 from pkjax.tangent_kernel.data_factor import data_factor
-from pkjax.data_saliency import grasp, ntk_trace_saliency, path_exclusion, snip
-from pkjax.masks import apply_masks, load_masks, masked, save_masks
+from pkjax.pruning.scores.loss import grasp, ntk_trace_saliency, path_exclusion, snip
+from pkjax.pruning.masks import apply_masks, load_masks, masked, save_masks
 from pkjax.tangent_kernel.kernel import ntk, ntk_plan
 from pkjax.tangent_kernel.products import ntk_matvec, ntk_trace
 from pkjax.tangent_kernel.spectrum import (
@@ -31,11 +31,11 @@ from pkjax.tangent_kernel.spectrum import (
 )
 from pkjax.paths import NotFullyConnectedError, NotPathNetworkError
 from pkjax.tangent_kernel.plan import LeafPlan, NtkPlan
-from pkjax.prune_result import DisconnectedWarning, EmptiedLayerWarning, LayerReport, PruneResult
-from pkjax.pruning import prune
-from pkjax.saliency import magnitude, random, synflow, synflow_l2
-from pkjax.schedules import exponential, linear
-from pkjax.scopes import erk_scope, global_scope, layer_scope
+from pkjax.pruning.result import DisconnectedWarning, EmptiedLayerWarning, LayerReport, PruneResult
+from pkjax.pruning.prune import prune
+from pkjax.pruning.scores.data_free import magnitude, random, synflow, synflow_l2
+from pkjax.pruning.schedules import exponential, linear
+from pkjax.pruning.scopes import erk_scope, global_scope, layer_scope
 from pkjax.trees import kernels
 
 if TYPE_CHECKING:

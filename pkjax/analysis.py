@@ -13,10 +13,10 @@ from jaxtyping import Array, Float, Key, PyTree, Shaped
 
 from pkjax import path_kernel, summary
 from pkjax.checks import Check, exactness
-from pkjax.connectivity import connectivity
+from pkjax.pruning.connectivity import connectivity
 from pkjax.path_kernel.solvers import exact
 from pkjax.gram_spectra import data_spectrum, tangent_spectrum
-from pkjax.prune_result import LayerReport
+from pkjax.pruning.result import LayerReport
 from pkjax.theorem1 import Claim, claims
 from pkjax.trees import ApplyFn, Trainable, check_finite, check_masks, check_network, trainable_masks
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pkjax.analysis import Report
-from pkjax.connectivity import Connectivity
+from pkjax.pruning.connectivity import Connectivity
 from pkjax.panels import (
     BLACK,
     BLUE,
@@ -28,7 +28,7 @@ from pkjax.panels import (
     size,
 )
 from pkjax.path_picture import paths
-from pkjax.prune_result import PruneResult
+from pkjax.pruning.result import PruneResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pkjax.analysis import Report
-from pkjax.prune_result import PruneResult
+from pkjax.pruning.result import PruneResult
 from pkjax.summary import finding, lines, status
 from pkjax.tables import some
 

@@ -97,7 +97,7 @@ def brief(result: Any) -> str:
     Stands in a result's class as ``__repr__ = brief``. Works on tracers, deleted arrays and whatever else a tree of
     that structure holds for JAX.
 
-    >>> from pkjax.prune_result import LayerReport
+    >>> from pkjax.pruning.result import LayerReport
     >>> brief(LayerReport("kernel", (2, 5), 4, 10, False))
     "LayerReport(name='kernel', shape=(2, 5), kept=4, total=10, emptied=False, flow=None)"
     """

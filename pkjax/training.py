@@ -17,7 +17,7 @@ from pkjax.augmentation import crop_and_flip
 from pkjax.checkpoints import Checkpoints, digest, read
 from pkjax.data import Dataset
 from pkjax.loops import compiled_loop, one_by_one
-from pkjax.masks import apply_masks, masked
+from pkjax.pruning.masks import apply_masks, masked
 from pkjax.recipes import Recipe, recipe
 from pkjax.trainables import Forward, trainable
 from pkjax.trees import check_masks

@@ -3,7 +3,7 @@
 import numpy as np
 from pkjax.analysis import Report
 from pkjax.checks import Check
-from pkjax.prune_result import LayerReport
+from pkjax.pruning.result import LayerReport
 from pkjax.theorem1 import Claim
 
 CLAIMS = {

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from pkjax import models
 from pkjax.adapters import from_linen
-from pkjax.data_saliency import grasp, snip
-from pkjax.pruning import prune
-from pkjax.saliency import synflow, synflow_l2
+from pkjax.pruning.scores.loss import grasp, snip
+from pkjax.pruning.prune import prune
+from pkjax.pruning.scores.data_free import synflow, synflow_l2
 from pkjax.trees import kernels, leaf_names, select
 
 torch = pytest.importorskip("torch")
@@ -303,7 +303,7 @@ def torch_prune(scores_of, params, density, steps):
     return alive, margin
 
 
-@pytest.mark.filterwarnings("ignore::pkjax.prune_result.EmptiedLayerWarning")
+@pytest.mark.filterwarnings("ignore::pkjax.pruning.result.EmptiedLayerWarning")
 @pytest.mark.parametrize(
     ("case", "variant"),
     [("fc", v) for v in VARIANTS]

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from pkjax.baselines import inverted, reinitialize, shuffle_masks
-from pkjax.masks import apply_masks
-from pkjax.pruning import prune
-from pkjax.saliency import magnitude
+from pkjax.pruning.baselines import inverted, reinitialize, shuffle_masks
+from pkjax.pruning.masks import apply_masks
+from pkjax.pruning.prune import prune
+from pkjax.pruning.scores.data_free import magnitude
 
 
 @pytest.fixture

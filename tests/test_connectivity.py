@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from pkjax.connectivity import connectivity
-from pkjax.prune_result import DisconnectedWarning
-from pkjax.pruning import prune
-from pkjax.saliency import magnitude
+from pkjax.pruning.connectivity import connectivity
+from pkjax.pruning.result import DisconnectedWarning
+from pkjax.pruning.prune import prune
+from pkjax.pruning.scores.data_free import magnitude
 
-pytestmark = pytest.mark.filterwarnings("ignore::pkjax.prune_result.DisconnectedWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::pkjax.pruning.result.DisconnectedWarning")
 
 WIDTHS = (3, 4, 4, 2)
 ONES = jnp.ones((1, 3))

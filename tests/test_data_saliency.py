@@ -11,9 +11,9 @@ import numpy as np
 import pkjax as pk
 import pytest
 from hypothesis import HealthCheck, Phase, assume, given, settings
-from pkjax.data_saliency import grasp, ntk_trace_saliency, path_exclusion, snip
+from pkjax.pruning.scores.loss import grasp, ntk_trace_saliency, path_exclusion, snip
 from pkjax.paths.errors import NotPathNetworkError
-from pkjax.streams import checked, inputs
+from pkjax.pruning.scores.batches import checked, inputs
 
 from tests.cases import cases
 from tests.oracles import enumerate_paths

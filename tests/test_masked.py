@@ -12,9 +12,9 @@ import pytest
 from flax import nnx
 from jax.flatten_util import ravel_pytree
 from pkjax.adapters import from_linen, from_nnx
-from pkjax.masks import apply_masks, masked
-from pkjax.pruning import prune
-from pkjax.saliency import magnitude
+from pkjax.pruning.masks import apply_masks, masked
+from pkjax.pruning.prune import prune
+from pkjax.pruning.scores.data_free import magnitude
 
 STEPS = 100
 RNG = np.random.default_rng(0)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from pkjax.masks import apply_masks, load_masks, save_masks
+from pkjax.pruning.masks import apply_masks, load_masks, save_masks
 
 
 @pytest.fixture

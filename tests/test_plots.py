@@ -13,7 +13,7 @@ import pkjax as pk
 import pytest
 from matplotlib.text import Text
 from pkjax import plots
-from pkjax.prune_result import LayerReport
+from pkjax.pruning.result import LayerReport
 
 from tests.fake_report import report as fake
 

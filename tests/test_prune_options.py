@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pkjax as pk
 import pytest
-from pkjax.selection import CHUNK, JOINED, keep_largest, order_keys
+from pkjax.pruning.top_k import CHUNK, JOINED, keep_largest, order_keys
 
-pytestmark = pytest.mark.filterwarnings("ignore::pkjax.prune_result.EmptiedLayerWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::pkjax.pruning.result.EmptiedLayerWarning")
 
 SHAPES = {"a": (6, 8), "b": (3, 3, 4, 8), "c": (8, 4), "d": (4, 2)}
 

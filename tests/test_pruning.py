@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pkjax.masks import apply_masks
-from pkjax.prune_result import EmptiedLayerWarning, PruneResult
-from pkjax.pruning import prune
-from pkjax.saliency import magnitude, random
-from pkjax.schedules import exponential, linear
-from pkjax.scopes import global_scope, layer_scope
-from pkjax.selection import keep_largest, order_keys
+from pkjax.pruning.masks import apply_masks
+from pkjax.pruning.result import EmptiedLayerWarning, PruneResult
+from pkjax.pruning.prune import prune
+from pkjax.pruning.scores.data_free import magnitude, random
+from pkjax.pruning.schedules import exponential, linear
+from pkjax.pruning.scopes import global_scope, layer_scope
+from pkjax.pruning.top_k import keep_largest, order_keys
 from pkjax.trees import kernels
 
 SHAPES = {"a": (3, 5), "b": (7,), "c": (2, 2, 3)}
@@ -153,7 +153,7 @@ def watched(p):
     return rowwise(p)
 
 
-@pytest.mark.filterwarnings("ignore::pkjax.prune_result.EmptiedLayerWarning")
+@pytest.mark.filterwarnings("ignore::pkjax.pruning.result.EmptiedLayerWarning")
 @pytest.mark.parametrize("schedule", [exponential, linear])
 @pytest.mark.parametrize("scope", [global_scope, layer_scope])
 @pytest.mark.parametrize("seed", range(3))
@@ -210,7 +210,7 @@ def test_ties_fall_by_index_the_same_way_every_time():
         assert bool(result.masks["a"].all())
 
 
-@pytest.mark.filterwarnings("ignore::pkjax.prune_result.EmptiedLayerWarning")
+@pytest.mark.filterwarnings("ignore::pkjax.pruning.result.EmptiedLayerWarning")
 def test_the_score_is_traced_once_and_the_loop_compiled_once():
     @chex.assert_max_traces(n=1)
     def score(p):

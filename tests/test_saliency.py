@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from pkjax.data_saliency import grasp, snip
+from pkjax.pruning.scores.loss import grasp, snip
 from pkjax.paths.errors import NotPathNetworkError
-from pkjax.pruning import prune
-from pkjax.saliency import magnitude, random, synflow, synflow_l2
+from pkjax.pruning.prune import prune
+from pkjax.pruning.scores.data_free import magnitude, random, synflow, synflow_l2
 
 WIDTHS = (3, 4, 4, 2)
 ONES = jnp.ones((1, 3))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from pkjax.scopes import DensityScope, apportion, erk_densities, erk_scope, layer_scope
+from pkjax.pruning.scopes import DensityScope, apportion, erk_densities, erk_scope, layer_scope
 
 LENET = [(784, 300), (300, 100), (100, 10)]
 RESNET = [(3, 3, 3, 16), *[(3, 3, 16, 16)] * 6, (3, 3, 16, 32), (1, 1, 16, 32), *[(3, 3, 32, 32)] * 5, (32, 10)]

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from pkjax import selection
+from pkjax.pruning import top_k
 
 SHAPES = [(90, 37), (1024,), (3, 3, 16, 40), (10,), (0,), (2047, 2)]
 TOTAL = sum(int(np.prod(shape)) for shape in SHAPES)
@@ -31,7 +31,7 @@ def small_chunks(monkeypatch):
 
 
 def test_the_highest_are_the_head_of_a_stable_sort(small_chunks):
-    select = jax.jit(selection.keep_largest)
+    select = jax.jit(top_k.keep_largest)
     for kind, draw in KEYS.items():
         rng = np.random.default_rng(0)
         keys = [draw(rng, shape) for shape in SHAPES]
@@ -52,5 +52,5 @@ def test_what_is_not_finite_is_seen_wherever_it_lies(small_chunks):
     leaves[1][2999] = np.inf
     leaves[2][0] = -np.inf
     leaves[3][[5, 1500]] = np.inf, np.nan
-    keys = selection.order_keys([jnp.asarray(leaf) for leaf in leaves], [jnp.ones(3000, bool)] * 4)
-    assert selection.not_finite(keys).tolist() == [[False, False, False, True], [False, True, True, False]]
+    keys = top_k.order_keys([jnp.asarray(leaf) for leaf in leaves], [jnp.ones(3000, bool)] * 4)
+    assert top_k.not_finite(keys).tolist() == [[False, False, False, True], [False, True, True, False]]

@@ -13,10 +13,10 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from pkjax import paths
-from pkjax.masks import apply_masks
+from pkjax.pruning.masks import apply_masks
 from pkjax.paths.scaled import NOTHING, Scaled, exponent_of, normalized, shifted
-from pkjax.score_trees import finite, split
-from pkjax.streams import Sums, add, fold, inputs, mean, zeros
+from pkjax.pruning.scores.leaves import finite, split
+from pkjax.pruning.scores.batches import Sums, add, fold, inputs, mean, zeros
 from pkjax.trees import (
     ApplyFn,
     Predicate,

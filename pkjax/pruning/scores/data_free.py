@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
 from pkjax import paths
-from pkjax.score_trees import finite, split
+from pkjax.pruning.scores.leaves import finite, split
 from pkjax.trees import ApplyFn
 
 __all__ = ["magnitude", "random", "synflow", "synflow_l2"]

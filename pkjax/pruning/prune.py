@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from pkjax.masks import apply_masks
-from pkjax.prune_plan import Layout, Plan, make_plan
-from pkjax.prune_result import EmptiedLayerWarning, PruneResult, layer_report
-from pkjax.schedules import Schedule, exponential
-from pkjax.scopes import Scope, global_scope
-from pkjax.selection import count_dtype, keep_largest, not_finite, order_keys, reserve
+from pkjax.pruning.masks import apply_masks
+from pkjax.pruning.plan import Layout, Plan, make_plan
+from pkjax.pruning.result import EmptiedLayerWarning, PruneResult, layer_report
+from pkjax.pruning.schedules import Schedule, exponential
+from pkjax.pruning.scopes import Scope, global_scope
+from pkjax.pruning.top_k import count_dtype, keep_largest, not_finite, order_keys, reserve
 from pkjax.trees import Predicate, check_like, is_floating, kernels
 
 __all__ = ["ScoreFn", "prune"]
@@ -59,8 +59,8 @@ def prune(
         compression: ρ ≥ 0, keeps the fraction 10^−ρ. Give this or ``density``.
         density: the fraction to keep, in (0, 1].
         steps: how often to score and prune; 100 for the SynFlow family, 1 for SNIP and GraSP.
-        schedule: density after each step, see ``pkjax.schedules``.
-        scope: which leaves compete, and for how much, see ``pkjax.scopes``.
+        schedule: density after each step, see ``pkjax.pruning.schedules``.
+        scope: which leaves compete, and for how much, see ``pkjax.pruning.scopes``.
         prunable: which leaves to prune, see ``pkjax.kernels``; masks of the others are all True.
         min_per_layer: weights that every prunable leaf keeps at least (its best; all, where it has fewer).
         jit: compile ``score_fn``.
@@ -77,7 +77,7 @@ def prune(
     Source: Tanaka et al. 2020, algorithm 1; Gebhart et al. 2021, appendix A.4.1.
 
     >>> import jax.numpy as jnp
-    >>> from pkjax.saliency import magnitude
+    >>> from pkjax.pruning.scores.data_free import magnitude
     >>> result = prune(magnitude, {"kernel": jnp.array([[3.0, -1.0], [0.5, 2.0]])}, density=0.5)
     >>> result.masks["kernel"].tolist(), result.kept, result.total
     ([[True, False], [False, True]], 2, 4)

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from pkjax.schedules import Schedule
-from pkjax.scopes import Scope, apportion
-from pkjax.selection import count_dtype
+from pkjax.pruning.schedules import Schedule
+from pkjax.pruning.scopes import Scope, apportion
+from pkjax.pruning.top_k import count_dtype
 from pkjax.trees import Predicate, check_finite, is_floating, leaf_names, select
 
 __all__ = ["Layout", "Plan", "make_plan"]

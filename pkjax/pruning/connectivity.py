@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from pkjax import paths, tables
-from pkjax.masks import apply_masks
-from pkjax.prune_result import DisconnectedWarning, LayerReport, layer_report, layers_table
+from pkjax.pruning.masks import apply_masks
+from pkjax.pruning.result import DisconnectedWarning, LayerReport, layer_report, layers_table
 from pkjax.trees import ApplyFn, Predicate, check_masks, hashable, is_floating, kernels, leaf_names, select
 
 __all__ = ["Connectivity", "connectivity"]

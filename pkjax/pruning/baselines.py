@@ -107,7 +107,7 @@ def inverted(score_fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
     Source: Frankle et al. 2021, the ablation "inversion".
 
     >>> import jax.numpy as jnp
-    >>> from pkjax.saliency import magnitude
+    >>> from pkjax.pruning.scores.data_free import magnitude
     >>> inverted(magnitude)({"kernel": jnp.array([[-2.0, 1.0]])})["kernel"].tolist()
     [[-2.0, -1.0]]
     >>> inverted(magnitude) == inverted(magnitude)

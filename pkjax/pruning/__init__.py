@@ -1,0 +1,1 @@
+"""Scores, masks, and the one loop that draws masks from scores."""
