@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pkjax import path_kernel, paths
 from pkjax.adapters import from_linen, from_nnx, mean_input, ones_input
-from pkjax.analysis import Report, analyze
+from pkjax.analysis.analyze import Report, analyze
 from pkjax.pruning.baselines import inverted, reinitialize, shuffle_masks
 from pkjax.pruning.connectivity import Connectivity, connectivity
 from pkjax.tangent_kernel.data_factor import data_factor

@@ -7,8 +7,8 @@ from html import escape
 from typing import Any
 
 from pkjax import plots, tables
-from pkjax.analysis import Report
-from pkjax.summary import checks_table, claims_table, summary_table
+from pkjax.analysis.analyze import Report
+from pkjax.analysis.report import checks_table, claims_table, summary_table
 
 __all__ = ["page"]
 

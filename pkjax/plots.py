@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pkjax.analysis import Report
+from pkjax.analysis.analyze import Report
 from pkjax.pruning.connectivity import Connectivity
 from pkjax.panels import (
     BLACK,

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from pkjax import gram_spectra
-from pkjax.analysis import analyze
+from pkjax.analysis import spectra
+from pkjax.analysis.analyze import analyze
 
 from tests.cases import coins, normal
 
-analysis = importlib.import_module("pkjax.analysis")
+analysis = importlib.import_module("pkjax.analysis.analyze")
 eigensolvers = importlib.import_module("pkjax.path_kernel.solvers")
 
 
@@ -35,8 +35,8 @@ def large(monkeypatch):
 def test_the_largest_eigenvalues_of_a_kernel_that_is_formed_are_those_of_the_whole(large, monkeypatch):
     w, X = case()
     some = {"a": True, "b": False, "c": False, "e": True}
-    found = gram_spectra.tangent_spectrum(net, w, X, 27, masks=None, trainable=some)
-    theta = np.asarray(gram_spectra.ntk(net, w, X, trainable=some)).transpose(0, 2, 1, 3).reshape(27, 27)
+    found = spectra.tangent_spectrum(net, w, X, 27, masks=None, trainable=some)
+    theta = np.asarray(spectra.ntk(net, w, X, trainable=some)).transpose(0, 2, 1, 3).reshape(27, 27)
     np.testing.assert_allclose(found.values, np.linalg.eigvalsh(theta)[::-1][:7], rtol=1e-9)
     np.testing.assert_allclose([found.trace, found.rest], [np.trace(theta), np.trace(theta) - found.values.sum()])
     np.testing.assert_allclose(found.multiply(np.eye(2, 27)), theta[:2], rtol=1e-12)
@@ -73,10 +73,10 @@ def test_the_largest_eigenvalues_and_what_follows_from_them_are_those_of_the_who
 
 def test_a_search_that_does_not_end_is_reported(large, monkeypatch):
     w, X = case()
-    real = gram_spectra.block_lanczos
+    real = spectra.block_lanczos
     monkeypatch.setattr(gram_spectra, "block_lanczos", lambda *a, **k: real(*a, **k, most_products=9))
     with pytest.warns(UserWarning, match="eigenpairs converged"):
-        found = gram_spectra.tangent_spectrum(net, w, X, 27, masks=None, trainable=None)
+        found = spectra.tangent_spectrum(net, w, X, 27, masks=None, trainable=None)
     assert not found.converged
 
 
@@ -95,7 +95,7 @@ def test_paths_beyond_float32_are_counted():
         return x
 
     w = [normal(i, (8, 8), jnp.float32) / 8**0.5 for i in range(44)]
-    data, _ = gram_spectra.data_spectrum(deep, w, jnp.ones((2, 8), jnp.float32), masks=None)
+    data, _ = spectra.data_spectrum(deep, w, jnp.ones((2, 8), jnp.float32), masks=None)
     np.testing.assert_allclose(data.values[0], 2 * 8.0**44, rtol=1e-12)
     with pytest.raises(FloatingPointError, match="beyond what float64 holds"):
-        gram_spectra.data_spectrum(deep, w * 8, jnp.ones((2, 8), jnp.float32), masks=None)
+        spectra.data_spectrum(deep, w * 8, jnp.ones((2, 8), jnp.float32), masks=None)

@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 from pkjax import paths
 from pkjax.tangent_kernel import plan
-from pkjax.analysis import analyze
+from pkjax.analysis.analyze import analyze
 from pkjax.tangent_kernel.kernel import ntk_plan
-from pkjax.theorem1 import claims
+from pkjax.analysis.theorem1 import claims
 
 from tests.cases import cases, live
 from tests.oracles import enumerate_paths

@@ -11,13 +11,14 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Key, PyTree, Shaped
 
-from pkjax import path_kernel, summary
-from pkjax.checks import Check, exactness
+from pkjax import path_kernel
+from pkjax.analysis import report
+from pkjax.analysis.exactness import Check, exactness
 from pkjax.pruning.connectivity import connectivity
 from pkjax.path_kernel.solvers import exact
-from pkjax.gram_spectra import data_spectrum, tangent_spectrum
+from pkjax.analysis.spectra import data_spectrum, tangent_spectrum
 from pkjax.pruning.result import LayerReport
-from pkjax.theorem1 import Claim, claims
+from pkjax.analysis.theorem1 import Claim, claims
 from pkjax.trees import ApplyFn, Trainable, check_finite, check_masks, check_network, trainable_masks
 
 __all__ = ["Report", "analyze"]
@@ -95,11 +96,11 @@ class Report:
     """Time spent on each part."""
 
     def __repr__(self) -> str:
-        return summary.text(self)
+        return report.text(self)
 
     def _repr_html_(self) -> str:
         one = {"": self}
-        return "\n".join((summary.summary_table(one), summary.claims_table(one), summary.checks_table(one)))
+        return "\n".join((report.summary_table(one), report.claims_table(one), report.checks_table(one)))
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as numbers, lists and strings that JSON can hold."""

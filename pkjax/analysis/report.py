@@ -5,10 +5,10 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from pkjax.tables import Raw, formula, html, number
-from pkjax.theorem1 import Claim
+from pkjax.analysis.theorem1 import Claim
 
 if TYPE_CHECKING:
-    from pkjax.analysis import Report
+    from pkjax.analysis.analyze import Report
 
 __all__ = ["checks_table", "claims_table", "finding", "lines", "status", "summary_table", "text"]
 

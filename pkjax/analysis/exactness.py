@@ -8,7 +8,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
-from pkjax.gram_spectra import Spectrum, TangentSpectrum
+from pkjax.analysis.spectra import Spectrum, TangentSpectrum
 from pkjax.tangent_kernel.kernel import ntk, ntk_plan
 from pkjax.tangent_kernel.products import ntk_trace
 from pkjax.paths import gates
