@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 from pkjax.tangent_kernel import kernel
-from pkjax.dynamics import fit_forecast, flow, forecast, linearize, linearized, predict, weight_change
+from pkjax.dynamics.trajectory import fit_forecast, flow, forecast, linearize, linearized, predict, weight_change
 
 from tests.cases import normal
 from tests.test_ntk import half_masks

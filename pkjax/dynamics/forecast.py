@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Shaped
 
 from pkjax import tables
-from pkjax.dynamics_checks import common_shape, floats, nonnegative
+from pkjax.dynamics.arguments import common_shape, floats, nonnegative
 
 __all__ = ["ForecastFit", "fit_forecast", "forecast"]
 

@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, PyTree, Shaped
 
-from pkjax.dynamics_checks import batched, floats, matrix_of
+from pkjax.dynamics.arguments import batched, floats, matrix_of
 from pkjax.tangent_kernel.arguments import prepare, restrict
 from pkjax.trees import ApplyFn, Trainable, check_like, hashable
 

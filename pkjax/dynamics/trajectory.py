@@ -20,9 +20,9 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Shaped
 
 from pkjax import tables
-from pkjax.dynamics_checks import floats, problem, rounding_of
-from pkjax.forecasts import ForecastFit, fit_forecast, forecast
-from pkjax.linear_network import linearize, predict, weight_change
+from pkjax.dynamics.arguments import floats, problem, rounding_of
+from pkjax.dynamics.forecast import ForecastFit, fit_forecast, forecast
+from pkjax.dynamics.tangent_network import linearize, predict, weight_change
 
 __all__ = ["ForecastFit", "Trajectory", "fit_forecast", "flow", "forecast", "linearize", "linearized", "predict",
            "weight_change"]
