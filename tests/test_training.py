@@ -11,9 +11,10 @@ import optax
 import pkjax as pk
 import pytest
 from flax import nnx
-from pkjax import loops, training
-from pkjax.augmentation import crop_and_flip
-from pkjax.training import Recipe, fit, recipe, restore
+from pkjax import training
+from pkjax.training import loops
+from pkjax.training.augmentation import crop_and_flip
+from pkjax.training.fit import Recipe, fit, recipe, restore
 
 SHORT = Recipe(learning_rate=0.01, epochs=3, batch_size=32)
 

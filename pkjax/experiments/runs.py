@@ -16,7 +16,7 @@ from pkjax.data import Dataset
 from pkjax.environment import environment
 from pkjax.experiments.methods import model, pruned, score, steps_of, weights
 from pkjax.experiments.settings import Settings
-from pkjax.training import fit
+from pkjax.training.fit import fit
 
 __all__ = ["Loader", "run"]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pkjax as pk
 from pkjax.experiments.methods import PRUNERS, model
-from pkjax.recipes import Recipe, recipe
+from pkjax.training.recipes import Recipe, recipe
 
 __all__ = ["Settings", "grid", "read_grid"]
 
