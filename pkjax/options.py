@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 from tyro.conf import arg
 
 import pkjax as pk
-from pkjax.data import Dataset
+from pkjax.data.dataset import Dataset
 from pkjax.experiments.methods import PRUNERS, model
 from pkjax.trees import ApplyFn
 

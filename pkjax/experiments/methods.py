@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 import pkjax as pk
-from pkjax.data import Dataset
+from pkjax.data.dataset import Dataset
 from pkjax.trees import ApplyFn
 
 __all__ = ["MODELS", "PRUNERS", "model", "pruned", "score", "steps_of", "weights"]

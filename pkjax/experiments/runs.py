@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 import pkjax as pk
-from pkjax.data import Dataset
+from pkjax.data.dataset import Dataset
 from pkjax.environment import environment
 from pkjax.experiments.methods import model, pruned, score, steps_of, weights
 from pkjax.experiments.settings import Settings

@@ -15,7 +15,7 @@ from jaxtyping import Array, PyTree
 from pkjax import tables
 from pkjax.training.augmentation import crop_and_flip
 from pkjax.training.checkpoints import Checkpoints, digest, read
-from pkjax.data import Dataset
+from pkjax.data.dataset import Dataset
 from pkjax.training.loops import compiled_loop, one_by_one
 from pkjax.pruning.masks import apply_masks, masked
 from pkjax.training.recipes import Recipe, recipe

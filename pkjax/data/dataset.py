@@ -130,7 +130,7 @@ def _source(name: str, split: str, data_dir: str | os.PathLike[str] | None, down
         return _digits(split)
     folder = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
     if name == "tiny_imagenet":
-        from pkjax.tiny_imagenet import TinyImageNet
+        from pkjax.data.tiny_imagenet import TinyImageNet
 
         return TinyImageNet(folder, split)
     return _tfds(name, split, folder, download)
