@@ -41,7 +41,7 @@ from pkjax.experiments.styles import (
     r2_text,
     scale,
 )
-from pkjax.panels import BLACK, BLUE, GREEN, ORANGE, SMALL, VERMILLION
+from pkjax.plots.panels import BLACK, BLUE, GREEN, ORANGE, SMALL, VERMILLION
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

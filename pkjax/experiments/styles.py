@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from pkjax import panels as shared
-from pkjax.panels import BLACK, BLUE, GREEN, ORANGE, SMALL, VERMILLION, axes_of_all, new_figure
+from pkjax.plots.panels import BLACK, BLUE, GREEN, ORANGE, SMALL, VERMILLION, axes_of_all, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

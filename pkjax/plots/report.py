@@ -13,7 +13,7 @@ import numpy as np
 
 from pkjax.analysis.analyze import Report
 from pkjax.pruning.connectivity import Connectivity
-from pkjax.panels import (
+from pkjax.plots.panels import (
     BLACK,
     BLUE,
     GREEN,
@@ -27,7 +27,7 @@ from pkjax.panels import (
     new_figure,
     size,
 )
-from pkjax.path_picture import paths
+from pkjax.plots.network import paths
 from pkjax.pruning.result import PruneResult
 
 if TYPE_CHECKING:

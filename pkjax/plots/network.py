@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool, Shaped
 
-from pkjax.panels import BLACK, BLUE, SMALL, VERMILLION, axes_of, finish
+from pkjax.plots.panels import BLACK, BLUE, SMALL, VERMILLION, axes_of, finish
 from pkjax.paths import Path
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ SMALL = 8
 def new_figure(width: float, height: float) -> "Figure":
     """Make a figure of so many inches, which pyplot knows nothing of; ImportError where Matplotlib is missing."""
     try:
-        from pkjax.picture import Picture
+        from pkjax.plots.picture import Picture
     except ImportError as error:
         raise ImportError("pictures need Matplotlib: pip install 'pkjax[plots]'") from error
     return Picture(figsize=(width, height), dpi=160, layout="constrained")
