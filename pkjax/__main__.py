@@ -2,7 +2,7 @@
 
 import sys
 
-from pkjax.cli import main
+from pkjax.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

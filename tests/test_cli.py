@@ -12,8 +12,9 @@ import jax
 import numpy as np
 import pkjax as pk
 import pytest
-from pkjax import commands, options
-from pkjax.cli import main
+from pkjax.cli import options
+from pkjax.cli import commands
+from pkjax.cli.main import main
 from pkjax.experiments import methods
 
 from tests.fake_report import report as fake
@@ -144,7 +145,7 @@ def test_only_warnings_meant_for_the_user_become_notes(monkeypatch, capsys):
         warnings.warn("thin\nlayer", pk.EmptiedLayerWarning, stacklevel=1)
 
     monkeypatch.setattr(commands, "prune", noisy)
-    monkeypatch.setattr("pkjax.screen.layers", lambda result: "")
+    monkeypatch.setattr("pkjax.cli.screen.layers", lambda result: "")
     assert main(["prune", *NET]) == 0
     assert capsys.readouterr().err == "pkjax: note: thin layer\n"
 

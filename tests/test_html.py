@@ -6,7 +6,8 @@ from html import unescape
 from html.parser import HTMLParser
 
 import pytest
-from pkjax import html, tables
+from pkjax import tables
+from pkjax.cli import html
 
 from tests.fake_report import report as fake
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, PyTree
 
 import pkjax as pk
 from pkjax.data.dataset import Dataset
-from pkjax.environment import environment
+from pkjax.experiments.environment import environment
 from pkjax.experiments.methods import model, pruned, score, steps_of, weights
 from pkjax.experiments.settings import Settings
 from pkjax.training.fit import fit

@@ -16,7 +16,7 @@ from jaxtyping import PyTree
 import pkjax as pk
 from pkjax import files
 from pkjax.data.dataset import Dataset
-from pkjax.environment import environment
+from pkjax.experiments.environment import environment
 from pkjax.experiments.runs import FORMAT, run
 from pkjax.experiments.settings import Settings
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Union
 import pkjax
 
 if TYPE_CHECKING:
-    from pkjax.options import Options
+    from pkjax.cli.options import Options
 
 __all__ = ["main"]
 
@@ -73,7 +73,7 @@ def _parse(arguments: list[str]) -> "Options":
     """Parse with tyro, whose framed error messages become one line."""
     import tyro
 
-    from pkjax.options import COMMANDS
+    from pkjax.cli.options import COMMANDS
 
     command, listed = next(iter(arguments), ""), ", ".join(COMMANDS)
     if command not in (*COMMANDS, "-h", "--help"):
@@ -116,8 +116,9 @@ def _unframed(box: str) -> str:
 def _run(options: "Options") -> None:
     from rich.console import Console
 
-    from pkjax import commands, screen
-    from pkjax.options import Analyze, Prune, Sweep, Train
+    from pkjax.cli import screen
+    from pkjax.cli import commands
+    from pkjax.cli.options import Analyze, Prune, Sweep, Train
 
     console = Console(highlight=False)
     with _progress() as progress:
