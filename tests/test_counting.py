@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pkjax.path_kernel import spectrum_slicing
 from pkjax.path_kernel import inertia
 from pkjax.path_kernel.dense_gram import build, lift, lift_isolated, matmul
-from pkjax.paths.layers import DenseLayer
+from pkjax.paths.dense_layers import DenseLayer
 
 
 def network(seed, widths, *, bias=True, density=1.0, diagonal=(), fixed=(), kind="normal", constants=False):

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pkjax.paths.layers import DenseLayer
+from pkjax.paths.dense_layers import DenseLayer
 
 __all__ = ["Bundles", "EdgeChain", "Inner", "build", "gather", "lift", "lift_isolated", "matmul", "scatter"]
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pkjax.path_kernel.dense_gram import EdgeChain, build, gather, scatter
-from pkjax.paths.layers import DenseLayer
+from pkjax.paths.dense_layers import DenseLayer
 
 __all__ = ["Elimination", "count_above", "eliminate", "one_thread", "solve"]
 
@@ -72,7 +72,7 @@ def count_above(layers: Sequence[DenseLayer], thresholds: Any, *, inputs: np.nda
     Raises: ValueError where the layers do not fit together, or a threshold is not a finite number above 0.
 
     >>> import numpy as np
-    >>> from pkjax.paths.layers import DenseLayer
+    >>> from pkjax.paths.dense_layers import DenseLayer
     >>> def dense(weights, first):
     ...     none, out = np.full(weights.shape[1], -1), np.zeros(weights.shape[1])
     ...     index = first + np.arange(weights.size).reshape(weights.shape)

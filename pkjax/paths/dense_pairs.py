@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from pkjax.paths.interpreter import PathSum, interpret
-from pkjax.paths.layers import IDENTITIES, REARRANGEMENTS
+from pkjax.paths.dense_layers import IDENTITIES, REARRANGEMENTS
 from pkjax.trees import ApplyFn
 
 __all__ = ["NotUniformError", "uniform_pairs"]
