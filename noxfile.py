@@ -40,8 +40,8 @@ def docs(session: nox.Session) -> None:
     """Build the documentation into site/, and run what it shows: doctests, README's code, pages and notebooks."""
     session.install("-e", ".[test]")
     session.run("mkdocs", "build", "--strict")
-    session.run("python", "-m", "pytest", "-q", "-n", "auto", "pkjax", "tests/test_docs.py", "tests/test_readme.py",
-                "tests/test_notebooks.py", *session.posargs)
+    session.run("python", "-m", "pytest", "-q", "-n", "auto", "pkjax", "tests/house/test_docs.py",
+                "tests/house/test_readme.py", "tests/house/test_notebooks.py", *session.posargs)
 
 
 @nox.session(python="3.11", venv_backend="uv", reuse_venv=False)

@@ -13,29 +13,52 @@ from typing import TYPE_CHECKING, Any
 
 from pkjax import path_kernel, paths
 from pkjax.adapters import from_linen, from_nnx, mean_input, ones_input
-from pkjax.analysis.analyze import Report, analyze
-from pkjax.pruning.baselines import inverted, reinitialize, shuffle_masks
-from pkjax.pruning.connectivity import Connectivity, connectivity
-from pkjax.tangent_kernel.data_factor import data_factor
-from pkjax.pruning.scores.loss import grasp, ntk_trace_saliency, path_exclusion, snip
-from pkjax.pruning.masks import apply_masks, load_masks, masked, save_masks
-from pkjax.tangent_kernel.kernel import ntk, ntk_plan
-from pkjax.tangent_kernel.products import ntk_matvec, ntk_trace
-from pkjax.tangent_kernel.spectrum import (
+from pkjax.analysis import Report, analyze
+from pkjax.paths import NotFullyConnectedError, NotPathNetworkError
+from pkjax.pruning import (
+    Connectivity,
+    DisconnectedWarning,
+    EmptiedLayerWarning,
+    LayerReport,
+    PruneResult,
+    apply_masks,
+    connectivity,
+    erk_scope,
+    exponential,
+    global_scope,
+    grasp,
+    inverted,
+    layer_scope,
+    linear,
+    load_masks,
+    magnitude,
+    masked,
+    ntk_trace_saliency,
+    path_exclusion,
+    prune,
+    random,
+    reinitialize,
+    save_masks,
+    shuffle_masks,
+    snip,
+    synflow,
+    synflow_l2,
+)
+from pkjax.tangent_kernel import (
+    LeafPlan,
     NtkEigenpairs,
+    NtkPlan,
+    data_factor,
+    ntk,
     ntk_density,
     ntk_effective_rank,
     ntk_eigenpairs,
     ntk_frobenius,
+    ntk_matvec,
+    ntk_plan,
+    ntk_trace,
     ntk_trace_estimate,
 )
-from pkjax.paths import NotFullyConnectedError, NotPathNetworkError
-from pkjax.tangent_kernel.plan import LeafPlan, NtkPlan
-from pkjax.pruning.result import DisconnectedWarning, EmptiedLayerWarning, LayerReport, PruneResult
-from pkjax.pruning.prune import prune
-from pkjax.pruning.scores.data_free import magnitude, random, synflow, synflow_l2
-from pkjax.pruning.schedules import exponential, linear
-from pkjax.pruning.scopes import erk_scope, global_scope, layer_scope
 from pkjax.trees import kernels
 
 if TYPE_CHECKING:

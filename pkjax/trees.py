@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-__all__ = ["ApplyFn", "Predicate", "Trainable", "check_finite", "check_like", "check_masks",
+__all__ = ["ApplyFn", "Predicate", "Trainable", "accumulator", "check_finite", "check_like", "check_masks",
            "check_network", "check_output", "check_structure", "hashable", "is_floating",
            "kernels", "leaf_names", "naming_input", "select", "shapes", "trainable_leaves", "trainable_masks"]
 
@@ -39,6 +39,11 @@ def _name(path: tuple[Any, ...]) -> str:
 def shapes(tree: PyTree) -> PyTree:
     """Shape and type of each leaf, in its place."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), _dtype(leaf)), tree)
+
+
+def accumulator(dtype: Any) -> Any:
+    """Return the dtype that products are summed in: the given one, or float32 where that is narrower."""
+    return jnp.dtype(jnp.float32) if jnp.finfo(dtype).bits < 32 else jnp.dtype(dtype)
 
 
 def is_floating(leaf: Any) -> bool:

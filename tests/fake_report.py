@@ -1,10 +1,10 @@
 """A report with made-up numbers, to draw and print without an analysis."""
 
 import numpy as np
-from pkjax.analysis.analyze import Report
 from pkjax.analysis.exactness import Check
-from pkjax.pruning.result import LayerReport
+from pkjax.analysis.report import Report
 from pkjax.analysis.theorem1 import Claim
+from pkjax.pruning.result import LayerReport
 
 CLAIMS = {
     "per_index": ("λ_i ≤ ν_i π_i for every i", False),

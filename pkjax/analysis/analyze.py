@@ -2,26 +2,24 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Key, PyTree, Shaped
+from jaxtyping import Array, Key, PyTree, Shaped
 
 from pkjax import path_kernel
-from pkjax.analysis import report
 from pkjax.analysis.exactness import Check, exactness
-from pkjax.pruning.connectivity import connectivity
-from pkjax.path_kernel.solvers import exact
+from pkjax.analysis.report import Report
 from pkjax.analysis.spectra import data_spectrum, tangent_spectrum
-from pkjax.pruning.result import LayerReport
-from pkjax.analysis.theorem1 import Claim, claims
+from pkjax.analysis.theorem1 import claims
+from pkjax.path_kernel.solvers import exact
+from pkjax.pruning.connectivity import connectivity
 from pkjax.trees import ApplyFn, Trainable, check_finite, check_masks, check_network, trainable_masks
 
-__all__ = ["Report", "analyze"]
+__all__ = ["analyze"]
 
 
 FEW = 16
@@ -30,89 +28,6 @@ ENTRIES = 2**23
 """in vectors of no more entries than this altogether: of large networks the largest alone."""
 BYTES = 10**9
 """What the eigenvectors of Π may take by default."""
-
-
-@dataclass(frozen=True)
-class Report:
-    """Spectra, traces, overlaps, claims and checks of one network on one batch.
-
-    Returned by ``analyze``. Shows itself as text and, in a notebook, as tables; ``pk.plots.report`` draws it, and
-    ``to_dict`` makes it JSON. All arrays are float64 on the host.
-
-    >>> import jax.numpy as jnp
-    >>> analyze(lambda w, x: x @ w, jnp.ones((2, 1)), jnp.eye(2))
-    Report on 2 examples of 1 outputs
-      weights kept                     2 of 2
-      parameters that train            2
-      Tr Θ                             2
-      Tr Π                             2
-      ...
-      claims that do not hold          none of 10
-      exactness checks                 9 of 9 passed
-    """
-
-    lam: Float[np.ndarray, "l"]
-    """λ: eigenvalues of Θ, descending: all NK of them up to NK = 4096, the 256 largest of more."""
-    nu: Float[np.ndarray, "l"]
-    """ν: eigenvalues of A = J_v^f J_v^fᵀ, descending, as many."""
-    pi: Float[np.ndarray, "k"]
-    """π: the largest eigenvalues of Π, descending, with multiplicities."""
-    pi_bounds: Float[np.ndarray, "k"]
-    """Bound on the error of each π; infinite where the solver cannot vouch for it."""
-    trace_ntk: float
-    """Tr Θ."""
-    trace_pi: float
-    """Tr Π."""
-    gated_trace: float
-    """The part of Tr Θ on the diagonal of Π."""
-    effective_rank: float
-    """Tr(Π)² / ‖Π‖_F², estimated."""
-    log_paths: float
-    """log10 of the number of live paths."""
-    log_effective_paths: float | None
-    """log10 of R_2² / R_4, the participation ratio of the squared path values; None where no path is left, or where
-    the parameters' type does not hold the two."""
-    connected: bool
-    """Whether a path leads from any input entry to any output."""
-    overlaps: Float[np.ndarray, "l k"]
-    """O_ij: inner products of the eigenvectors of A with those of Π; 0 where ν_i or π_j is 0."""
-    carried: Float[np.ndarray, "k"]
-    """Share of Tr Θ that each of the listed eigenvectors of Π carries: ‖∇f z_j‖² / Tr Θ = Σ_i ν_i π_j O_ij² / Tr Θ."""
-    captured: float
-    """Share that they carry together."""
-    claims: dict[str, Claim]
-    """Every bound of theorem 1, and what became of it here."""
-    checks: dict[str, Check]
-    """The analyzer's own exactness checks."""
-    layers: tuple[LayerReport, ...]
-    """What a mask leaves of each kernel."""
-    samples: int
-    """N, examples of the batch."""
-    outputs: int
-    """K, outputs of the network."""
-    parameters: int
-    """Parameters that train."""
-    seconds: dict[str, float]
-    """Time spent on each part."""
-
-    def __repr__(self) -> str:
-        return report.text(self)
-
-    def _repr_html_(self) -> str:
-        one = {"": self}
-        return "\n".join((report.summary_table(one), report.claims_table(one), report.checks_table(one)))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return everything as numbers, lists and strings that JSON can hold."""
-        plain = asdict(self)
-        for name, value in plain.items():
-            if isinstance(value, np.ndarray):
-                plain[name] = value.tolist()
-        plain["claims"] = {name: claim._asdict() for name, claim in self.claims.items()}
-        plain["checks"] = {name: check._asdict() for name, check in self.checks.items()}
-        plain["layers"] = [layer.to_dict() for layer in self.layers]
-        plain["log_paths"] = self.log_paths if np.isfinite(self.log_paths) else None
-        return plain
 
 
 def analyze(apply_fn: ApplyFn, params: PyTree, X: Shaped[ArrayLike, "N *input"], *, masks: PyTree | None = None,

@@ -9,10 +9,10 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
 from pkjax.analysis.spectra import Spectrum, TangentSpectrum
-from pkjax.tangent_kernel.kernel import ntk, ntk_plan
-from pkjax.tangent_kernel.products import ntk_trace
 from pkjax.paths import gates
 from pkjax.paths.polynomial import path_sum
+from pkjax.tangent_kernel.kernel import ntk, ntk_plan
+from pkjax.tangent_kernel.products import ntk_trace
 from pkjax.trees import ApplyFn, Trainable, is_floating, trainable_masks
 
 __all__ = ["Check", "exactness"]

@@ -1,19 +1,106 @@
-"""A report in words and tables: what the screen, the HTML page and the report itself show."""
+"""What the analyzer returns, and how it is told: in lines of text, and in the HTML tables of notebooks and pages."""
 
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from html import escape
-from typing import TYPE_CHECKING
+from typing import Any
 
-from pkjax.tables import Raw, formula, html, number
+import numpy as np
+from jaxtyping import Float
+
+from pkjax.analysis.exactness import Check
 from pkjax.analysis.theorem1 import Claim
+from pkjax.pruning.result import LayerReport
+from pkjax.tables import Raw, formula, html, number
 
-if TYPE_CHECKING:
-    from pkjax.analysis.analyze import Report
-
-__all__ = ["checks_table", "claims_table", "finding", "lines", "status", "summary_table", "text"]
+__all__ = ["Report", "checks_table", "claims_table", "finding", "lines", "status", "summary_table", "text"]
 
 
-def lines(report: "Report") -> list[tuple[str, str]]:
+@dataclass(frozen=True)
+class Report:
+    """Spectra, traces, overlaps, claims and checks of one network on one batch.
+
+    Returned by ``analyze``. Shows itself as text and, in a notebook, as tables; ``pk.plots.report`` draws it, and
+    ``to_dict`` makes it JSON. All arrays are float64 on the host.
+
+    >>> import jax.numpy as jnp
+    >>> from pkjax.analysis import analyze
+    >>> analyze(lambda w, x: x @ w, jnp.ones((2, 1)), jnp.eye(2))
+    Report on 2 examples of 1 outputs
+      weights kept                     2 of 2
+      parameters that train            2
+      Tr Θ                             2
+      Tr Π                             2
+      ...
+      claims that do not hold          none of 10
+      exactness checks                 9 of 9 passed
+    """
+
+    lam: Float[np.ndarray, "l"]
+    """λ: eigenvalues of Θ, descending: all NK of them up to NK = 4096, the 256 largest of more."""
+    nu: Float[np.ndarray, "l"]
+    """ν: eigenvalues of A = J_v^f J_v^fᵀ, descending, as many."""
+    pi: Float[np.ndarray, "k"]
+    """π: the largest eigenvalues of Π, descending, with multiplicities."""
+    pi_bounds: Float[np.ndarray, "k"]
+    """Bound on the error of each π; infinite where the solver cannot vouch for it."""
+    trace_ntk: float
+    """Tr Θ."""
+    trace_pi: float
+    """Tr Π."""
+    gated_trace: float
+    """The part of Tr Θ on the diagonal of Π."""
+    effective_rank: float
+    """Tr(Π)² / ‖Π‖_F², estimated."""
+    log_paths: float
+    """log10 of the number of live paths."""
+    log_effective_paths: float | None
+    """log10 of R_2² / R_4, the participation ratio of the squared path values; None where no path is left, or where
+    the parameters' type does not hold the two."""
+    connected: bool
+    """Whether a path leads from any input entry to any output."""
+    overlaps: Float[np.ndarray, "l k"]
+    """O_ij: inner products of the eigenvectors of A with those of Π; 0 where ν_i or π_j is 0."""
+    carried: Float[np.ndarray, "k"]
+    """Share of Tr Θ that each of the listed eigenvectors of Π carries: ‖∇f z_j‖² / Tr Θ = Σ_i ν_i π_j O_ij² / Tr Θ."""
+    captured: float
+    """Share that they carry together."""
+    claims: dict[str, Claim]
+    """Every bound of theorem 1, and what became of it here."""
+    checks: dict[str, Check]
+    """The analyzer's own exactness checks."""
+    layers: tuple[LayerReport, ...]
+    """What a mask leaves of each kernel."""
+    samples: int
+    """N, examples of the batch."""
+    outputs: int
+    """K, outputs of the network."""
+    parameters: int
+    """Parameters that train."""
+    seconds: dict[str, float]
+    """Time spent on each part."""
+
+    def __repr__(self) -> str:
+        return text(self)
+
+    def _repr_html_(self) -> str:
+        one = {"": self}
+        return "\n".join((summary_table(one), claims_table(one), checks_table(one)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as numbers, lists and strings that JSON can hold."""
+        plain = asdict(self)
+        for name, value in plain.items():
+            if isinstance(value, np.ndarray):
+                plain[name] = value.tolist()
+        plain["claims"] = {name: claim._asdict() for name, claim in self.claims.items()}
+        plain["checks"] = {name: check._asdict() for name, check in self.checks.items()}
+        plain["layers"] = [layer.to_dict() for layer in self.layers]
+        plain["log_paths"] = self.log_paths if np.isfinite(self.log_paths) else None
+        return plain
+
+
+def lines(report: Report) -> list[tuple[str, str]]:
     """Say what a report found, as (quantity, value): traces, largest eigenvalues, ranks, path counts."""
     kept, total = (sum(getattr(layer, name) for layer in report.layers) for name in ("kept", "total"))
     bound = float(report.pi_bounds[0])
@@ -50,7 +137,7 @@ def finding(claim: Claim) -> str:
     return f"{'holds' if claim.holds else 'fails'}: {reached} at i = {claim.worst + 1}"
 
 
-def text(report: "Report") -> str:
+def text(report: Report) -> str:
     """Write a report in lines of about 80 characters: the summary, what does not hold, the checks."""
     shown = lines(report)
     width = max(len(name) for name, _ in shown)
@@ -63,14 +150,14 @@ def text(report: "Report") -> str:
                       *(f"  {name:{width}}  {value}" for name, value in [*shown, *said])])
 
 
-def summary_table(reports: Mapping[str, "Report"]) -> str:
+def summary_table(reports: Mapping[str, Report]) -> str:
     """Build the HTML table of the summaries of reports by name, side by side."""
     each = [lines(report) for report in reports.values()]
     rows = [[rows[0][0], *(value for _, value in rows)] for rows in zip(*each, strict=True)]
     return html(["", *reports], rows, left=1 + len(reports))
 
 
-def claims_table(reports: Mapping[str, "Report"]) -> str:
+def claims_table(reports: Mapping[str, Report]) -> str:
     """Build the HTML table of what became of each claim; a theorem that fails is "broken"."""
     rows = []
     for name, claim in next(iter(reports.values())).claims.items():
@@ -83,7 +170,7 @@ def claims_table(reports: Mapping[str, "Report"]) -> str:
     return html(["claim", "status", *reports], rows, left=2 + len(reports))
 
 
-def checks_table(reports: Mapping[str, "Report"]) -> str:
+def checks_table(reports: Mapping[str, Report]) -> str:
     """Build the HTML table of the exactness checks, those that not every report made included."""
     texts = {name: check.text for report in reports.values() for name, check in report.checks.items()}
     rows = []

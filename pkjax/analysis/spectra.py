@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from pkjax.linalg.block_lanczos import block_lanczos
+from pkjax.linalg.memory import default_memory_limit
 from pkjax.tangent_kernel.data_factor import data_blocks
 from pkjax.tangent_kernel.kernel import ntk
 from pkjax.tangent_kernel.products import ntk_matvec, ntk_trace
-from pkjax.tangent_kernel.plan import default_memory_limit
 from pkjax.trees import ApplyFn, Trainable
 
 __all__ = ["LARGEST", "Spectrum", "TangentSpectrum", "data_spectrum", "tangent_spectrum"]

@@ -10,12 +10,12 @@ from jaxtyping import PyTree
 import pkjax as pk
 from pkjax import experiments, files, plots
 from pkjax.cli import html
+from pkjax.cli.options import Analyze, Common, Figures, Network, Prune, Sweep, Train, check, network
 from pkjax.experiments.environment import environment
 from pkjax.experiments.methods import pruned, score, steps_of
 from pkjax.experiments.records import export
 from pkjax.experiments.settings import Settings, read_grid
 from pkjax.experiments.sweeps import Outcome
-from pkjax.cli.options import Analyze, Common, Figures, Network, Prune, Sweep, Train, check, network
 
 __all__ = ["analyze", "figures", "prune", "settings", "sweep", "train"]
 

@@ -7,8 +7,7 @@ from html import escape
 from typing import Any
 
 from pkjax import plots, tables
-from pkjax.analysis.analyze import Report
-from pkjax.analysis.report import checks_table, claims_table, summary_table
+from pkjax.analysis.report import Report, checks_table, claims_table, summary_table
 
 __all__ = ["page"]
 

@@ -116,8 +116,7 @@ def _unframed(box: str) -> str:
 def _run(options: "Options") -> None:
     from rich.console import Console
 
-    from pkjax.cli import screen
-    from pkjax.cli import commands
+    from pkjax.cli import commands, screen
     from pkjax.cli.options import Analyze, Prune, Sweep, Train
 
     console = Console(highlight=False)

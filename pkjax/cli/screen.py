@@ -3,9 +3,8 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pkjax.analysis.analyze import Report
+from pkjax.analysis.report import Report, finding, lines, status
 from pkjax.pruning.result import PruneResult
-from pkjax.analysis.report import finding, lines, status
 from pkjax.tables import some
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from pkjax import panels as shared
+from pkjax.plots import panels as shared
 from pkjax.plots.panels import BLACK, BLUE, GREEN, ORANGE, SMALL, VERMILLION, axes_of_all, new_figure
 
 if TYPE_CHECKING:

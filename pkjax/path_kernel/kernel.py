@@ -20,9 +20,9 @@ from jaxtyping import Array, Float, Float64, Integer, Key, PyTree, Shaped
 
 from pkjax import paths
 from pkjax.linalg.block_lanczos import NotConvergedWarning
+from pkjax.linalg.stochastic import SpectralDensity, frobenius, quadrature
 from pkjax.path_kernel.gram import check_start, flat_product, log_trace_of, make_problem, product, trace_of
 from pkjax.path_kernel.solvers import Eigenpairs, solve
-from pkjax.linalg.stochastic import SpectralDensity, frobenius, quadrature
 from pkjax.trees import ApplyFn, Trainable, check_finite, check_masks, is_floating
 
 __all__ = ["Eigenpairs", "NotConvergedWarning", "SpectralDensity", "count_above", "dense", "density",

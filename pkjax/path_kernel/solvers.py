@@ -12,8 +12,8 @@ from jaxtyping import Array, Float64, PyTree
 
 from pkjax import paths, tables
 from pkjax.linalg.block_lanczos import NotConvergedWarning, block_lanczos
+from pkjax.linalg.memory import default_memory_limit
 from pkjax.path_kernel.gram import check_start, flat_product, make_problem
-from pkjax.tangent_kernel.plan import default_memory_limit
 from pkjax.trees import ApplyFn, Trainable, is_floating, trainable_masks
 
 __all__ = ["Eigenpairs", "exact", "solve"]

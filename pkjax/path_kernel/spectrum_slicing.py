@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pkjax.path_kernel.inertia import eliminate, one_thread, solve
 from pkjax.path_kernel.dense_gram import EdgeChain, build, lift, lift_isolated, matmul
+from pkjax.path_kernel.inertia import eliminate, one_thread, solve
 from pkjax.paths.dense_layers import DenseLayer
 
 __all__ = ["TopSpectrum", "top_spectrum"]

@@ -12,7 +12,8 @@ from jaxtyping import Float64, Integer, PyTree, Shaped
 
 from pkjax import tables
 from pkjax.paths.errors import NotFullyConnectedError
-from pkjax.paths.interpreter import PathSum, interpret
+from pkjax.paths.interpret import interpret
+from pkjax.paths.interpreter import PathSum
 from pkjax.trees import ApplyFn, Trainable, trainable_masks
 
 __all__ = ["DenseLayer", "dense_layers"]

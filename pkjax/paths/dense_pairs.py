@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree, Shaped
 
-from pkjax.paths.interpreter import PathSum, interpret
 from pkjax.paths.dense_layers import IDENTITIES, REARRANGEMENTS
+from pkjax.paths.interpret import interpret
+from pkjax.paths.interpreter import PathSum
 from pkjax.trees import ApplyFn
 
 __all__ = ["NotUniformError", "uniform_pairs"]

@@ -13,7 +13,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Float, PyTree, Shaped
 
 from pkjax import tables
-from pkjax.paths.interpreter import PathSum, interpret
+from pkjax.paths.interpret import interpret
+from pkjax.paths.interpreter import PathSum
 from pkjax.paths.polynomial import record
 from pkjax.trees import ApplyFn, check_masks, leaf_names
 

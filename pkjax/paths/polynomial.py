@@ -9,7 +9,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from pkjax.paths.algebras import Network, Polynomial
-from pkjax.paths.interpreter import PathSum, interpret
+from pkjax.paths.interpret import interpret
+from pkjax.paths.interpreter import PathSum
 from pkjax.trees import ApplyFn, check_masks, is_floating, shapes
 
 __all__ = ["evaluate_paths", "gates", "path_sum", "polynomial", "record", "tied", "unit_weights"]

@@ -16,7 +16,8 @@ from jaxtyping import Array, Float, PyTree, Shaped
 
 from pkjax.paths.algebras import Network
 from pkjax.paths.convolution import as_columns, as_matrix, patches
-from pkjax.paths.interpreter import PathSum, interpret
+from pkjax.paths.interpret import interpret
+from pkjax.paths.interpreter import PathSum
 from pkjax.trees import ApplyFn
 
 __all__ = ["Site", "sites", "tapped"]

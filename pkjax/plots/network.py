@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool, Shaped
 
-from pkjax.plots.panels import BLACK, BLUE, SMALL, VERMILLION, axes_of, finish
 from pkjax.paths import Path
+from pkjax.plots.panels import BLACK, BLUE, SMALL, VERMILLION, axes_of, finish
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

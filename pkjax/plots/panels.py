@@ -1,5 +1,7 @@
 """What every picture shares: colours, figures and axes, titles and labels."""
 
+import io
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,12 +18,33 @@ SMALL = 8
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """Make a figure of so many inches, which pyplot knows nothing of; ImportError where Matplotlib is missing."""
+    """Make a figure of so many inches, which pyplot knows nothing of; ImportError where Matplotlib is missing.
+
+    >>> image, shown = new_figure(2, 1)._repr_png_()
+    >>> image[1:4], shown
+    (b'PNG', {'width': 160, 'height': 80})
+    """
+    return _figure_class()(figsize=(width, height), dpi=160, layout="constrained")
+
+
+@cache
+def _figure_class() -> Any:
     try:
-        from pkjax.plots.picture import Picture
+        from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("pictures need Matplotlib: pip install 'pkjax[plots]'") from error
-    return Picture(figsize=(width, height), dpi=160, layout="constrained")
+
+    class NotebookFigure(Figure):
+        """A figure that a notebook shows although pyplot was never imported: it draws itself."""
+
+        def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
+            """Draw at the figure's resolution, to be shown at 80 pixels an inch: sharp on dense screens too."""
+            buffer = io.BytesIO()
+            self.savefig(buffer, format="png", dpi=self.dpi)
+            width, height = (round(80 * inches) for inches in self.get_size_inches())
+            return buffer.getvalue(), {"width": width, "height": height}
+
+    return NotebookFigure
 
 
 def axes_of(ax: "Axes | None", width: float, height: float) -> Any:

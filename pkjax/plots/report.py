@@ -1,9 +1,4 @@
-"""Pictures: a report's spectra with their bound, its overlaps and layers, a network's paths, a training's accuracies.
-
-Every function returns a Matplotlib figure and leaves pyplot's state alone. It draws on ``ax`` where one is given; those
-of several panels take ``axes``, a sequence of as many. Everything can be read at the width of a column, 3.3 inches.
-Colours are Okabe and Ito's (2008), which colour-blind readers tell apart; curves differ in their line style too.
-"""
+"""Pictures of results: spectra with their bound, overlaps, layers, trainings, trajectories."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -11,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pkjax.analysis.analyze import Report
-from pkjax.pruning.connectivity import Connectivity
+from pkjax.analysis.report import Report
 from pkjax.plots.panels import (
     BLACK,
     BLUE,
@@ -27,7 +21,7 @@ from pkjax.plots.panels import (
     new_figure,
     size,
 )
-from pkjax.plots.network import paths
+from pkjax.pruning.connectivity import Connectivity
 from pkjax.pruning.result import PruneResult
 
 if TYPE_CHECKING:
@@ -36,7 +30,7 @@ if TYPE_CHECKING:
 
     from pkjax.experiments.descent import Trajectories
 
-__all__ = ["layers", "overlaps", "paths", "report", "spectra", "training", "trajectories"]
+__all__ = ["layers", "overlaps", "report", "spectra", "training", "trajectories"]
 
 MAX_BARS = 30
 BAR = 0.14

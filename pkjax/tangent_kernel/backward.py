@@ -11,15 +11,10 @@ from jaxtyping import Array, Float, PyTree
 from pkjax import paths
 from pkjax.trees import ApplyFn
 
-__all__ = ["Cotangents", "LeafJacobian", "accumulator"]
+__all__ = ["Cotangents", "LeafJacobian"]
 
 LeafJacobian = Callable[[int, int], Array]
 """Outputs (first, last) → Jacobian (N, last - first, entries of the leaf)."""
-
-
-def accumulator(dtype: Any) -> Any:
-    """Return the dtype that products are summed in: the given one, or float32 where that is narrower."""
-    return jnp.dtype(jnp.float32) if jnp.finfo(dtype).bits < 32 else jnp.dtype(dtype)
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,11 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree, Shaped
 
-from pkjax.tangent_kernel import neural_tangents
-from pkjax.tangent_kernel import layerwise
-from pkjax.tangent_kernel.backward import accumulator
-from pkjax.tangent_kernel.plan import NtkPlan, make_plan
+from pkjax.tangent_kernel import layerwise, neural_tangents
 from pkjax.tangent_kernel.arguments import chosen, prepare, restrict
+from pkjax.tangent_kernel.plan import NtkPlan, make_plan
 from pkjax.tangent_kernel.tiles import fill
-from pkjax.trees import ApplyFn, Trainable, check_finite, check_network, hashable
+from pkjax.trees import ApplyFn, Trainable, accumulator, check_finite, check_network, hashable
 
 __all__ = ["ntk", "ntk_plan"]
 
@@ -37,7 +35,7 @@ def ntk(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array | np.ndarray, "N ..."
         params: parameters, a pytree.
         X: inputs, one example for each row.
         X2: other inputs for the columns; None means ``X``.
-        engine: "structured" contracts layer by layer (``pkjax.tangent_kernel.layerwise``), "jacobian" takes the full Jacobian,
+        engine: "structured" contracts layer by layer, "jacobian" takes the full Jacobian,
             "neural-tangents" asks that package (the extra ``pkjax[ntk]``); "auto" is "structured", or "jacobian"
             where the network is no sum over paths (tanh, say).
         masks: booleans shaped like ``params``: False means that the weight is absent (0, and does not train).

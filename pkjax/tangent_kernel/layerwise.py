@@ -32,10 +32,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, PyTree
 
-from pkjax.tangent_kernel.backward import Cotangents, LeafJacobian, accumulator
 from pkjax.paths.taps import Matrices
+from pkjax.tangent_kernel.backward import Cotangents, LeafJacobian
 from pkjax.tangent_kernel.leaf_costs import Name, bands, blocks, masked_columns, route, use
-from pkjax.trees import ApplyFn
+from pkjax.trees import ApplyFn, accumulator
 
 __all__ = ["energy", "theta"]
 

@@ -1,6 +1,5 @@
 """What a tangent kernel will cost, before any of it is computed; and the tiles that keep it within memory."""
 
-import os
 from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil, prod
@@ -11,14 +10,11 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from pkjax import paths, tables
-from pkjax.tangent_kernel.backward import accumulator
+from pkjax.linalg.memory import default_memory_limit
 from pkjax.tangent_kernel.leaf_costs import Costs, Use, route, uses
-from pkjax.trees import ApplyFn, leaf_names, shapes
+from pkjax.trees import ApplyFn, accumulator, leaf_names, shapes
 
-__all__ = ["LeafPlan", "NtkPlan", "default_memory_limit", "make_plan"]
-
-_SHARE = 0.5   # of a device's memory, for one kernel
-_UNKNOWN = 2**32   # bytes that a device is taken to have where none can be asked
+__all__ = ["LeafPlan", "NtkPlan", "make_plan"]
 
 
 @dataclass(frozen=True)
@@ -219,18 +215,6 @@ def _make_plan(apply_fn: ApplyFn, like: tuple[Any, ...], treedef: Any, trains: t
         engine, (request.n, request.m or request.n), request.k, side, sum(count for count, _ in kinds), devices,
         tuple(listed), sum(count * work.operations for count, work in kinds),
         request.itemsize * sum(count * work.numbers for count, work in kinds), request.peak(side), limit)
-
-
-def default_memory_limit(devices: int = 1) -> int:
-    """Half of what a device has in bytes; devices of a processor share its memory."""
-    stats = jax.local_devices()[0].memory_stats()
-    if stats and "bytes_limit" in stats:
-        return int(_SHARE * stats["bytes_limit"])
-    try:
-        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        total = _UNKNOWN
-    return int(_SHARE * total / devices)
 
 
 def _largest(request: _Request, limit: int, devices: int) -> int:

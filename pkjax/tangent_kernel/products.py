@@ -10,10 +10,9 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from pkjax.tangent_kernel import layerwise
-from pkjax.tangent_kernel.backward import accumulator
-from pkjax.tangent_kernel.leaf_costs import ENTRIES, uses
 from pkjax.tangent_kernel.arguments import prepare, restrict
-from pkjax.trees import ApplyFn, Trainable, hashable
+from pkjax.tangent_kernel.leaf_costs import ENTRIES, uses
+from pkjax.trees import ApplyFn, Trainable, accumulator, hashable
 
 __all__ = ["ntk_matvec", "ntk_trace"]
 

@@ -15,8 +15,8 @@ from jaxtyping import Array, Float, Float64, Key, PyTree, Shaped
 
 from pkjax import tables
 from pkjax.linalg.block_lanczos import block_lanczos
-from pkjax.tangent_kernel.products import ntk_matvec, ntk_trace
 from pkjax.linalg.stochastic import SpectralDensity, frobenius, quadrature, trace
+from pkjax.tangent_kernel.products import ntk_matvec, ntk_trace
 from pkjax.trees import ApplyFn, Trainable
 
 __all__ = ["NtkEigenpairs", "ntk_density", "ntk_effective_rank", "ntk_eigenpairs", "ntk_frobenius",

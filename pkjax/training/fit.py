@@ -13,13 +13,13 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from pkjax import tables
+from pkjax.data.dataset import Dataset
+from pkjax.pruning.masks import apply_masks, masked
 from pkjax.training.augmentation import crop_and_flip
 from pkjax.training.checkpoints import Checkpoints, digest, read
-from pkjax.data.dataset import Dataset
-from pkjax.training.loops import compiled_loop, one_by_one
-from pkjax.pruning.masks import apply_masks, masked
-from pkjax.training.recipes import Recipe, recipe
 from pkjax.training.flax_modules import Forward, trainable
+from pkjax.training.loops import compiled_loop, one_by_one
+from pkjax.training.recipes import Recipe, recipe
 from pkjax.trees import check_masks
 
 __all__ = ["Fit", "Measure", "Recipe", "fit", "recipe", "restore"]

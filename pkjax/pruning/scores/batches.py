@@ -9,10 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from pkjax.tangent_kernel.backward import accumulator
-from pkjax.trees import check_finite
+from pkjax.pruning.masks import apply_masks
+from pkjax.pruning.scores.leaves import split
+from pkjax.trees import ApplyFn, accumulator, check_finite, check_masks, check_network
 
-__all__ = ["Sums", "add", "checked", "fold", "inputs", "mean", "zeros"]
+__all__ = ["Inputs", "Sums", "add", "checked", "fold", "inputs", "mean", "scored_network", "zeros"]
+
+Inputs = Array | np.ndarray | Iterable[Array | np.ndarray]
+"""Examples (N, *input), or a stream of such arrays."""
 
 Sums = tuple[list[Array], list[Array]]
 """Running sums and what rounding took from them."""
@@ -101,3 +105,13 @@ def mean(term: Callable[..., list[Array]], batches: Iterable[PyTree], leaves: li
     if count == 0:
         raise ValueError("batches holds no batch")
     return [(s / float(count)).astype(t.dtype) for s, t in zip(sums, leaves, strict=True)], count
+
+
+def scored_network(apply_fn: ApplyFn, params: PyTree, X: Inputs, masks: PyTree | None) -> tuple[
+        list[Array], Callable[..., PyTree], Array, Iterator[tuple[int, Array]], jax.ShapeDtypeStruct]:
+    """Check network and data; return masked leaves, how to rebuild, a first example, the stream, its output."""
+    check_masks(masks, params)
+    check_finite(params, "params")
+    leaves, rebuild = split(params if masks is None else apply_masks(params, masks), None)
+    first, stream = inputs(X)
+    return leaves, rebuild, first, stream, check_network(apply_fn, params, first)

@@ -1,0 +1,6 @@
+"""Θ, Π and A of one network side by side, and what becomes of Theorem 1 on them."""
+
+from pkjax.analysis.analyze import analyze
+from pkjax.analysis.report import Report
+
+__all__ = ["Report", "analyze"]

@@ -1,0 +1,97 @@
+"""Path eXclusion: scores from the paths through each weight and the data that flow along them."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from pkjax import paths
+from pkjax.paths.scaled import NOTHING, Scaled, exponent_of, normalized, shifted
+from pkjax.pruning.scores.batches import Inputs, Sums, add, fold, scored_network, zeros
+from pkjax.pruning.scores.leaves import finite
+from pkjax.trees import ApplyFn, is_floating
+
+__all__ = ["path_exclusion"]
+
+AT_ONCE = 16
+"""How many examples' gates ``path_exclusion`` holds at once."""
+
+
+def path_exclusion(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, pool: str = "sum",
+                   masks: PyTree | None = None) -> PyTree:
+    """Score weights by the paths through them and the data that flow along these: Path eXclusion (PX).
+
+        S = θ² ∘ ∂/∂θ² Σ_x Σ_k z₁(x)_k z₂_k,   z₁(x)_k = Σ_{p→k} a_p(x)² x_s²,   z₂_k = R_2(θ², 1)_k
+
+    z₁ has the gates a_p of each example, every weight and constant 1, and is held fixed; z₂ has every gate open. Over
+    θ_j² it bounds weight by weight what Tr Θ sums (Cauchy-Schwarz, if no weight lies twice on a path and pool is
+    "sum"): S_j ≥ θ_j² Σ_x Σ_k (∂f_k(x)/∂θ_j)². One forward pass for each example, one backward pass for all.
+
+    Args:
+        apply_fn: maps (params, inputs (N, *input)) to outputs (N, K).
+        params: parameters θ.
+        X: examples (N, *input), or an iterable of such arrays; scores add up over them.
+        pool: "sum" (z₂ counts every path) or "max" (it leaves max-pooling in place, as in ``synflow``).
+        masks: booleans like ``params``; a weight that is False carries no path. A weight that is merely 0 does in z₁.
+
+    Returns:
+        Scores like ``params``. Where Σ_x Σ_k z₁ z₂, which bounds them, would leave the middle of its type's range
+        (1e±28 in float32), all are divided by one power of two.
+
+    Raises:
+        ValueError: for masks of another structure, NaN or infinity in params or X, an empty X, inputs that differ in
+            shape or are no floating-point numbers.
+        NotPathNetworkError: where the network is no sum over paths.
+        FloatingPointError: where a score is not finite.
+
+    Source: Iurada et al. 2024, whose code also squares the derivative and leaves biases out of z₁.
+
+    >>> import jax.numpy as jnp
+    >>> params = {"kernel": jnp.array([[-2.0], [1.0]])}
+    >>> path_exclusion(lambda p, x: x @ p["kernel"], params, jnp.array([[1.0, 2.0]]))["kernel"].tolist()
+    [[20.0], [5.0]]
+    """
+    if pool not in ("sum", "max"):
+        raise ValueError(f'pool must be "sum" or "max", but is {pool!r}')
+    leaves, rebuild, first, stream, out = scored_network(apply_fn, params, X, masks)
+    if not is_floating(first):
+        raise ValueError(f"X must hold floating-point numbers, which start the paths, but has dtype {first.dtype}")
+
+    def energy(state: tuple[Sums, Array], X: Array, leaves: list[Array], masks: PyTree | None) -> tuple[Sums, Array]:
+        theta = rebuild(leaves, params)
+        unit = paths.unit_weights(theta)
+
+        def one(x: Array) -> tuple[Array, Array]:
+            gates = tuple(g * g for g in paths.gates(apply_fn, theta, x[None], masks=masks))
+            z1, exponent = paths.scaled_polynomial(apply_fn, unit, (x * x)[None], q=0, gates=gates, masks=masks,
+                                                   skip_zeros=True)
+            return z1[0], exponent
+
+        z1, exponents = jax.lax.map(one, X, batch_size=min(len(X), AT_ONCE))
+        ((total,), (lost,)), exponent = state
+        top = jnp.maximum(exponent, exponents.max())
+        by = exponent - top
+        term = shifted(z1, (exponents - top)[:, None]).sum(0)
+        return add(([shifted(total, by)], [shifted(lost, by)]), [term]), top
+
+    def score(state: tuple[Sums, Array], leaves: list[Array], masks: PyTree | None) -> list[Array]:
+        ((total,), _), exponent = state
+        weights, exponent, _ = normalized(Scaled(total, exponent), skip_zeros=True)
+        ones = jnp.ones(first.shape, first.dtype)
+
+        def objective(phi: list[Array]) -> tuple[Array, Array]:
+            z2, exponent = paths.scaled_polynomial(apply_fn, rebuild(phi, params), ones, q=2, pool=pool, masks=masks,
+                                                   skip_zeros=True)
+            return jnp.sum(weights * z2[0].astype(weights.dtype)), exponent
+
+        squares = [t * t for t in leaves]
+        (whole, more), slopes = jax.value_and_grad(objective, has_aux=True)(squares)
+        # No score exceeds the whole. The exponent is applied as far as that stays in the middle of its type's range.
+        types = [jnp.finfo(t.dtype) for t in [whole, *leaves]]
+        low, high = max(3 * int(t.minexp) // 4 for t in types), min(3 * int(t.maxexp) // 4 for t in types)
+        by = jnp.clip(exponent + more, low - exponent_of(whole), high - exponent_of(whole))
+        return [shifted(t * g, by) for t, g in zip(squares, slopes, strict=True)]
+
+    with jax.default_matmul_precision("highest"):
+        start = (zeros([jnp.zeros(out.shape[1:], out.dtype)]), jnp.asarray(NOTHING, jnp.int32))
+        state, _ = fold(energy, start, stream, leaves, masks)
+        return finite(rebuild(jax.jit(score)(state, leaves, masks)), "path_exclusion")

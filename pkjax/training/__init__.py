@@ -1,0 +1,6 @@
+"""Training under masks: compiled epochs of Adam that hold pruned weights at 0, and checkpoints that resume exactly."""
+
+from pkjax.training.fit import Fit, Measure, fit, restore
+from pkjax.training.recipes import Recipe, recipe
+
+__all__ = ["Fit", "Measure", "Recipe", "fit", "recipe", "restore"]

@@ -1,0 +1,269 @@
+"""The documentation builds without a warning, says what the code says, and what it shows runs."""
+
+import doctest
+import importlib
+import importlib.util
+import inspect
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pkjax as pk
+import pytest
+from pkjax import cli
+from pkjax.experiments.settings import read_grid
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+MODULES = ("paths", "path_kernel", "dynamics", "training", "plots", "experiments", "models", "data")
+QUICK = ("index.md", "correctness.md")
+"""Pages whose examples take a few seconds."""
+CLOSE = 0.02
+"""Relative difference that a printed number may have from the page's: machines round differently."""
+NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
+
+
+def fenced(text, language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+def name(page):
+    return str(page.relative_to(DOCS))
+
+
+# What the pages show
+
+
+def examples(text):
+    """(code, the output that stands below it) of every example of a page."""
+    return re.findall(r"^```python\n(.*?)^```$(?:\n\n```text\n(.*?)^```$)?", text, re.DOTALL | re.MULTILINE)
+
+
+def assert_same(said, shown):
+    """The same words, and the same numbers but for rounding."""
+    assert NUMBER.sub("#", said).split() == NUMBER.sub("#", shown).split(), f"said:\n{said}\nshown:\n{shown}"
+    np.testing.assert_allclose([float(n) for n in NUMBER.findall(said)], [float(n) for n in NUMBER.findall(shown)],
+                               rtol=CLOSE, err_msg=said)
+
+
+def marked(page):
+    return pytest.param(page, id=name(page), marks=() if name(page) in QUICK else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("page", [marked(page) for page in PAGES if fenced(page.read_text(), "python")])
+def test_examples_run_from_top_to_bottom_and_print_what_the_page_says(page, tmp_path, request):
+    found = examples(page.read_text())
+    assert len(found) == len(fenced(page.read_text(), "python"))
+    code = "\nprint('\\x1e')\n".join(code for code, _ in found)
+    compiled = request.config.cache.mkdir("compiled")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path,
+                          env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(compiled),
+                               "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"})
+    assert done.returncode == 0, done.stderr
+    for said, (_, shown) in zip(done.stdout.split("\x1e\n"), found, strict=True):
+        assert_same(said, shown)
+
+
+def test_a_wrong_number_and_a_wrong_word_are_noticed():
+    assert_same("λ₁ = 2.001 of 10", "λ₁ = 2.0 of 10")
+    for wrong in ("λ₁ = 2.1 of 10", "λ₂ = 2.0 of 10", "λ₁ = 2.0 of 10 10"):
+        with pytest.raises(AssertionError):
+            assert_same(wrong, "λ₁ = 2.0 of 10")
+
+
+def commands(text):
+    lines = [line for block in fenced(text, "bash") for line in block.replace("\\\n", "").splitlines()]
+    return [parts[1:] for line in lines if (parts := shlex.split(line, comments=True))[:1] == ["pkjax"]]
+
+
+def test_every_command_line_is_one():
+    found = [(name(page), argv) for page in PAGES for argv in commands(page.read_text())]
+    assert len(found) > 15
+    for page, argv in found:
+        try:
+            cli._parse(argv)
+        except cli._UsageError as error:
+            pytest.fail(f"{page}: pkjax {shlex.join(argv)}: {error.args}")
+
+
+def test_every_sweep_is_one(tmp_path):
+    found = [block for page in PAGES for block in fenced(page.read_text(), "toml")]
+    assert found
+    for block in found:
+        (tmp_path / "grid.toml").write_text(block)
+        assert len(read_grid(tmp_path / "grid.toml")) > 1
+
+
+def test_the_picture_shows_a_product_of_three_matrices():
+    spec = importlib.util.spec_from_file_location("picture", DOCS / "pictures" / "sum_over_paths.py")
+    picture = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(picture)
+    shown = picture.matrices()
+    assert shown["Π"].shape == (12, 12)
+    np.testing.assert_allclose(shown["J"] @ shown["Π"] @ shown["J"].T, shown["Θ"], atol=1e-12)
+    assert len(picture.draw().axes) == 5
+
+
+# Measured figures are those of the benchmarks
+
+UNITS = {"ms": 1e-3, "s": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9}
+
+
+def rows(page, start):
+    """The cells of a table of a page, by the first of each row; the table begins after the text ``start``."""
+    text = (DOCS / page).read_text()
+    table = text[text.index(start):]
+    lines = re.search(r"(?:^\|.*\n)+", table, re.MULTILINE)[0].splitlines()[2:]
+    cells = [[cell.strip().replace("**", "") for cell in line.strip("|").split("|")] for line in lines]
+    return {first: rest for first, *rest in cells}
+
+
+def quantities(cell):
+    return [float(number) * UNITS[unit] for number, unit in re.findall(r"([\d.]+) (ms|s|kB|MB|GB)\b", cell)]
+
+
+def result(file):
+    return json.loads((ROOT / "benchmarks" / "results" / file).read_text())["networks"]
+
+
+def test_the_comparison_of_tangent_kernels_is_the_benchmarks():
+    measured, compared = result("ntk.json"), 0
+    for row, cells in rows("comparison.md", "Machine: two cores").items():
+        network, examples = row.split(", ")
+        found = measured.get(f"{network}, N = {examples}", measured[network])
+        assert found["examples"] == int(examples)
+        for side, cell in zip(("pkjax", "neural-tangents 1", "neural-tangents 2"), cells, strict=True):
+            if side not in found["seconds"]:
+                assert "ms" not in cell
+                continue
+            want = [found["seconds"][side]["median"], found["peak_bytes"][side]]
+            np.testing.assert_allclose(quantities(cell), want, rtol=0.05, err_msg=f"{row}, {side}")
+            compared += 1
+    assert compared == sum(len(found["seconds"]) for found in measured.values())
+
+
+def test_the_comparison_of_pruning_is_the_benchmarks():
+    measured = result("pruning.json")
+    table = rows("comparison.md", "two threads each")
+    assert len(table) == len(measured)
+    for row, cells in table.items():
+        found = measured["VGG-16-BN" if row.startswith("VGG") else row]
+        want = [found["seconds"][what][side][which] for what, which in (("loop, per step", "median"),
+                                                                       ("score alone", "median"))
+                for side in ("pkjax", "pytorch")]
+        want += [found["peak_bytes"][side] for side in ("pkjax", "pytorch")]
+        want += [found["seconds"]["one step"][side]["first"] for side in ("pkjax", "pytorch")]
+        np.testing.assert_allclose([value for cell in cells for value in quantities(cell)], want, rtol=0.07,
+                                   err_msg=row)
+
+
+def test_the_scale_of_path_kernels_is_the_benchmarks():
+    measured = result("path_kernel.json")
+    cells = rows("scale.md", "## The path kernel")["Tr Π"]
+    want = [measured[n]["seconds"]["trace"]["median"] for n in ("FC-100", "FC-2000", "ResNet-20", "VGG-16-BN")]
+    np.testing.assert_allclose([value for cell in cells for value in quantities(cell)], want, rtol=0.08)
+
+
+# The built pages
+
+
+class Page(HTMLParser):
+    """The links of a page with their texts, its anchors, and what it loads."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.links, self.anchors, self.loaded, self.open = [], set(), [], None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        have = dict(attributes)
+        self.anchors.add(have.get("id"))
+        if tag == "a":
+            self.open = [have.get("href"), ""]
+        elif tag in ("script", "img", "iframe", "source"):
+            self.loaded.append(have.get("src"))
+        elif tag == "link" and have.get("rel") in ("stylesheet", "icon", "preload", "preconnect"):
+            self.loaded.append(have.get("href"))
+
+    def handle_data(self, data):
+        if self.open:
+            self.open[1] += data
+
+    def handle_endtag(self, tag):
+        if tag == "a" and self.open:
+            self.links.append(tuple(self.open))
+            self.open = None
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The pages as MkDocs builds them, where a warning is an error."""
+    for needed in ("mkdocs", "material", "mkdocstrings", "latex2mathml"):
+        pytest.importorskip(needed, reason="the extra docs is not installed")
+    target = tmp_path_factory.mktemp("site")
+    done = subprocess.run([sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(target)], cwd=ROOT,
+                          env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return target
+
+
+def public():
+    """(the name a user writes, the last part of its anchor) of every public function, class and module."""
+    for module, prefix in ((pk, "pk"), *((getattr(pk, each), f"pk.{each}") for each in MODULES)):
+        listed = getattr(module, "__all__", None) or [n for n in vars(module) if not n.startswith("_")]
+        yield from ((f"{prefix}.{each}", None if inspect.ismodule(getattr(module, each)) else each)
+                    for each in listed)
+
+
+def test_every_public_name_has_its_formula_and_its_reference(site):
+    links = {}
+    for href, text in Page((site / "formulae.html").read_text()).links:
+        links.setdefault(text.strip(), []).append(href)
+    reference = {page.name: Page(page.read_text()) for page in (site / "reference").glob("*.html")}
+    names = list(public())
+    assert len(names) > 100
+    for written, last in names:
+        assert written in links, f"{written} is missing on the page of formulae"
+        for href in links[written]:
+            page, anchor = re.fullmatch(r"reference/(\w+\.html)(?:#(.+))?", href).groups()
+            assert page in reference
+            if anchor or last:
+                assert anchor in reference[page].anchors
+            assert last is None or anchor.split(".")[-1] == last
+
+
+def test_every_page_is_there_and_loads_nothing_from_elsewhere(site):
+    built = {str(page.relative_to(site)) for page in site.rglob("*.html")}
+    assert {str(page.relative_to(DOCS).with_suffix(".html")) for page in PAGES} <= built
+    for page in built:
+        text = (site / page).read_text()
+        loaded = [url for url in Page(text).loaded if url]
+        assert loaded
+        assert not [url for url in loaded if url.startswith(("http:", "https:", "//"))], page
+        assert 'class="arithmatex"' not in text, f"{page} has a formula that is not drawn"
+
+
+def test_no_docstring_shows_its_markup(site):
+    for page in (site / "reference").glob("*.html"):
+        prose = re.sub(r"<(pre|code|script)\b.*?</\1>", "", page.read_text(), flags=re.DOTALL)
+        for left in (".. math", ":func:", ":class:", "&gt;&gt;&gt;", "``", "$$"):
+            assert left not in prose, f"{page.name} shows {left}"
+
+
+@pytest.mark.parametrize("plugin", ["mathml", "docstrings"])
+def test_what_the_build_adds_does_as_its_examples_say(plugin):
+    pytest.importorskip("latex2mathml")
+    pytest.importorskip("griffe")
+    spec = importlib.util.spec_from_file_location(plugin, DOCS / "plugins" / f"{plugin}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    tried = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert tried.attempted > 0
+    assert tried.failed == 0

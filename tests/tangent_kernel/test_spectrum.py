@@ -1,0 +1,124 @@
+"""Spectral quantities of the tangent kernel from products alone, against the kernel itself."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from pkjax import (
+    ntk,
+    ntk_density,
+    ntk_effective_rank,
+    ntk_eigenpairs,
+    ntk_frobenius,
+    ntk_matvec,
+    ntk_trace,
+    ntk_trace_estimate,
+)
+
+from tests.cases import normal
+from tests.tangent_kernel.test_kernel import case, half_masks
+
+
+@functools.cache
+def network(name="mlp"):
+    apply_fn, params, x = case(name)
+    x = jnp.concatenate([x, x[:4] * 1.3 + 0.1, x[::-1] - 0.2])
+    theta = np.asarray(ntk(apply_fn, params, x, engine="jacobian"))
+    n, _, k, _ = theta.shape
+    return apply_fn, params, x, theta.transpose(0, 2, 1, 3).reshape(n * k, n * k)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 5, 18, 100])
+def test_products_do_not_depend_on_the_batch(batch_size):
+    apply_fn, params, x, theta = network()
+    v = normal(0, apply_fn(params, x).shape)
+    got = ntk_matvec(apply_fn, params, x, batch_size=batch_size)(v)
+    np.testing.assert_allclose(got.ravel(), theta @ v.ravel(), rtol=1e-11)
+
+
+@pytest.mark.parametrize("samples", [4, 12])
+def test_the_estimate_of_the_trace_is_within_its_error(samples):
+    apply_fn, params, x, theta = network()
+    estimates, errors = jax.lax.map(lambda key: jnp.stack(ntk_trace_estimate(
+        apply_fn, params, x, key=key, samples=samples)), jax.random.split(jax.random.key(3), 40)).T
+    spread = float(estimates.std(ddof=1))
+    assert abs(float(estimates.mean()) - np.trace(theta)) < 5 * spread / 40**0.5 + 1e-9
+    assert 0.3 < float(errors.mean()) / spread < 3                   # the error said is the error made
+    assert spread < 0.2 * np.trace(theta)
+
+
+def test_with_half_as_many_samples_as_rows_the_trace_is_exact():
+    apply_fn, params, x, theta = network()
+    estimate, error = ntk_trace_estimate(apply_fn, params, x, key=jax.random.key(1), samples=len(theta))
+    np.testing.assert_allclose(estimate, np.trace(theta), rtol=1e-11)
+    assert float(error) < 1e-9 * np.trace(theta)
+
+
+def test_norm_and_effective_rank_are_within_their_errors():
+    apply_fn, params, x, theta = network()
+    norm = np.linalg.norm(theta)
+    estimate, error = ntk_frobenius(apply_fn, params, x, key=jax.random.key(1), samples=300)
+    assert abs(float(estimate) - norm) < 5 * float(error) < 0.5 * norm
+    rank = np.trace(theta) ** 2 / norm**2
+    estimate, error = ntk_effective_rank(apply_fn, params, x, key=jax.random.key(1), samples=300)
+    assert abs(float(estimate) - rank) < 5 * float(error) < rank
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_largest_eigenpairs_are_those_of_the_kernel(masked):
+    apply_fn, params, x, _ = network()
+    masks = half_masks(params) if masked else None
+    theta = np.asarray(ntk(apply_fn, params, x, masks=masks)).transpose(0, 2, 1, 3).reshape(54, 54)
+    found = ntk_eigenpairs(apply_fn, params, x, k=7, masks=masks)
+    want = np.linalg.eigvalsh(theta)[::-1][:7]
+    assert found.converged
+    np.testing.assert_allclose(found.values, want, rtol=1e-9, atol=1e-9 * want[0])
+    u = found.vectors.reshape(7, -1)
+    np.testing.assert_allclose(u @ u.T, np.eye(7), atol=1e-10)
+    residuals = np.linalg.norm(u @ theta - found.values[:, None] * u, axis=1)
+    np.testing.assert_allclose(residuals, found.residuals, atol=1e-9 * want[0])
+
+
+def test_every_copy_of_a_multiple_eigenvalue_is_found():
+    x = jnp.eye(6)
+    found = ntk_eigenpairs(lambda w, z: z @ w, jnp.ones((6, 4)), x * jnp.asarray([3.0, 3, 3, 2, 2, 1])[:, None], k=21)
+    np.testing.assert_allclose(found.values, [9] * 12 + [4] * 8 + [1], rtol=1e-9)
+
+
+def test_the_density_counts_every_eigenvalue():
+    apply_fn, params, x, theta = network()
+    density = ntk_density(apply_fn, params, x, key=jax.random.key(2), samples=60, depth=54)
+    np.testing.assert_allclose(density.weights.sum(1), len(theta), rtol=1e-6)
+    np.testing.assert_allclose((density.nodes * density.weights).sum(1).mean(), np.trace(theta), rtol=0.1)
+    assert abs(float(density.nodes.max()) / np.linalg.eigvalsh(theta)[-1] - 1) < 1e-6
+
+
+def test_statistics_of_a_kernel_of_two_hundred_thousand_rows():
+    """A linear layer: Θ = X Xᵀ ⊗ 1, so everything is known of a kernel that would take 160 GB."""
+    n, k = 20_000, 10
+    x = normal(0, (n, 3), jnp.float32) * jnp.asarray([3.0, 2.0, 1.0], jnp.float32)
+    w = jnp.ones((3, k), jnp.float32)
+    values = np.repeat(np.linalg.eigvalsh(np.asarray(x, np.float64).T @ np.asarray(x, np.float64))[::-1], k)
+
+    def linear(w, x):
+        return x @ w
+
+    np.testing.assert_allclose(ntk_trace(linear, w, x), values.sum(), rtol=1e-5)
+    np.testing.assert_allclose(ntk_eigenpairs(linear, w, x, k=12).values, values[:12], rtol=1e-4)
+    norm, error = ntk_frobenius(linear, w, x, key=jax.random.key(1), samples=16)
+    assert abs(float(norm) - np.linalg.norm(values)) < 6 * float(error)
+
+
+@pytest.mark.parametrize(("function", "options", "message"), [
+    (ntk_trace_estimate, {"key": jax.random.key(0), "samples": 1}, "samples must be at least 2"),
+    (ntk_frobenius, {"key": jax.random.key(0), "samples": 1}, "samples must be at least 2"),
+    (ntk_eigenpairs, {"k": 0}, "k must be between 1 and NK = 54"),
+    (ntk_eigenpairs, {"k": 55}, "k must be between 1 and NK = 54"),
+    (ntk_eigenpairs, {"k": 1, "batch_size": 0}, "batch_size must be 1 or more"),
+])
+def test_bad_requests_are_refused(function, options, message):
+    apply_fn, params, x, _ = network()
+    with pytest.raises(ValueError, match=message):
+        function(apply_fn, params, x, **options)
