@@ -2,7 +2,8 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from html import escape
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-__all__ = ["Raw", "brief", "formula", "html", "number", "pairs", "some"]
+__all__ = ["Progress", "Raw", "brief", "formula", "html", "number", "pairs", "reporter", "some"]
 
 WIDTH = 110
 """Characters from which a text takes one line a field."""
@@ -134,3 +135,20 @@ def _array(value: Any) -> str:
         return f"{float(value):.4g}"
     ends = [float(v) for v in np.asarray(value)[[0, -1]]]
     return f"{kind} {ends[0]:.4g}" + (f" … {ends[1]:.4g}" if value.size > 1 else "")
+
+
+Progress = Callable[[str], None] | bool
+"""How a long computation says how far it is: a function that is given one line of text at a time, True for lines on
+the standard error stream, False for nothing."""
+
+
+def reporter(progress: Progress) -> Callable[[str], None]:
+    """Return the function to call with each line of progress.
+
+    >>> lines = []
+    >>> reporter(lines.append)("tile 1 of 4"), reporter(False)("tile 2 of 4"), lines
+    (None, None, ['tile 1 of 4'])
+    """
+    if callable(progress):
+        return progress
+    return (lambda line: print(line, file=sys.stderr, flush=True)) if progress else (lambda line: None)

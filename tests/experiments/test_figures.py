@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from pkjax.experiments import figures, findings, regression
 from pkjax.experiments.styles import STYLES, known
+from pkjax.plots import panels
 from scipy import optimize, stats
 
 DRAW = {"figure1": figures.figure1, "figure2": figures.figure2, "figure3": figures.figure3,
