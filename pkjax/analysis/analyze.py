@@ -15,7 +15,7 @@ from pkjax.analysis.exactness import Check, exactness
 from pkjax.analysis.report import Report
 from pkjax.analysis.spectra import data_spectrum, tangent_spectrum
 from pkjax.analysis.theorem1 import claims
-from pkjax.path_kernel.solvers import exact
+from pkjax.path_kernel.solvers import is_direct
 from pkjax.pruning.connectivity import connectivity
 from pkjax.trees import ApplyFn, Trainable, check_finite, check_masks, check_network, trainable_masks
 
@@ -95,7 +95,7 @@ def analyze(apply_fn: ApplyFn, params: PyTree, X: Shaped[ArrayLike, "N *input"],
     outputs = jax.eval_shape(apply_fn, params, X).shape[1]
     tangent = part("tangent kernel", lambda: tangent_spectrum(apply_fn, params, X, len(X) * outputs, **options))
     lam = tangent.values
-    direct = exact(apply_fn, params, x, **options)
+    direct = is_direct(apply_fn, params, x, **options)
     wanted = k if k is not None else min(m, len(lam), max(1, BYTES // (8 * m))) if direct else (
         min(m, FEW, max(1, ENTRIES // m)))
     if not 1 <= wanted <= m:

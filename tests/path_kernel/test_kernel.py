@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from pkjax import path_kernel as pk
+from pkjax import paths
 from pkjax.linalg.block_lanczos import NotConvergedWarning, block_lanczos
 from pkjax.paths import NotFullyConnectedError, dense_layers
 
@@ -60,7 +61,7 @@ def test_dual_gram_is_that_of_the_enumerated_jacobian(case):
 
 def test_a_weight_twice_on_a_path_adds_its_second_derivative_to_the_trace():
     gram = explicit(TIED)
-    first = np.sum(flat(jax.grad(lambda phi: pk.paths.polynomial(TIED.apply, phi, ones(TIED), q=2).sum())(
+    first = np.sum(flat(jax.grad(lambda phi: paths.polynomial(TIED.apply, phi, ones(TIED), q=2).sum())(
         {n: v**2 for n, v in TIED.params.items()})))
     assert np.trace(gram) > 1.001 * first
     np.testing.assert_allclose(pk.trace(TIED.apply, TIED.params, ones(TIED)), np.trace(gram), rtol=1e-12)
@@ -141,8 +142,8 @@ def test_effective_rank_is_within_its_standard_error(key):
                     {"a.bias": 8, "a.kernel": (6, 8), "b.bias": 3, "b.kernel": (8, 3)}.items())}, None, np.ones((1, 6)))
     gram = explicit(case)
     truth = np.trace(gram) ** 2 / np.sum(gram**2)
-    rank, error = jax.jit(lambda p: pk.effective_rank(case.apply, p, ones(case), key=key, samples=200,
-                                                      standard_error=True))(case.params)
+    rank, error = jax.jit(lambda p: pk.effective_rank_estimate(case.apply, p, ones(case), key=key, probes=200))(
+        case.params)
     assert error < 0.1 * truth
     assert abs(rank - truth) < 4 * error
     x = ones(case).astype(np.float32)
@@ -157,7 +158,7 @@ def test_density_has_the_moments_of_the_spectrum(key):
                  "b.kernel": np.random.default_rng(1).normal(size=(8, 3))}, None, np.ones((1, 6)))
     truth = spectrum(explicit(case))
     # More steps than there are distinct eigenvalues: the Lanczos recursion ends early and must not leave NaN.
-    found = jax.jit(lambda p: pk.density(case.apply, p, ones(case), key=key, samples=400, depth=72))(case.params)
+    found = jax.jit(lambda p: pk.density(case.apply, p, ones(case), key=key, probes=400, depth=72))(case.params)
     assert np.isfinite(found.nodes).all()
     np.testing.assert_allclose(found.weights.sum(1), 72, rtol=1e-6)
     for power in (1, 2):
@@ -221,7 +222,7 @@ def test_bad_input_is_named():
         pk.eigenvalues(net, w, jnp.ones((1, 3)), k=1, method="power")
     with pytest.raises(ValueError, match="k must be between 1 and"):
         pk.eigenvalues(net, w, jnp.ones((1, 3)), k=0)
-    with pytest.raises(ValueError, match="samples"):
-        pk.effective_rank(net, w, jnp.ones((1, 3)), key=jax.random.key(0), samples=1)
+    with pytest.raises(ValueError, match="probes"):
+        pk.effective_rank(net, w, jnp.ones((1, 3)), key=jax.random.key(0), probes=1)
     with pytest.raises(ValueError, match="tree structure"):
         pk.matvec(net, w, jnp.ones((1, 3)))({"b": w["a"]})
