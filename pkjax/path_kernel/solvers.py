@@ -135,10 +135,10 @@ def _restricted(apply_fn: ApplyFn, params: PyTree, x: np.ndarray, masks: PyTree 
     return lambda u: np.array(rows(params, jnp.asarray(u)), np.float64)
 
 
-Pairs = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, bool]
+_Solution = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, bool]
 
 
-def _dense_pairs(multiply: Callable[[np.ndarray], np.ndarray], size: int, k: int) -> Pairs:
+def _dense_pairs(multiply: Callable[[np.ndarray], np.ndarray], size: int, k: int) -> _Solution:
     gram = multiply(np.eye(size))
     values, s = np.linalg.eigh((gram + gram.T) / 2)
     values, s = values[::-1][:k], s[:, ::-1][:, :k]
@@ -148,7 +148,7 @@ def _dense_pairs(multiply: Callable[[np.ndarray], np.ndarray], size: int, k: int
     return np.maximum(values, 0), s.T, residuals, np.maximum(bounds, residuals), True
 
 
-def _lanczos_pairs(multiply: Callable[[np.ndarray], np.ndarray], size: int, k: int, tolerance: float) -> Pairs:
+def _lanczos_pairs(multiply: Callable[[np.ndarray], np.ndarray], size: int, k: int, tolerance: float) -> _Solution:
     pairs = block_lanczos(multiply, size, k, block=_block(size, k), tolerance=tolerance)
     # Kahan: k eigenvalues lie within the residual block's norm of these values, one each.
     bounds = np.full(k, np.linalg.norm(pairs.residuals) if pairs.converged else np.inf)

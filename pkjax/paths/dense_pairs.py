@@ -35,7 +35,7 @@ class NotDensePairsError(ValueError):
     """
 
 
-class Pairs(NamedTuple):
+class PairSignal(NamedTuple):
     """A signal of shape s for all pairs: level[x, x'] · factor[x] ∘ factor[x']."""
 
     level: Array
@@ -69,14 +69,14 @@ class PairAlgebra:
         """Return None: true values are unknown."""
         return None
 
-    def gated(self, operand: PathSum, gate: Callable[[], Any]) -> Pairs:
+    def gated(self, operand: PathSum, gate: Callable[[], Any]) -> PairSignal:
         """Multiply by the next gate."""
         held: Any = operand.value
         if held is UNITS or self.used == len(self.gates) or self.gates[self.used].shape[1:] != operand.shape:
             raise NotDensePairsError("a gate differs in shape from its signal, as in max-pooling")
         g = self.gates[self.used].astype(held.level.dtype)
         self.used += 1
-        return Pairs(held.level, g if held.factor is None else held.factor * g)
+        return PairSignal(held.level, g if held.factor is None else held.factor * g)
 
     def linear(self, op: str, fn: Callable[..., Any], operands: Sequence[PathSum]) -> Any:
         """Rearrange a signal, or add to one whose units are alike."""
@@ -89,7 +89,7 @@ class PairAlgebra:
             raise NotDensePairsError(f"the operation '{op}' joins units that differ")
         if not signals:
             raise NotDensePairsError(f"the operation '{op}' joins parameters")
-        return Pairs(sum(s.level for s in signals) + (len(operands) - len(signals)), None)
+        return PairSignal(sum(s.level for s in signals) + (len(operands) - len(signals)), None)
 
     def bilinear(self, op: str, fn: Callable[..., Any], a: PathSum, b: PathSum) -> Any:
         """Scale a signal, or sum over its units."""
@@ -109,7 +109,7 @@ class PairAlgebra:
         if held.factor is None:
             return held._replace(level=held.level * int(np.prod([signal.shape[d] for d in axes])))
         units = held.factor.reshape(len(held.factor), -1)
-        return Pairs(held.level * (units @ units.T), None)
+        return PairSignal(held.level * (units @ units.T), None)
 
 
 def dense_pairs(apply_fn: ApplyFn, params: PyTree, X: Float[Array, "N ..."], gates: Sequence[Shaped[Array, "N ..."]]
@@ -142,7 +142,7 @@ def dense_pairs(apply_fn: ApplyFn, params: PyTree, X: Float[Array, "N ..."], gat
     n = len(X)
     algebra = PairAlgebra(gates)
     out = interpret(algebra, apply_fn, params, X[:1], lambda _, leaf: UNITS,
-                    lambda x: Pairs(jnp.ones((n, n), x.dtype), X[:, None]))
+                    lambda x: PairSignal(jnp.ones((n, n), x.dtype), X[:, None]))
     if out.value is UNITS:
         raise NotDensePairsError("the output does not depend on the input")
     level, factor = out.value
