@@ -79,8 +79,8 @@ def data_blocks(apply_fn: ApplyFn, params: PyTree, X: Array, masks: PyTree | Non
             gates = jax.vmap(lambda x: paths.gates(apply_fn, present, x[None]))(X)
             ones, X = jax.tree.map(wide, (paths.unit_weights(present), X))
             if masks is None:
-                with contextlib.suppress(paths.NotUniformError):
-                    full = paths.uniform_pairs(apply_fn, ones, X, gates)
+                with contextlib.suppress(paths.NotDensePairsError):
+                    full = paths.dense_pairs(apply_fn, ones, X, gates)
                     return jnp.triu(full) + jnp.triu(full, 1).transpose(0, 2, 1)
 
             def pair(ij: tuple[Array, Array]) -> Array:
