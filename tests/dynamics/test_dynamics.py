@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
+from pkjax import ntk
 from pkjax.dynamics import fit_forecast, flow, forecast, linearize, linearized, predict, weight_change
 
 from tests.cases import normal

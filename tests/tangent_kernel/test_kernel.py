@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from pkjax import paths
 from pkjax.paths import NotPathNetworkError
+from pkjax.tangent_kernel import leaf_costs
 from pkjax.tangent_kernel.kernel import ntk
 from pkjax.tangent_kernel.products import ntk_matvec, ntk_trace
 
@@ -185,7 +186,7 @@ def test_small_blocks_do_not_change_the_kernel(name, monkeypatch):
     def fresh(p, z):                                                  # a new key of the compilation cache
         return apply_fn(p, z)
 
-    monkeypatch.setattr(routes, "ENTRIES", 400)          # "shared": outputs in blocks of 2 and 1
+    monkeypatch.setattr(leaf_costs, "ENTRIES", 400)          # "shared": outputs in blocks of 2 and 1
     for m in (None, masks):
         want = ntk(apply_fn, params, x, engine="jacobian", masks=m)
         np.testing.assert_allclose(ntk(fresh, params, x, masks=m), want, rtol=1e-10, atol=1e-12)
@@ -212,7 +213,7 @@ def test_convolutions_contract_exactly_by_either_route(over_places, monkeypatch)
     x = normal(1, (5, 2, 5, 6))
     found, _ = paths.sites(oddly_convolved, params, x[:1])
     assert [site.kind for site in found] == ["convolution", "other", "convolution", "dense"]
-    monkeypatch.setattr(routes, "over_places", lambda *sizes: over_places)
+    monkeypatch.setattr(leaf_costs, "over_places", lambda *sizes: over_places)
 
     def fresh(p, z):                                                  # a new key of the compilation cache
         return oddly_convolved(p, z)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from pkjax import NotPathNetworkError, ntk_plan
+from pkjax import NotPathNetworkError, ntk, ntk_plan
 from pkjax.tangent_kernel.arguments import prepare
 from pkjax.tangent_kernel.kernel import _Block
 
