@@ -17,13 +17,12 @@ from pkjax import (
     ntk_trace_estimate,
 )
 
-from tests.cases import normal
-from tests.tangent_kernel.test_kernel import case, half_masks
+from tests.cases import half_masks, named_network, normal
 
 
 @functools.cache
 def network(name="mlp"):
-    apply_fn, params, x = case(name)
+    apply_fn, params, x = named_network(name)
     x = jnp.concatenate([x, x[:4] * 1.3 + 0.1, x[::-1] - 0.2])
     theta = np.asarray(ntk(apply_fn, params, x, engine="jacobian"))
     n, _, k, _ = theta.shape
