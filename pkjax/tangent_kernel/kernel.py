@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree, Shaped
 
+from pkjax.tables import Progress
 from pkjax.tangent_kernel import layerwise, neural_tangents
 from pkjax.tangent_kernel.arguments import chosen, prepare, restrict
 from pkjax.tangent_kernel.plan import NtkPlan, make_plan
@@ -23,7 +24,7 @@ Engine = Literal["auto", "structured", "neural-tangents", "jacobian"]
 def ntk(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array | np.ndarray, "N ..."],
         X2: Shaped[Array | np.ndarray, "M ..."] | None = None, *, engine: str = "auto", masks: PyTree | None = None,
         trainable: Trainable = None, tile: int | None = None, memory_limit: int | None = None,
-        mesh: Mesh | None = None, progress: bool = False) -> Float[Array, "N M K K"]:
+        mesh: Mesh | None = None, progress: Progress = False) -> Float[Array, "N M K K"]:
     """Return the neural tangent kernel of a network, never averaged over outputs.
 
         Θ[x, x', k, l] = Σ_j ∂f_k(x)/∂θ_j · ∂f_l(x')/∂θ_j        over the parameters θ_j that train
@@ -46,7 +47,8 @@ def ntk(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array | np.ndarray, "N ..."
             its memory.
         mesh: devices that compute tiles side by side, in one program, those of other processes included (every
             process calls with the same arguments, and gets the whole kernel). None means the default device.
-        progress: report finished tiles on the standard error stream.
+        progress: where to report finished tiles, a line of text each: a function that takes the line, True for the
+            standard error stream, False for nowhere.
 
     Returns:
         Θ of shape (N, M, K, K). A matrix of NK rows is ``Θ.transpose(0, 2, 1, 3).reshape(N*K, M*K)``.

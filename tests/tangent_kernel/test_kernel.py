@@ -105,6 +105,15 @@ def test_without_x2_only_one_triangle_of_tiles_is_computed(capsys):
     assert capsys.readouterr().err.endswith("tile 16 of 16\n")
 
 
+def test_progress_is_a_line_for_each_tile_given_to_a_function_or_to_nobody(capsys):
+    apply_fn, params, x = named_network("mlp")
+    lines = []
+    ntk(apply_fn, params, x, tile=4, progress=lines.append)
+    assert lines == [f"ntk: tile {n} of 3" for n in (1, 2, 3)]
+    ntk(apply_fn, params, x, tile=4, progress=False)
+    assert capsys.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize("name", ["mlp", pytest.param("convnet", marks=pytest.mark.slow), "shared"])
 def test_small_blocks_do_not_change_the_kernel(name, monkeypatch):
     apply_fn, params, x = named_network(name)
