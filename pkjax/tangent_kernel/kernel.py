@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PyTree, Shaped
 from pkjax.tables import Progress
 from pkjax.tangent_kernel import layerwise, neural_tangents
 from pkjax.tangent_kernel.arguments import chosen, prepare, restrict
-from pkjax.tangent_kernel.plan import NtkPlan, make_plan
+from pkjax.tangent_kernel.plan import NtkPlan, plan_kernel
 from pkjax.tangent_kernel.tiles import fill
 from pkjax.trees import ApplyFn, Trainable, accumulator, check_finite, check_network, hashable
 
@@ -76,7 +76,7 @@ def ntk(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array | np.ndarray, "N ..."
         check_finite(columns, "X2")
     one = jax.ShapeDtypeStruct((1, *rows.shape[1:]), rows.dtype)
     sizes = (len(rows), None if columns is None else len(columns))
-    plan = make_plan(hashable(apply_fn), params, entries, whole, one, sizes, engine, tile=tile,
+    plan = plan_kernel(hashable(apply_fn), params, entries, whole, one, sizes, engine, tile=tile,
                      memory_limit=memory_limit, devices=1 if mesh is None else mesh.size)
     block = _Block(hashable(apply_fn), whole, plan.engine)
     return fill(block, (params, entries), rows, columns, plan.tile, mesh, progress)
@@ -108,7 +108,7 @@ def ntk_plan(apply_fn: ApplyFn, params: PyTree, X: Any, X2: Any = None, *, engin
     X, X2 = _check(X, X2, engine, tile, memory_limit)
     check_network(apply_fn, params, X)
     entries, whole = chosen(params, masks, trainable)
-    return make_plan(hashable(apply_fn), params, entries, whole, jax.ShapeDtypeStruct((1, *X.shape[1:]), X.dtype),
+    return plan_kernel(hashable(apply_fn), params, entries, whole, jax.ShapeDtypeStruct((1, *X.shape[1:]), X.dtype),
                      (X.shape[0], None if X2 is None else X2.shape[0]), engine, tile=tile, memory_limit=memory_limit,
                      devices=devices)
 
