@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-__all__ = ["ApplyFn", "Predicate", "Trainable", "accumulator", "check_finite", "check_like", "check_masks",
-           "check_network", "check_output", "check_structure", "hashable", "is_floating",
-           "kernels", "leaf_names", "naming_input", "select", "shapes", "trainable_leaves", "trainable_masks"]
+__all__ = ["ApplyFn", "Predicate", "Trainable", "accumulator", "apply_masks", "check_finite", "check_like",
+           "check_masks", "check_network", "check_output", "check_structure", "hashable", "is_floating", "kernels",
+           "leaf_names", "naming_input", "select", "shapes", "trainable_leaves", "trainable_masks"]
 
 ApplyFn = Callable[[PyTree, Array], Array]
 """A network: maps (parameters, batch of inputs (N, *input)) to outputs (N, K)."""
@@ -108,6 +108,41 @@ def check_masks(masks: PyTree | None, params: PyTree) -> None:
     for name, leaf in zip(leaf_names(masks), jax.tree.leaves(masks), strict=True):
         if jnp.result_type(leaf) != jnp.bool_:
             raise TypeError(f"masks leaf {name!r} has dtype {jnp.result_type(leaf)}, but masks are booleans")
+
+
+def apply_masks(params: PyTree, masks: PyTree | None) -> PyTree:
+    """Set the weights that are pruned to exactly +0, whatever they hold, and leave the others as they are.
+
+        θ_j ↦ θ_j where mask_j, 0 elsewhere
+
+    A selection, not a product: NaN, infinity and −0 under the mask become +0 too. Dtypes are kept. Works under `jit`,
+    `grad` and `vmap`.
+
+    Args:
+        params: the parameters, or any tree of their structure and shapes.
+        masks: booleans like `params`; None keeps everything.
+
+    Returns:
+        A tree like `params`.
+
+    Raises:
+        ValueError: the trees differ in structure or shapes.
+        TypeError: the masks are not booleans.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> apply_masks({"kernel": jnp.array([1.0, -2.0, jnp.nan])}, {"kernel": jnp.array([True, True, False])})
+        {'kernel': Array([ 1., -2.,  0.], dtype=float...)}
+    """
+    if masks is None:
+        return params
+    check_masks(masks, params)
+    return jax.tree.map(_kept, params, masks)
+
+
+def _kept(leaf: Any, mask: Any) -> Array:
+    leaf = jnp.asarray(leaf)
+    return jnp.where(mask, leaf, jnp.zeros((), leaf.dtype))
 
 
 def check_finite(tree: PyTree, what: str) -> None:

@@ -1,5 +1,6 @@
-"""Networks that tests draw: layer lists, their JAX functions and their parameters."""
+"""Networks that tests draw: layer lists, their JAX functions and their parameters; and some that have names."""
 
+import functools
 from dataclasses import dataclass
 
 import jax
@@ -164,3 +165,79 @@ def live(case, oracle):
     gradient = np.abs(oracle.jvf @ oracle.jtv).max(0)
     ends = np.cumsum([case.params[name].size for name in sorted(case.params)])
     return all(leaf.max() > 1e-9 for leaf in np.split(gradient, ends[:-1]))
+
+
+def mlp(p, x):
+    for w, b in p[:-1]:
+        x = jax.nn.relu(x @ w + b)
+    return x @ p[-1][0] + p[-1][1]
+
+
+def convnet(p, x):
+    def conv(x, k, stride=1):
+        return jax.lax.conv_general_dilated(x, k, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    x = jax.nn.relu(conv(x, p["stem"]) + p["stem_bias"])
+    x = x + conv(jax.nn.relu(conv(x, p["first"])), p["second"])
+    x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+    x = conv(jax.nn.relu(x), p["down"], 2).mean((1, 2))
+    return x @ p["head"] + p["head_bias"]
+
+
+def frozen_norm(p, x):
+    x = (x @ p["a"] - 0.25) * (1 / jnp.sqrt(jnp.asarray(1.5, x.dtype))) * p["scale"] + p["shift"]
+    return jnp.where(x > 0, x, 0.2 * x) @ p["b"]
+
+
+def shared(p, x):
+    for _ in range(3):
+        x = jax.nn.relu(x @ p["again"] + p["bias"])
+    return x @ p["again"][:, :3]
+
+
+def positions(p, x):
+    x = jax.nn.relu(x @ p["each"] + p["bias"])   # (N, T, features): one weight at every position
+    return x.mean(1) @ p["head"]
+
+
+def drawn_like(shapes, seed=0, dtype=jnp.float64):
+    """Parameters with a tree of shapes: normal, of about unit length along the axes that are summed over."""
+    leaves, treedef = jax.tree.flatten(shapes, is_leaf=lambda s: isinstance(s, tuple) and isinstance(s[0], int))
+    rng = np.random.default_rng(seed)
+    values = [rng.normal(size=s) / np.prod(s[:-1])**0.5 + (0.1 if len(s) == 1 else 0) for s in leaves]
+    return jax.tree.unflatten(treedef, [jnp.asarray(v, dtype) for v in values])
+
+
+NETWORKS = {
+    "mlp": (mlp, [((6, 9), (9,)), ((9, 8), (8,)), ((8, 3), (3,))], (6,)),
+    "convnet": (convnet, dict(stem=(3, 3, 2, 4), stem_bias=(4,), first=(3, 3, 4, 4), second=(3, 3, 4, 4),
+                              down=(1, 1, 4, 5), head=(5, 3), head_bias=(3,)), (6, 6, 2)),
+    "frozen norm": (frozen_norm, dict(a=(5, 7), scale=(7,), shift=(7,), b=(7, 3)), (5,)),
+    "shared": (shared, dict(again=(5, 5), bias=(5,)), (5,)),
+    "positions": (positions, dict(each=(4, 6), bias=(6,), head=(6, 3)), (3, 4)),
+}
+"""Name → (function, shapes of the parameters, shape of an input): what kinds of layers a tangent kernel tells apart."""
+
+
+@functools.cache
+def jacobian(apply_fn):
+    """The dense Jacobian of a network in its parameters, compiled once."""
+    return jax.jit(jax.jacobian(apply_fn))
+
+
+@functools.cache
+def named_network(name, dtype=jnp.float64, n=7):
+    """Function, parameters and n inputs of one of `NETWORKS`, each of whose outputs feels every parameter."""
+    apply_fn, shapes, shape = NETWORKS[name]
+    params = drawn_like(shapes, dtype=dtype)
+    x = normal(1, (n, *shape), dtype)
+    for leaf in jax.tree.leaves(jacobian(apply_fn)(params, x)):
+        assert jnp.abs(leaf).max() > 1e-3, "a parameter that no output feels tests nothing"
+        assert jnp.abs(leaf - leaf[:1]).max() > 1e-6 or leaf.shape[2:] == (3,), "gates that never change test little"
+    return apply_fn, params, x
+
+
+def half_masks(params, seed=3):
+    """Masks that keep about 60 % of the entries of each leaf."""
+    leaves, treedef = jax.tree.flatten(params)
+    return jax.tree.unflatten(treedef, [coins((seed, i), 0.6, v.shape) for i, v in enumerate(leaves)])

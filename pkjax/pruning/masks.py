@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from pkjax.trees import check_masks, leaf_names
+from pkjax.trees import apply_masks, check_masks, leaf_names
 
 if TYPE_CHECKING:
     import optax
@@ -21,31 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["apply_masks", "load_masks", "masked", "save_masks"]
 
 FORMAT = "pkjax masks 1"
-
-
-def apply_masks(params: PyTree, masks: PyTree) -> PyTree:
-    """Set the weights that are pruned to exactly +0, whatever they hold, and leave the others as they are.
-
-        θ_j ↦ θ_j where mask_j, 0 elsewhere
-
-    A selection, not a product: NaN, infinity and −0 under the mask become +0 too. Types are kept. Works under
-    ``jit``, ``grad`` and ``vmap``.
-
-    Raises ValueError where the trees differ, TypeError where the masks are not booleans.
-
-    Source: definition.
-
-    >>> import jax.numpy as jnp
-    >>> apply_masks({"kernel": jnp.array([1.0, -2.0, jnp.nan])}, {"kernel": jnp.array([True, True, False])})
-    {'kernel': Array([ 1., -2.,  0.], dtype=float...)}
-    """
-    check_masks(masks, params)
-    return jax.tree.map(_select, params, masks)
-
-
-def _select(leaf: Any, mask: Any) -> jax.Array:
-    leaf = jnp.asarray(leaf)
-    return jnp.where(mask, leaf, jnp.zeros((), leaf.dtype))
 
 
 def masked(
