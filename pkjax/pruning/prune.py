@@ -12,12 +12,12 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from pkjax.pruning.masks import apply_masks
-from pkjax.pruning.plan import Layout, Plan, make_plan
+from pkjax.pruning.plan import Layout, Plan, plan_pruning
 from pkjax.pruning.result import EmptiedLayerWarning, PruneResult, layer_report
 from pkjax.pruning.schedules import Schedule, exponential
 from pkjax.pruning.scopes import Scope, global_scope
 from pkjax.pruning.top_k import count_dtype, keep_largest, not_finite, order_keys, reserve
-from pkjax.trees import Predicate, check_like, is_floating, kernels
+from pkjax.trees import Choice, check_like, is_floating, kernels
 
 __all__ = ["ScoreFn", "prune"]
 
@@ -34,7 +34,7 @@ def prune(
     steps: SupportsInt = 1,
     schedule: Schedule = exponential,
     scope: Scope = global_scope,
-    prunable: Predicate = kernels,
+    prunable: Choice = kernels,
     min_per_layer: SupportsInt = 0,
     jit: bool = True,
     progress: bool = False,
@@ -82,7 +82,7 @@ def prune(
     >>> result.masks["kernel"].tolist(), result.kept, result.total
     ([[True, False], [False, True]], 2, 4)
     """
-    plan = make_plan(params, compression, density, steps, schedule, scope, prunable, min_per_layer)
+    plan = plan_pruning(params, compression, density, steps, schedule, scope, prunable, min_per_layer)
     alive = [jnp.ones(shape, bool) for shape in plan.shapes]
     counts = np.array(plan.counts, count_dtype())
     if jit and not progress:

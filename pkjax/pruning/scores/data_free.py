@@ -33,7 +33,7 @@ def random(params: PyTree, *, key: Key[Array, ""]) -> PyTree:
     """
     if not jnp.issubdtype(jnp.result_type(key), jax.dtypes.prng_key):
         raise TypeError(f"random needs a typed key, jax.random.key(seed), but got {key!r}")
-    leaves, rebuild = split(params, None)
+    leaves, rebuild = split(params)
     keys = jax.random.split(key, len(leaves))
     draws = [jax.random.uniform(k, t.shape, t.dtype) for k, t in zip(keys, leaves, strict=True)]
     return rebuild(draws)
@@ -52,7 +52,7 @@ def magnitude(params: PyTree) -> PyTree:
     >>> magnitude({"kernel": jnp.array([[-2.0, 1.0]])})["kernel"].tolist()
     [[2.0, 1.0]]
     """
-    leaves, rebuild = split(params, None)
+    leaves, rebuild = split(params)
     return rebuild([jnp.abs(leaf) for leaf in leaves])
 
 
@@ -119,7 +119,7 @@ def _path_scores(apply_fn: ApplyFn, params: PyTree, x: Array | np.ndarray, power
                  return_exponent: bool, name: str) -> PyTree:
     """|θ|^power ∘ ∂R_q/∂φ at φ = |θ|^q, and the power of two that it is over."""
     x = _checked_input(x)
-    leaves, rebuild = split(params, None)
+    leaves, rebuild = split(params)
     sizes = [jnp.abs(leaf) for leaf in leaves]
 
     def objective(phi: list[Array]) -> tuple[Array, Array]:
