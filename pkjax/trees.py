@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-__all__ = ["ApplyFn", "Predicate", "Trainable", "accumulator", "apply_masks", "check_finite", "check_like",
-           "check_masks", "check_network", "check_output", "check_structure", "hashable", "is_floating", "kernels",
-           "leaf_names", "naming_input", "select", "shapes", "trainable_leaves", "trainable_masks"]
+__all__ = ["ApplyFn", "Choice", "Predicate", "Trainable", "accumulator", "apply_masks", "check_finite", "check_like",
+           "check_masks", "check_network", "check_output", "check_structure", "hashable", "is_boolean_tree",
+           "is_floating", "kernels", "leaf_names", "naming_input", "select", "shapes", "trainable_leaves",
+           "trainable_masks"]
 
 ApplyFn = Callable[[PyTree, Array], Array]
 """A network: maps (parameters, batch of inputs (N, *input)) to outputs (N, K)."""
@@ -19,8 +20,13 @@ ApplyFn = Callable[[PyTree, Array], Array]
 Predicate = Callable[[tuple[Any, ...], Any], bool]
 """Chooses leaves: maps (key path, leaf) to True or False."""
 
-Trainable = Any
-"""What Θ and Π differentiate: a predicate, a tree of booleans like the parameters, or None for all that floats."""
+Choice = Any
+"""Which parameters: a ``Predicate``, a tree of booleans like the parameters, or None for all floating-point leaves.
+
+A tree of booleans is recognised by its leaves, so it may be callable (an Equinox module, a Flax struct)."""
+
+Trainable = Choice
+"""What Θ and Π differentiate."""
 
 
 def leaf_names(tree: PyTree) -> list[str]:
@@ -59,9 +65,7 @@ def _dtype(leaf: Any) -> Any:
 def kernels(path: tuple[Any, ...], leaf: Any) -> bool:
     """Whether a leaf is the kernel of a dense or convolution layer (the default prunable parameters).
 
-    A floating leaf of two or more axes counts, unless its name says that it is a bias, a scale or an embedding.
-
-    Raises nothing.
+    A floating-point leaf of two or more axes counts, unless its name is ``bias``, ``scale`` or ``embedding``.
 
     Source: Gebhart, Saxena and Schrater (2021), appendix A.4.2: not biases, nor the parameters of BatchNorm.
 
@@ -157,9 +161,48 @@ def check_finite(tree: PyTree, what: str) -> None:
             raise ValueError(f"{what} leaf {_name(path)!r} holds {bad} values that are NaN or infinite")
 
 
-def select(predicate: Predicate, tree: PyTree) -> PyTree:
-    """Evaluate a predicate at every leaf: a tree of Python booleans."""
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: bool(predicate(path, leaf)), tree)
+def is_boolean_tree(value: Any) -> bool:
+    """Whether a value is a tree with at least one leaf, all of whose leaves are booleans or arrays of booleans.
+
+    A function is one leaf that is not a boolean; a callable object that JAX knows as a tree is judged by its leaves.
+
+    >>> is_boolean_tree({"kernel": True, "bias": False}), is_boolean_tree(kernels), is_boolean_tree({})
+    (True, False, False)
+    """
+    leaves = jax.tree.leaves(value)
+    return bool(leaves) and all(isinstance(leaf, bool) or getattr(leaf, "dtype", None) == jnp.bool_ for leaf in leaves)
+
+
+def select(choice: Choice, params: PyTree, name: str = "prunable") -> PyTree:
+    """Read which parameters are chosen: a tree like ``params`` of Python booleans, or of arrays where given.
+
+    Args:
+        choice: a predicate (key path, leaf) → bool, a tree of booleans with a leaf for each of ``params``, or None
+            for all floating-point leaves. What ``is_boolean_tree`` accepts is a tree, even if it can be called.
+        params: the parameters.
+        name: the argument's name, for errors.
+
+    Raises:
+        ValueError: a tree of booleans has other leaves than ``params``.
+        TypeError: ``choice`` is none of the three.
+
+    >>> import jax.numpy as jnp
+    >>> params = {"bias": jnp.ones(2), "kernel": jnp.ones((3, 2)), "steps": jnp.array(0)}
+    >>> select(kernels, params)
+    {'bias': False, 'kernel': True, 'steps': False}
+    >>> select(None, params)
+    {'bias': True, 'kernel': True, 'steps': False}
+    """
+    if choice is None:
+        return jax.tree.map(is_floating, params)
+    if is_boolean_tree(choice) or (not callable(choice) and not jax.tree.leaves(choice)):
+        check_structure(choice, params, name)
+        leaves = [bool(leaf) if isinstance(leaf, bool | np.bool_) else leaf for leaf in jax.tree.leaves(choice)]
+        return jax.tree.unflatten(jax.tree.structure(params), leaves)
+    if callable(choice):
+        return jax.tree_util.tree_map_with_path(lambda path, leaf: bool(choice(path, leaf)), params)
+    raise TypeError(f"{name} must be a function of (key path, leaf), a tree of booleans like params, or None, but is a "
+                    f"{type(choice).__name__} whose leaves are not all booleans")
 
 
 @contextlib.contextmanager
@@ -202,17 +245,16 @@ def check_output(out: PyTree, x: PyTree) -> None:
 def trainable_leaves(params: PyTree, trainable: Trainable = None) -> PyTree:
     """Say leaf by leaf what Θ and Π differentiate: a tree like ``params`` of single booleans, or arrays where given.
 
-    Raises ValueError where the tree does not match or no leaf is left to train.
+    Leaves that do not hold floating-point numbers never train.
+
+    Raises:
+        ValueError: the tree does not match, or no leaf is left to train.
+        TypeError: ``trainable`` is no choice (see ``select``).
     """
-    if trainable is None:
-        chosen = select(lambda _, leaf: is_floating(leaf), params)
-    elif callable(trainable):
-        chosen = select(lambda path, leaf: is_floating(leaf) and trainable(path, leaf), params)
-    else:
-        check_structure(trainable, params, "trainable")
-        chosen = jax.tree.map(lambda t, leaf: t if is_floating(leaf) else False, trainable, params)
+    chosen = jax.tree.map(lambda t, leaf: t if is_floating(leaf) else False, select(trainable, params, "trainable"),
+                          params)
     if not any(not isinstance(t, bool) or t for t in jax.tree.leaves(chosen)):
-        raise ValueError("trainable selects no floating leaf of params: nothing to differentiate")
+        raise ValueError("trainable selects no floating-point leaf of params: nothing to differentiate")
     return chosen
 
 

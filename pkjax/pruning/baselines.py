@@ -1,7 +1,7 @@
-"""Baselines that show what a pruning method knows: masks shuffled, weights drawn anew, scores turned over.
+"""Baselines that show what a pruning method knows: masks shuffled, weights drawn anew, scores reversed.
 
-Where a network trains as well after its masks are shuffled, or its weights drawn anew, the method has found no
-weights but only a density for each layer. Source: the ablations of Frankle, Dziugaite, Roy and Carbin 2021,
+Where a network trains as well after its masks are shuffled, or its weights drawn anew, the method has found only a
+density for each layer, and no weights. Source: the ablations of Frankle, Dziugaite, Roy and Carbin 2021,
 "Pruning Neural Networks at Initialization: Why Are We Missing the Mark?".
 """
 
@@ -15,12 +15,13 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Key, PyTree
 
-from pkjax.trees import Predicate, check_masks, is_floating, kernels, leaf_names, select
+from pkjax.pruning.prunable import prunable_leaves
+from pkjax.trees import Choice, check_masks, kernels, leaf_names
 
 __all__ = ["Initializer", "inverted", "reinitialize", "shuffle_masks"]
 
 Initializer = Callable[[Key[Array, ""], Sequence[int], DTypeLike], Array]
-"""Draws weights: maps (key, shape, dtype) to an array, as the functions made by ``jax.nn.initializers`` do."""
+"""Draws weights: maps (key, shape, dtype) to an array, as the functions of ``jax.nn.initializers`` do."""
 
 
 def shuffle_masks(masks: PyTree, *, key: Key[Array, ""]) -> PyTree:
@@ -29,7 +30,15 @@ def shuffle_masks(masks: PyTree, *, key: Key[Array, ""]) -> PyTree:
     All permutations of a leaf are equally likely; leaves that are all True stay as they are. The same key gives
     the same masks. Works under ``jit``.
 
-    Raises TypeError where the masks are not booleans or ``key`` is no typed key.
+    Args:
+        masks: booleans, as ``prune`` returns them.
+        key: a typed key, ``jax.random.key(seed)``.
+
+    Returns:
+        Masks of the same tree.
+
+    Raises:
+        TypeError: the masks are not booleans, or ``key`` is not a typed key.
 
     Source: Frankle et al. 2021, the ablation "randomly shuffling".
 
@@ -49,21 +58,31 @@ def reinitialize(
     params: PyTree,
     *,
     key: Key[Array, ""],
-    prunable: Predicate = kernels,
+    prunable: Choice = kernels,
     initializer: Initializer | None = None,
 ) -> PyTree:
     """Draw the prunable weights anew from the distribution that they came from; keep all other leaves.
 
     By default the weights of each leaf are permuted within it: a draw without replacement from the leaf's empirical
     distribution, which needs no knowledge of the initializer. With ``initializer`` (say
-    ``jax.nn.initializers.lecun_normal()``) every leaf is drawn by it. Shapes and types are kept. Works under ``jit``.
+    ``jax.nn.initializers.lecun_normal()``) every leaf is drawn by it. Works under ``jit``.
 
     Pass the parameters before pruning, and mask the result,
     ``pk.apply_masks(pk.reinitialize(params, key=key), masks)``: a permutation would move the zeros of parameters
     already masked.
 
-    Raises ValueError where ``prunable`` selects no leaf or the initializer returns another shape or type, and
-    TypeError where ``key`` is no typed key or a prunable leaf holds no floating-point numbers.
+    Args:
+        params: the parameters before pruning.
+        key: a typed key, ``jax.random.key(seed)``.
+        prunable: which leaves to draw anew, as in ``prune``.
+        initializer: draws a leaf from (key, shape, dtype); None permutes.
+
+    Returns:
+        Parameters of the same tree, shapes and types.
+
+    Raises:
+        ValueError: ``prunable`` selects no weight, or the initializer returns another shape or type.
+        TypeError: ``key`` is not a typed key, or a prunable leaf holds no floating-point numbers.
 
     Source: Frankle et al. 2021, the ablation "reinitialization".
 
@@ -73,16 +92,12 @@ def reinitialize(
     >>> drawn["bias"].tolist(), sorted(drawn["kernel"].ravel().tolist())
     ([1.0, 1.0], [0.0, 1.0, 2.0, 3.0, 4.0, 5.0])
     """
-    chosen, names = jax.tree.leaves(select(prunable, params)), leaf_names(params)
+    chosen = prunable_leaves(params, prunable)
     leaves, structure = jax.tree.flatten(params)
-    if not any(chosen):
-        raise ValueError(f"prunable selects no leaf of params (leaves: {', '.join(names) or 'none'})")
     keys = _split(key, len(leaves), "reinitialize")
-    for i, name in enumerate(names):
+    for i, name in enumerate(leaf_names(params)):
         if not chosen[i] or jnp.size(leaves[i]) == 0:
             continue
-        if not is_floating(leaves[i]):
-            raise TypeError(f"prunable selects the leaf {name!r}, which holds no floating-point numbers")
         if initializer is None:
             leaves[i] = _shuffle(keys[i], leaves[i])
             continue
@@ -95,14 +110,12 @@ def reinitialize(
 
 
 def inverted(score_fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
-    """Turn the order of a score function over, so that pruning removes the weights it would keep first.
+    """Reverse the order of a score function, so that pruning removes first the weights it would keep.
 
         S ↦ −S
 
-    The result takes the arguments of ``score_fn`` and shows its signature. Two inversions of the same function
-    are equal, so that what is compiled for one serves the other.
-
-    Raises nothing itself; the result raises what ``score_fn`` does.
+    The result takes the arguments of ``score_fn``, has its signature and raises what it raises. Two inversions of the
+    same function are equal, so that what is compiled for one serves the other.
 
     Source: Frankle et al. 2021, the ablation "inversion".
 

@@ -14,8 +14,9 @@ from jaxtyping import Array, Float, PyTree
 
 from pkjax import paths, tables
 from pkjax.pruning.masks import apply_masks
+from pkjax.pruning.prunable import prunable_leaves
 from pkjax.pruning.result import DisconnectedWarning, LayerReport, layer_report, layers_table
-from pkjax.trees import ApplyFn, Predicate, check_masks, hashable, is_floating, kernels, leaf_names, select
+from pkjax.trees import ApplyFn, Choice, check_masks, hashable, is_floating, kernels, leaf_names
 
 __all__ = ["Connectivity", "connectivity"]
 
@@ -29,10 +30,10 @@ __all__ = ["Connectivity", "connectivity"]
 class Connectivity:
     """What is left of the paths of a masked network.
 
-    Returned by ``connectivity``. Shows itself as a short text and, in a notebook, as a table of its layers.
+    Returned by ``connectivity``. Prints as a short text and, in a notebook, as a table of its layers.
 
     >>> import jax.numpy as jnp
-    >>> connectivity(lambda w, x: x @ w, jnp.ones((5, 2)), jnp.ones((1, 5)), masks=None)
+    >>> connectivity(lambda w, x: x @ w, jnp.ones((5, 2)), jnp.ones((1, 5)))
     Connectivity(connected=True, log10_paths=1, log10_effective_paths=1, layers=<1 of LayerReport>)
     """
 
@@ -69,18 +70,31 @@ def connectivity(
     params: PyTree,
     x: Float[Array | np.ndarray, "N *input"],
     *,
-    masks: PyTree | None,
-    prunable: Predicate = kernels,
+    masks: PyTree | None = None,
+    prunable: Choice = kernels,
 ) -> Connectivity:
     """Report layer by layer what masks leave, and whether any path from input to output survives.
 
         connected ⇔ Σ_p Π_{j∈p} mask_j > 0 over the paths p that start at an input
 
-    ``x`` tells the shape of the input, ``(1, *input)``; where it is 0 no path starts. The masks decide what is
-    a path, not the weights: a weight that is kept and happens to be 0 is one. Runs outside of ``jit``.
+    The masks decide what is a path, not the weights: a weight that is kept and happens to be 0 lies on one. Runs
+    outside of ``jit``. Warns with ``DisconnectedWarning``, naming the layers that nothing flows through, where no path
+    is left.
 
-    Raises ValueError or TypeError where the masks do not fit, and NotPathNetworkError where the network has no
-    paths. Warns with ``DisconnectedWarning``, naming the layers that nothing flows through, where no path is left.
+    Args:
+        apply_fn: maps (params, inputs (N, *input)) to outputs (N, K).
+        params: its parameters.
+        x: an input ``(1, *input)``; no path starts where it is 0.
+        masks: booleans like ``params``; None keeps every weight.
+        prunable: which leaves to report on, as in ``prune``.
+
+    Returns:
+        The logarithms of the numbers of paths, to base 10, and a report for each prunable leaf.
+
+    Raises:
+        ValueError: the masks have another structure or shape than the parameters.
+        TypeError: the masks are not booleans.
+        NotPathNetworkError: the network has no paths.
 
     Source: the number of paths is R_0 and the effective number R_2²/R_4 of the path polynomial
     (``pkjax.paths.polynomial``); Gebhart et al. 2021, equation 15 for R_2; a layer's flow is the sum of its SynFlow
@@ -101,7 +115,7 @@ def connectivity(
     if masks is None:
         masks = jax.tree.map(lambda t: jnp.ones(jnp.shape(t), bool), params)
     start = (jnp.asarray(x) != 0).astype(jnp.result_type(x))
-    chosen = jax.tree.leaves(select(prunable, params))
+    chosen = prunable_leaves(params, prunable, required=False)
     sums = jax.device_get(_compiled(hashable(apply_fn))(params, start, masks))
     from_inputs, second, fourth, flows = sums
     layers = tuple(

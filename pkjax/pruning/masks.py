@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from pkjax.extras import needed
 from pkjax.trees import apply_masks, check_masks, leaf_names
 
 if TYPE_CHECKING:
@@ -59,10 +60,7 @@ def masked(
     >>> optax.apply_updates(params, updates)["kernel"].tolist()
     [0.5, 0.0]
     """
-    try:
-        import optax
-    except ImportError as error:
-        raise ImportError("pkjax.masked wraps an optax optimizer: pip install optax") from error
+    optax = needed("optax", "", "pkjax.masked wraps an optax optimizer")
     inner = optax.with_extra_args_support(optimizer)
 
     def init(params: PyTree) -> Any:

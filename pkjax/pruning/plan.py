@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from typing import NamedTuple, SupportsFloat, SupportsInt
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from pkjax.pruning.prunable import prunable_leaves
 from pkjax.pruning.schedules import Schedule
 from pkjax.pruning.scopes import Scope, apportion
 from pkjax.pruning.top_k import count_dtype
-from pkjax.trees import Predicate, check_finite, is_floating, leaf_names, select
+from pkjax.trees import Choice, check_finite, leaf_names
 
-__all__ = ["Layout", "Plan", "make_plan"]
+__all__ = ["Layout", "Plan", "plan_pruning"]
 
 
 class Layout(NamedTuple):
@@ -43,12 +43,12 @@ class Plan:
         return [math.prod(shape) for shape in self.shapes]
 
 
-def make_plan(params: PyTree, compression: SupportsFloat | None, density: SupportsFloat | None, steps: SupportsInt,
-              schedule: Schedule, scope: Scope, prunable: Predicate, min_per_layer: SupportsInt) -> Plan:
+def plan_pruning(params: PyTree, compression: SupportsFloat | None, density: SupportsFloat | None, steps: SupportsInt,
+                 schedule: Schedule, scope: Scope, prunable: Choice, min_per_layer: SupportsInt) -> Plan:
     """Check the arguments of ``prune`` and work out what they ask for."""
     target, number = _density(compression, density), _whole("steps", steps, 1)
     floor = _whole("min_per_layer", min_per_layer, 0)
-    chosen = _prunable_leaves(params, prunable)
+    chosen = _checked_leaves(params, prunable)
     pairs = [pair for pair, c in zip(jax.tree_util.tree_leaves_with_path(params), chosen, strict=True) if c]
     shapes = tuple(tuple(np.shape(leaf)) for _, leaf in pairs)
     groups: dict[Hashable, list[int]] = {}
@@ -95,23 +95,13 @@ def _whole(name: str, value: SupportsInt, least: int) -> int:
     return number
 
 
-def _prunable_leaves(params: PyTree, prunable: Predicate) -> list[bool]:
+def _checked_leaves(params: PyTree, prunable: Choice) -> list[bool]:
     """Which leaves to prune, once the parameters have been found fit for it."""
-    chosen = jax.tree.leaves(select(prunable, params))
-    names, leaves = leaf_names(params), jax.tree.leaves(params)
-    for name, leaf, c in zip(names, leaves, chosen, strict=True):
+    for name, leaf in zip(leaf_names(params), jax.tree.leaves(params), strict=True):
         if isinstance(leaf, jax.core.Tracer):
             raise TypeError(f"params leaf {name!r} is traced: prune compiles its own loop, call it outside")
-        if c and not is_floating(leaf):
-            raise TypeError(
-                f"prunable selects the leaf {name!r}, which holds no floating-point numbers but {jnp.result_type(leaf)}"
-            )
-    total = sum(int(np.size(leaf)) for leaf, c in zip(leaves, chosen, strict=True) if c)
-    if total == 0:
-        raise ValueError(
-            f"prunable selects no weight of params (leaves: {', '.join(names) or 'none'}): pass a "
-            "function of (key path, leaf) that is True for the leaves to prune"
-        )
+    chosen = prunable_leaves(params, prunable)
+    total = sum(int(np.size(leaf)) for leaf, c in zip(jax.tree.leaves(params), chosen, strict=True) if c)
     if total > np.iinfo(count_dtype()).max:
         raise ValueError(f"{total} prunable weights are more than {count_dtype()} counts: enable jax_enable_x64")
     check_finite(params, "params")

@@ -2,7 +2,7 @@
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any, SupportsFloat, SupportsInt
 
@@ -12,12 +12,13 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from pkjax.pruning.masks import apply_masks
-from pkjax.pruning.plan import Layout, Plan, make_plan
+from pkjax.pruning.plan import Layout, Plan, plan_pruning
 from pkjax.pruning.result import EmptiedLayerWarning, PruneResult, layer_report
 from pkjax.pruning.schedules import Schedule, exponential
 from pkjax.pruning.scopes import Scope, global_scope
 from pkjax.pruning.top_k import count_dtype, keep_largest, not_finite, order_keys, reserve
-from pkjax.trees import Predicate, check_like, is_floating, kernels
+from pkjax.tables import Progress, reporter
+from pkjax.trees import Choice, check_like, is_floating, kernels
 
 __all__ = ["ScoreFn", "prune"]
 
@@ -34,10 +35,10 @@ def prune(
     steps: SupportsInt = 1,
     schedule: Schedule = exponential,
     scope: Scope = global_scope,
-    prunable: Predicate = kernels,
+    prunable: Choice = kernels,
     min_per_layer: SupportsInt = 0,
     jit: bool = True,
-    progress: bool = False,
+    progress: Progress = False,
 ) -> PruneResult:
     """Choose the weights to keep, in one step or many, by the highest scores.
 
@@ -82,10 +83,10 @@ def prune(
     >>> result.masks["kernel"].tolist(), result.kept, result.total
     ([[True, False], [False, True]], 2, 4)
     """
-    plan = make_plan(params, compression, density, steps, schedule, scope, prunable, min_per_layer)
+    plan = plan_pruning(params, compression, density, steps, schedule, scope, prunable, min_per_layer)
     alive = [jnp.ones(shape, bool) for shape in plan.shapes]
     counts = np.array(plan.counts, count_dtype())
-    if jit and not progress:
+    if jit and progress is False:
         alive, reports = _loop(_hashable(score_fn), plan.layout)(params, alive, counts)
         kept, flags = jax.device_get(reports)
     else:
@@ -130,26 +131,19 @@ def _step(score_fn: ScoreFn, layout: Layout) -> Callable[..., Any]:
 
 
 def _one_by_one(score_fn: ScoreFn, plan: Plan, params: PyTree, alive: list[Array], counts: np.ndarray, jit: bool,
-                progress: bool) -> tuple[list[Array], np.ndarray, np.ndarray]:
-    """Take the rounds one at a time, if wished showing how far it is; stop at the first bad score."""
+                progress: Progress) -> tuple[list[Array], np.ndarray, np.ndarray]:
+    """Take the rounds one at a time and report each; stop at the first bad score."""
     step = _step(_hashable(score_fn), plan.layout) if jit else partial(_round, score_fn, plan.layout)
+    report, total = reporter(progress), sum(plan.sizes)
     kept, flags = [], []
-    for row in _tracked(counts) if progress else counts:
-        alive, (number, bad) = step(params, alive, row)
-        kept.append(jax.device_get(number))
+    for number, row in enumerate(counts, start=1):
+        alive, (held, bad) = step(params, alive, row)
+        kept.append(jax.device_get(held))
         flags.append(jax.device_get(bad))
+        report(f"pruning: step {number} of {len(counts)}, {kept[-1].sum():,} of {total:,} weights kept")
         if flags[-1].any():
             break
     return alive, np.stack(kept), np.stack(flags)
-
-
-def _tracked(counts: np.ndarray) -> Iterator[np.ndarray]:
-    try:
-        from rich.progress import Progress
-    except ImportError as error:
-        raise ImportError("prune(progress=True) needs rich: pip install 'pkjax[cli]'") from error
-    with Progress() as display:
-        yield from display.track(counts, description="pruning")
 
 
 def _round(score_fn: ScoreFn, layout: Layout, params: PyTree, alive: list[Array],

@@ -91,11 +91,11 @@ def layer_report(name: str, shape: tuple[int, ...], kept: int, flow: float | Non
     data_fields=["masks"],
     meta_fields=["kept", "total", "layers", "history"],
 )
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PruneResult:
     """Masks with the counts they reach.
 
-    Returned by ``prune``. Shows itself as a short text and, in a notebook, as a table of its layers.
+    Returned by ``prune``. Prints as a short text and, in a notebook, as a table of its layers.
 
     >>> import jax.numpy as jnp, pkjax as pk
     >>> pk.prune(pk.magnitude, {"kernel": jnp.array([[3.0, -1.0], [0.5, 2.0]])}, density=0.5)

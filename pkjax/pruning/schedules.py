@@ -17,8 +17,6 @@ def exponential(step: int, steps: int, density: float) -> float:
 
         density_k = density^(k/n)
 
-    Raises nothing.
-
     Source: Tanaka et al. 2020, algorithm 1, where density = 10^−ρ makes it 10^(−ρk/n).
 
     >>> [round(exponential(k, 4, 0.0001), 6) for k in (1, 2, 3, 4)]
@@ -31,10 +29,6 @@ def linear(step: int, steps: int, density: float) -> float:
     """Remove the same number of weights at every step.
 
         density_k = 1 − (1 − density) k/n
-
-    Raises nothing.
-
-    Source: definition.
 
     >>> [round(linear(k, 4, 0.2), 6) for k in (1, 2, 3, 4)]
     [0.8, 0.6, 0.4, 0.2]

@@ -26,8 +26,6 @@ The groups stand in the order in which their first leaves do.
 def global_scope(path: tuple[Any, ...], leaf: Any) -> Hashable:
     """All prunable weights compete with each other: one threshold for the whole network.
 
-    Raises nothing.
-
     Source: Gebhart, Saxena and Schrater (2021), appendix A.4.1: "globally across the network".
 
     >>> global_scope((), 0.0) == global_scope((1,), 1.0)
@@ -41,8 +39,6 @@ def layer_scope(path: tuple[Any, ...], leaf: Any) -> Hashable:
 
     The literature on sparse training calls these densities "uniform".
 
-    Raises nothing.
-
     Source: Evci et al. 2020 (RigL), section 3, item 1.
 
     >>> from jax.tree_util import DictKey
@@ -55,8 +51,6 @@ def layer_scope(path: tuple[Any, ...], leaf: Any) -> Hashable:
 @dataclass(frozen=True)
 class DensityScope:
     """A scope that also sets how dense each of its groups becomes.
-
-    Source: definition.
 
     >>> halves = DensityScope(lambda path, leaf: path[0].key, lambda shapes, density: [density] * len(shapes))
     >>> halves.densities([(3, 2), (2, 4)], 0.5)

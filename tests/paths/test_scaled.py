@@ -6,14 +6,15 @@ import numpy as np
 import pkjax as pk
 import pytest
 from pkjax.paths.scaled import NOTHING, Scaled, normalized, power_of_two, shifted
+from pkjax.pruning.scores import synflow_l2_scaled, synflow_scaled
 
 VARIANTS = ("synflow", "paper", "conserved", "released")
 
 
 def score(name, net, params, x):
     if name == "synflow":
-        return pk.synflow(net, params, x, return_exponent=True)
-    return pk.synflow_l2(net, params, x, variant=name, return_exponent=True)
+        return synflow_scaled(net, params, x)
+    return synflow_l2_scaled(net, params, x, variant=name)
 
 
 def residual(params, x):
@@ -98,9 +99,8 @@ def test_zero_biases_count_in_a_trace_and_weigh_nothing_in_scores():
     params = [{"a": p["a"], "bias": jnp.zeros(5, jnp.float32)} for p in draw(12, 5, 1e-5, jnp.float32)]
     x = jnp.ones((1, 5), jnp.float32)
     assert float(pk.path_kernel.trace(net, params, x, log=True)) == pytest.approx(np.log(5), rel=1e-6)
-    scores, exponent = pk.synflow(net, params, x, return_exponent=True)
-    wide, more = pk.synflow(net, jax.tree.map(lambda p: p.astype(jnp.float64), params), jnp.ones((1, 5)),
-                            return_exponent=True)
+    scores, exponent = synflow_scaled(net, params, x)
+    wide, more = synflow_scaled(net, jax.tree.map(lambda p: p.astype(jnp.float64), params), jnp.ones((1, 5)))
     for a, b in zip(scores, wide, strict=True):
         np.testing.assert_allclose(np.ldexp(np.asarray(a["a"], np.float64), int(exponent) - int(more)), b["a"],
                                    rtol=1e-5)

@@ -102,7 +102,7 @@ def test_redrawn_weights_are_masked_as_the_old_ones_were(params, masks, key):
 
 
 def test_what_cannot_be_redrawn_is_refused(params, key):
-    with pytest.raises(ValueError, match="prunable selects no leaf of params"):
+    with pytest.raises(ValueError, match="prunable selects no weight of params"):
         reinitialize(params, key=key, prunable=lambda path, leaf: False)
     with pytest.raises(TypeError, match="'dense/steps', which holds no floating-point numbers"):
         reinitialize(params, key=key, prunable=lambda path, leaf: path[-1].key == "steps")

@@ -27,7 +27,7 @@ KEYS = {
 def small_chunks(monkeypatch):
     """Chunks so small that a few thousand keys go the way of millions."""
     for name, size in {"CHUNK": 1024, "JOINED": 0, "SAMPLE": 64, "COLUMNS": 32, "GATHERED": 8}.items():
-        monkeypatch.setattr(selection, name, size)
+        monkeypatch.setattr(top_k, name, size)
 
 
 def test_the_highest_are_the_head_of_a_stable_sort(small_chunks):

@@ -1,8 +1,17 @@
-"""Scores: parameters in, a tree like them out, in which a higher number is kept."""
+"""Scores: parameters in, a tree like them out; weights with a higher score are kept."""
 
-from pkjax.pruning.scores.data_free import magnitude, random, synflow, synflow_l2
+from pkjax.pruning.scores.data_free import (
+    ScaledScores,
+    magnitude,
+    random,
+    synflow,
+    synflow_l2,
+    synflow_l2_scaled,
+    synflow_scaled,
+)
 from pkjax.pruning.scores.loss import grasp, snip
 from pkjax.pruning.scores.ntk_trace import ntk_trace_saliency
 from pkjax.pruning.scores.path_exclusion import path_exclusion
 
-__all__ = ["grasp", "magnitude", "ntk_trace_saliency", "path_exclusion", "random", "snip", "synflow", "synflow_l2"]
+__all__ = ["ScaledScores", "grasp", "magnitude", "ntk_trace_saliency", "path_exclusion", "random", "snip", "synflow",
+           "synflow_l2", "synflow_l2_scaled", "synflow_scaled"]

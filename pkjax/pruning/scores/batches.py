@@ -112,6 +112,6 @@ def scored_network(apply_fn: ApplyFn, params: PyTree, X: Inputs, masks: PyTree |
     """Check network and data; return masked leaves, how to rebuild, a first example, the stream, its output."""
     check_masks(masks, params)
     check_finite(params, "params")
-    leaves, rebuild = split(params if masks is None else apply_masks(params, masks), None)
+    leaves, rebuild = split(params if masks is None else apply_masks(params, masks))
     first, stream = inputs(X)
     return leaves, rebuild, first, stream, check_network(apply_fn, params, first)

@@ -1,19 +1,35 @@
-"""Saliencies: how much each weight matters, before training.
+"""Scores without data: random, by magnitude, and by the paths through each weight.
 
 Every function takes parameters and returns scores, a tree like the parameters in which a higher score is
-kept. All are pure and run under ``jit``. Leaves without a score of their own (integers, keys) score 0.
+kept. All are pure and run under ``jit``. Leaves without a score of their own (integers, keys) score 0. Scores of
+parameters narrower than float32 are computed and returned in float32.
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from pkjax import paths
 from pkjax.pruning.scores.leaves import finite, split
 from pkjax.trees import ApplyFn
 
-__all__ = ["magnitude", "random", "synflow", "synflow_l2"]
+__all__ = ["ScaledScores", "magnitude", "random", "synflow", "synflow_l2", "synflow_l2_scaled", "synflow_scaled"]
+
+
+class ScaledScores(NamedTuple):
+    """Scores over a power of two: those of a network of any depth are scores · 2^exponent.
+
+    Returned by ``synflow_scaled`` and ``synflow_l2_scaled``.
+    """
+
+    scores: PyTree
+    """A tree like the parameters."""
+    exponent: Int[Array, ""]
+    """A whole number: 0 where the scores need no scale."""
+
 
 def random(params: PyTree, *, key: Key[Array, ""]) -> PyTree:
     """Score weights at random, uniformly in [0, 1): the baseline of pruning without information.
@@ -22,7 +38,15 @@ def random(params: PyTree, *, key: Key[Array, ""]) -> PyTree:
 
         S_j ~ U[0, 1)
 
-    Raises TypeError where ``key`` is no typed key.
+    Args:
+        params: parameters θ, for their shapes.
+        key: a typed key, ``jax.random.key(seed)``.
+
+    Returns:
+        Scores like ``params``.
+
+    Raises:
+        TypeError: ``key`` is not a typed key.
 
     Source: the pruner "Random" of Gebhart, Saxena and Schrater (2021), appendix A.4.1.
 
@@ -33,7 +57,7 @@ def random(params: PyTree, *, key: Key[Array, ""]) -> PyTree:
     """
     if not jnp.issubdtype(jnp.result_type(key), jax.dtypes.prng_key):
         raise TypeError(f"random needs a typed key, jax.random.key(seed), but got {key!r}")
-    leaves, rebuild = split(params, None)
+    leaves, rebuild = split(params)
     keys = jax.random.split(key, len(leaves))
     draws = [jax.random.uniform(k, t.shape, t.dtype) for k, t in zip(keys, leaves, strict=True)]
     return rebuild(draws)
@@ -44,7 +68,11 @@ def magnitude(params: PyTree) -> PyTree:
 
         S = |θ|
 
-    Raises nothing.
+    Args:
+        params: parameters θ.
+
+    Returns:
+        Scores like ``params``.
 
     Source: Han et al. 2015, section 3.
 
@@ -52,33 +80,67 @@ def magnitude(params: PyTree) -> PyTree:
     >>> magnitude({"kernel": jnp.array([[-2.0, 1.0]])})["kernel"].tolist()
     [[2.0, 1.0]]
     """
-    leaves, rebuild = split(params, None)
+    leaves, rebuild = split(params)
     return rebuild([jnp.abs(leaf) for leaf in leaves])
 
 
 def synflow(apply_fn: ApplyFn, params: PyTree, x: Float[Array | np.ndarray, "N *input"], *,
-            pool: str = "sum", return_exponent: bool = False) -> PyTree:
+            pool: str = "sum") -> PyTree:
     """Score weights by the ℓ1 path norm that flows through them: SynFlow.
 
         S = |θ| ∘ ∂R_1/∂|θ|,   R_1 = Σ_k R_1(|θ|, x)_k
 
     with the path polynomial R_q of the network (``pkjax.paths.polynomial``): every activation linear, every
     constant by its absolute value. With x of ones it needs no data; with x the mean of the inputs
-    (``pkjax.mean_input``) it is SynFlow-Dist. ``pool="max"`` leaves max-pooling in place as the published
-    code does, where "sum" counts every path. Source: Tanaka et al. 2020; Gebhart et al. 2021, equation 16.
+    (``pkjax.mean_input``) it is SynFlow-Dist.
 
     Scores are computed as multiples of a power of two, so that no depth makes them overflow or vanish. They come out
-    as they are where R_1 lies between 2^−32 and 2^64 (float32; between 2^−256 and 2^512 in float64), and divided by the
-    power of two 2^exponent that brings it there elsewhere; ``return_exponent=True`` returns (scores, exponent).
+    as they are where R_1 lies between 2^−32 and 2^64 (float32; between 2^−256 and 2^512 in float64), and divided
+    elsewhere by the power of two that brings it there, which ``synflow_scaled`` returns too.
 
-    Raises ValueError where x is negative or not finite, and FloatingPointError where a score is not finite.
+    Args:
+        apply_fn: maps (params, inputs (N, *input)) to outputs (N, K).
+        params: parameters θ.
+        x: an input ``(1, *input)`` of numbers that are not negative.
+        pool: "sum" counts every path through max-pooling; "max" leaves it in place as the published code does.
+
+    Returns:
+        Scores like ``params``.
+
+    Raises:
+        ValueError: x is negative or not finite.
+        NotPathNetworkError: the network is not a sum over paths.
+        FloatingPointError: a score is not finite.
+
+    Source: Tanaka et al. 2020; Gebhart et al. 2021, equation 16.
 
     >>> import jax.numpy as jnp
     >>> params = {"kernel": jnp.array([[-2.0], [1.0]])}
     >>> synflow(lambda p, x: x @ p["kernel"], params, jnp.ones((1, 2)))["kernel"].tolist()
     [[2.0], [1.0]]
     """
-    return _path_scores(apply_fn, params, x, 1, 1, pool, return_exponent, "synflow")
+    return synflow_scaled(apply_fn, params, x, pool=pool).scores
+
+
+def synflow_scaled(apply_fn: ApplyFn, params: PyTree, x: Float[Array | np.ndarray, "N *input"], *,
+                   pool: str = "sum") -> ScaledScores:
+    """Score weights by SynFlow, with the power of two that the scores are over.
+
+        S = scores · 2^exponent
+
+    Arguments and errors are those of ``synflow``.
+
+    >>> import jax.numpy as jnp
+    >>> layers = [jnp.full((10, 10), 10.0, jnp.float32)] * 60    # scores of 10^120, which float32 does not hold
+    >>> def net(kernels, x):
+    ...     for kernel in kernels:
+    ...         x = x @ kernel
+    ...     return x
+    >>> scores, exponent = synflow_scaled(net, layers, jnp.ones((1, 10), jnp.float32))
+    >>> bool(jnp.isfinite(scores[0]).all()), int(exponent) > 300
+    (True, True)
+    """
+    return _path_scores(apply_fn, params, x, 1, 1, pool, "synflow")
 
 
 def synflow_l2(
@@ -88,7 +150,6 @@ def synflow_l2(
     *,
     variant: str = "paper",
     pool: str = "sum",
-    return_exponent: bool = False,
 ) -> PyTree:
     """Score weights by the squared ℓ2 path norm that flows through them: SynFlow-L2.
 
@@ -96,11 +157,25 @@ def synflow_l2(
         S = θ² ∘ ∂R_2/∂θ²      variant "conserved": the saliency of R_2, conserved from layer to layer
         S = θ² ∘ ∂R_1/∂|θ|     variant "released": the authors' code
 
-    with R_2 = Σ_k R_2(θ², x)_k, the squared ℓ2 path norm. x, ``pool`` and ``return_exponent`` as in ``synflow``;
-    with x the mean of the inputs it is SynFlow-L2-Dist. Source: Gebhart et al. 2021, section 4.2 and equation 15.
+    with R_2 = Σ_k R_2(θ², x)_k, the squared ℓ2 path norm. With x the mean of the inputs it is SynFlow-L2-Dist. Scores
+    are scaled as those of ``synflow`` are; ``synflow_l2_scaled`` returns the power of two.
 
-    Raises ValueError where the variant is unknown or x is negative or not finite, and FloatingPointError
-    where a score is not finite.
+    Args:
+        apply_fn: maps (params, inputs (N, *input)) to outputs (N, K).
+        params: parameters θ.
+        x: an input ``(1, *input)`` of numbers that are not negative.
+        variant: "paper", "conserved" or "released".
+        pool: "sum" or "max", as in ``synflow``.
+
+    Returns:
+        Scores like ``params``.
+
+    Raises:
+        ValueError: the variant is unknown, or x is negative or not finite.
+        NotPathNetworkError: the network is not a sum over paths.
+        FloatingPointError: a score is not finite.
+
+    Source: Gebhart et al. 2021, section 4.2 and equation 15.
 
     >>> import jax.numpy as jnp
     >>> params = {"kernel": jnp.array([[-2.0], [1.0]])}
@@ -108,18 +183,34 @@ def synflow_l2(
     >>> scores["kernel"].tolist()
     [[4.0], [1.0]]
     """
+    return synflow_l2_scaled(apply_fn, params, x, variant=variant, pool=pool).scores
+
+
+def synflow_l2_scaled(apply_fn: ApplyFn, params: PyTree, x: Float[Array | np.ndarray, "N *input"], *,
+                      variant: str = "paper", pool: str = "sum") -> ScaledScores:
+    """Score weights by SynFlow-L2, with the power of two that the scores are over.
+
+        S = scores · 2^exponent
+
+    Arguments and errors are those of ``synflow_l2``.
+
+    >>> import jax.numpy as jnp
+    >>> params = {"kernel": jnp.array([[-2.0], [1.0]])}
+    >>> int(synflow_l2_scaled(lambda p, x: x @ p["kernel"], params, jnp.ones((1, 2))).exponent)
+    0
+    """
     weights = {"paper": (1, 2), "conserved": (2, 2), "released": (2, 1)}
     if variant not in weights:
         raise ValueError(f"variant must be one of {', '.join(map(repr, weights))}, but got {variant!r}")
     power, q = weights[variant]
-    return _path_scores(apply_fn, params, x, power, q, pool, return_exponent, f"synflow_l2(variant={variant!r})")
+    return _path_scores(apply_fn, params, x, power, q, pool, f"synflow_l2(variant={variant!r})")
 
 
 def _path_scores(apply_fn: ApplyFn, params: PyTree, x: Array | np.ndarray, power: int, q: int, pool: str,
-                 return_exponent: bool, name: str) -> PyTree:
+                 name: str) -> ScaledScores:
     """|θ|^power ∘ ∂R_q/∂φ at φ = |θ|^q, and the power of two that it is over."""
     x = _checked_input(x)
-    leaves, rebuild = split(params, None)
+    leaves, rebuild = split(params)
     sizes = [jnp.abs(leaf) for leaf in leaves]
 
     def objective(phi: list[Array]) -> tuple[Array, Array]:
@@ -132,8 +223,7 @@ def _path_scores(apply_fn: ApplyFn, params: PyTree, x: Array | np.ndarray, power
     kept = jnp.clip(exponent, -largest // 2, largest)
     (slopes,) = pull(paths.power_of_two(kept, total.dtype))
     scores = [(t * t if power == 2 else t) * g for t, g in zip(sizes, slopes, strict=True)]
-    tree = finite(rebuild(scores), name)
-    return (tree, exponent - kept) if return_exponent else tree
+    return ScaledScores(finite(rebuild(scores), name), exponent - kept)
 
 
 def _checked_input(x: Array | np.ndarray) -> Array:

@@ -1,4 +1,4 @@
-"""What every saliency does with trees: take out the leaves to score, put scores back, let no NaN pass."""
+"""What every score does with trees: take out the leaves to score, put scores back, refuse NaN."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from pkjax.trees import Predicate, is_floating, leaf_names, select
+from pkjax.pruning.prunable import prunable_leaves
+from pkjax.trees import Choice, is_floating, leaf_names
 
 __all__ = ["finite", "split"]
 
@@ -17,22 +18,14 @@ OVERFLOW = (
 )
 
 
-def split(params: PyTree, predicate: Predicate | None) -> tuple[list[Array], Callable[..., PyTree]]:
-    """Take out the leaves to score, floating or chosen, with the function that puts such leaves back.
+def split(params: PyTree, prunable: Choice = None) -> tuple[list[Array], Callable[..., PyTree]]:
+    """Take out the leaves to score, with the function that puts such leaves back.
 
     ``rebuild(leaves)`` fills the rest with zeros (scores), ``rebuild(leaves, params)`` with the parameters'
     own.
     """
     everything, structure = jax.tree.flatten(params)
-    chosen = [is_floating(leaf) for leaf in everything]
-    if predicate is not None:
-        wanted = jax.tree.leaves(select(predicate, params))
-        if not any(wanted):
-            raise ValueError(f"prunable selects no leaf of params (leaves: {', '.join(leaf_names(params))})")
-        for name, want, floating in zip(leaf_names(params), wanted, chosen, strict=True):
-            if want and not floating:
-                raise TypeError(f"prunable selects the leaf {name!r}, which holds no floating-point numbers")
-        chosen = wanted
+    chosen = prunable_leaves(params, prunable, required=prunable is not None)
 
     def rebuild(part: Sequence[Array], rest: PyTree | None = None) -> PyTree:
         new = iter(part)
@@ -48,7 +41,7 @@ def _zeros(leaf: Any) -> Array:
 
 
 def finite(scores: PyTree, name: str) -> PyTree:
-    """Let no infinity or NaN out unnoticed; under ``jit`` it is ``prune`` that looks."""
+    """Return the scores; raise FloatingPointError where one is NaN or infinite (traced scores pass)."""
     for leaf_name, leaf in zip(leaf_names(scores), jax.tree.leaves(scores), strict=True):
         if not isinstance(leaf, jax.core.Tracer) and not bool(jnp.isfinite(leaf).all()):
             raise FloatingPointError(f"{name} gives scores that are not finite at leaf {leaf_name!r}: {OVERFLOW}")

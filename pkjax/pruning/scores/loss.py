@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PyTree
 
 from pkjax.pruning.scores.batches import mean
 from pkjax.pruning.scores.leaves import finite, split
-from pkjax.trees import Predicate, kernels
+from pkjax.trees import Choice, kernels
 
 __all__ = ["Loss", "grasp", "snip"]
 
@@ -37,7 +37,7 @@ def snip(loss_fn: Loss, params: PyTree, batches: Iterable[PyTree] | None = None)
     >>> snip(lambda p: (p["kernel"] ** 2).sum(), {"kernel": jnp.array([[-2.0, 1.0]])})["kernel"].tolist()
     [[8.0, 2.0]]
     """
-    leaves, rebuild = split(params, None)
+    leaves, rebuild = split(params)
     if batches is None:
         gradient = jax.grad(lambda part: loss_fn(rebuild(part, params)))(leaves)
     else:
@@ -47,7 +47,7 @@ def snip(loss_fn: Loss, params: PyTree, batches: Iterable[PyTree] | None = None)
 
 
 def grasp(loss_fn: Loss, params: PyTree, batches: Iterable[PyTree] | None = None, *,
-          prunable: Predicate = kernels) -> PyTree:
+          prunable: Choice = kernels) -> PyTree:
     """Score weights by how much they help the gradient flow, to first order.
 
         S = θ ∘ (H g),   g = ∂L/∂θ,   H = ∂²L/∂θ²

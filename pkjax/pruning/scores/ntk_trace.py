@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from pkjax.pruning.masks import apply_masks
 from pkjax.pruning.scores.batches import Inputs, Sums, add, fold, scored_network, zeros
 from pkjax.pruning.scores.leaves import finite
 from pkjax.trees import ApplyFn, Trainable, is_floating, trainable_masks
@@ -27,13 +28,16 @@ def ntk_trace_saliency(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, masks: P
         params: parameters θ.
         X: examples (N, *input), or an iterable of such arrays.
         masks: booleans like ``params``: False means that the weight is absent (0, does not train, scores 0).
-        trainable: which parameters Θ differentiates, as in ``ntk``; the scores are of all floating ones.
+        trainable: which parameters Θ differentiates, as in ``ntk``; all floating-point ones are scored.
         batch_size: how many examples to take at once; changes no score.
 
+    Returns:
+        Scores like ``params``.
+
     Raises:
-        ValueError: for masks or trainable of another structure, NaN or infinity in params or X, an empty X, inputs that
-            differ in shape, ``batch_size`` below 1.
-        FloatingPointError: where a score is not finite.
+        ValueError: masks or trainable have another structure, params or X hold NaN or infinity, X is empty, its inputs
+            differ in shape, or ``batch_size`` is below 1.
+        FloatingPointError: a score is not finite.
 
     Source: equation 2 of Jacot et al. 2018 for Θ; its trace as a measure of saliency, Iurada et al. 2024.
 
@@ -53,7 +57,7 @@ def ntk_trace_saliency(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, masks: P
         def of_output(total: list[Array], e: Array) -> tuple[list[Array], None]:
             def one(x: Array) -> list[Array]:
                 gradient_fn = jax.grad(lambda t: jnp.vdot(apply_fn(rebuild(t, params), x[None])[0], e))
-                gradient = [jnp.where(m, g, 0) for m, g in zip(trains, gradient_fn(leaves), strict=True)]
+                gradient = apply_masks(gradient_fn(leaves), trains)
                 return jax.jvp(gradient_fn, (leaves,), (gradient,))[1]
 
             return [t + h.astype(t.dtype).sum(0) for t, h in zip(total, jax.vmap(one)(X), strict=True)], None

@@ -38,10 +38,10 @@ def path_exclusion(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, pool: str = 
         (1e±28 in float32), all are divided by one power of two.
 
     Raises:
-        ValueError: for masks of another structure, NaN or infinity in params or X, an empty X, inputs that differ in
-            shape or are no floating-point numbers.
-        NotPathNetworkError: where the network is no sum over paths.
-        FloatingPointError: where a score is not finite.
+        ValueError: masks have another structure, params or X hold NaN or infinity, X is empty, or its inputs differ in
+            shape or are not floating-point numbers.
+        NotPathNetworkError: the network is not a sum over paths.
+        FloatingPointError: a score is not finite.
 
     Source: Iurada et al. 2024, whose code also squares the derivative and leaves biases out of z₁.
 

@@ -207,7 +207,7 @@ def test_wrong_inputs_are_named(score, params):
 def test_wrong_options_are_named(params):
     with pytest.raises(ValueError, match="variant must be one of 'paper', 'conserved', 'released', but got 'best'"):
         synflow_l2(network, params, ONES, variant="best")
-    with pytest.raises(ValueError, match=r"prunable selects no leaf of params .*layer0/bias"):
+    with pytest.raises(ValueError, match=r"prunable selects no weight of params .*layer0/bias"):
         grasp(loss, params, prunable=lambda path, leaf: False)
     with pytest.raises(TypeError, match=r"'count', which holds no floating-point"):
         grasp(loss, {**params, "count": jnp.array(3)}, prunable=lambda path, leaf: True)
