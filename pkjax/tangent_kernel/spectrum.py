@@ -37,7 +37,8 @@ class NtkEigenpairs:
         values=float64[2] 9 … 4,
         vectors=float64[2,2,1],
         ...
-        converged=True)
+        converged=True
+    )
     """
 
     values: Float64[np.ndarray, "k"]
