@@ -11,7 +11,7 @@ from jaxtyping import Float
 from pkjax.analysis.exactness import Check
 from pkjax.analysis.theorem1 import Claim
 from pkjax.pruning.result import LayerReport
-from pkjax.tables import Raw, formula, html, number
+from pkjax.tables import Raw, format_number, formula, html
 
 __all__ = ["Report", "checks_table", "claims_table", "finding", "lines", "status", "summary_table", "summary_text"]
 
@@ -107,17 +107,17 @@ def lines(report: Report) -> list[tuple[str, str]]:
     return [
         ("weights kept", f"{kept:,} of {total:,}"),
         ("parameters that train", f"{report.parameters:,}"),
-        ("Tr Θ", number(report.trace_ntk)),
-        ("Tr Π", number(report.trace_pi)),
-        ("gated path trace", number(report.gated_trace)),
-        ("λ₁, largest of Θ", number(float(report.lam[0]))),
-        ("ν₁, largest of A", number(float(report.nu[0]))),
-        ("π₁, largest of Π", f"{number(float(report.pi[0]))} ± {number(bound, 1)}"),
-        ("bound ν₁π₁", number(float(report.nu[0] * report.pi[0]))),
+        ("Tr Θ", format_number(report.trace_ntk)),
+        ("Tr Π", format_number(report.trace_pi)),
+        ("gated path trace", format_number(report.gated_trace)),
+        ("λ₁, largest of Θ", format_number(float(report.lam[0]))),
+        ("ν₁, largest of A", format_number(float(report.nu[0]))),
+        ("π₁, largest of Π", f"{format_number(float(report.pi[0]))} ± {format_number(bound, 1)}"),
+        ("bound ν₁π₁", format_number(float(report.nu[0] * report.pi[0]))),
         (f"Tr Θ in {len(report.pi):,} path eigenvectors", f"{100 * report.captured:.2f} %"),
-        ("effective rank of Π", number(report.effective_rank)),
-        ("log10 of the number of paths", number(report.log10_paths)),
-        ("log10 of their effective number", number(report.log10_effective_paths)),
+        ("effective rank of Π", format_number(report.effective_rank)),
+        ("log10 of the number of paths", format_number(report.log10_paths)),
+        ("log10 of their effective number", format_number(report.log10_effective_paths)),
         ("inputs reach outputs", "yes" if report.connected else "no"),
     ]
 
@@ -133,7 +133,7 @@ def finding(claim: Claim) -> str:
     >>> finding(Claim(True, 0.75, 0, True, "λ_1 ≤ ν_1 π_1")), finding(Claim(False, -2.0, 4, False, "λ_i ≤ ν_i π_i"))
     ('holds: 0.25 at i = 1', 'fails: 3 at i = 5')
     """
-    reached = number(1 - claim.slack, 3 if claim.slack > -0.01 and not claim.holds else 2)
+    reached = format_number(1 - claim.slack, 3 if claim.slack > -0.01 and not claim.holds else 2)
     return f"{'holds' if claim.holds else 'fails'}: {reached} at i = {claim.worst + 1}"
 
 

@@ -35,7 +35,8 @@ class Eigenpairs:
         values=float64[2] 1 … 1,
         vectors=float64[2,2,1],
         ...
-        converged=True)
+        converged=True
+    )
     """
 
     values: Float64[np.ndarray, "k"]

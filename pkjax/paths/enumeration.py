@@ -51,7 +51,12 @@ class Factorization:
 
     >>> import jax.numpy as jnp
     >>> factorize(lambda w, x: x @ w, jnp.array([[3.0], [5.0]]), jnp.ones((1, 2)))
-    Factorization(jvf=float64[1,2], jtv=float64[2,2], values=float64[2] 3 … 5, paths=<2 of Path>)
+    Factorization(
+        jvf=float64[1,2],
+        jtv=float64[2,2],
+        values=float64[2] 3 … 5,
+        paths=<2 of Path>
+    )
     """
 
     jvf: Float[np.ndarray, "NK P"]
@@ -67,10 +72,11 @@ class Factorization:
 
     def _repr_html_(self) -> str:
         rows = []
-        for i in tables.some(len(self.paths)):
+        for i in tables.spread(len(self.paths)):
             path, value = self.paths[i], float(self.values[i])
             start = "bias or constant" if path.source is None else f"input {path.source}"
-            rows.append([str(i), start, " · ".join(path.parameters), f"output {path.output}", tables.number(value)])
+            rows.append([str(i), start, " · ".join(path.parameters), f"output {path.output}",
+                         tables.format_number(value)])
         return tables.html(["path", "from", "parameters", "to", "value"], rows, caption=f"{len(self.paths):,} paths",
                            left=4)
 
