@@ -8,7 +8,7 @@ static facts. What comes out is one frozen value, a pytree whose static part is 
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, lru_cache, partial
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -22,7 +22,7 @@ from pkjax.adapters import ModuleFunction
 from pkjax.programs.independence import EXAMPLES, Free, Joined, Rows, Uncertain, follow
 from pkjax.programs.integers import encode, encoded
 from pkjax.programs.program import BoundProgram, trace
-from pkjax.trees import ApplyFn, check_finite, check_masks, is_floating, leaf_names, masked_params, trained_entries
+from pkjax.trees import ApplyFn, Choice, apply_masks, check_finite, check_masks, is_floating, leaf_names, trained_entries
 
 __all__ = ["Network", "read"]
 
@@ -94,7 +94,7 @@ class Network:
         return values
 
 
-def read(apply_fn: ApplyFn, params: PyTree, x: PyTree, *, masks: PyTree | None = None, trainable: Any = None,
+def read(apply_fn: ApplyFn, params: PyTree, x: PyTree, *, masks: PyTree | None = None, trainable: Choice = None,
          paths: bool = False) -> Network:
     """Read a network: trace it, check it, mask it.
 
@@ -118,7 +118,7 @@ def read(apply_fn: ApplyFn, params: PyTree, x: PyTree, *, masks: PyTree | None =
     single = jax.tree_util.treedef_is_leaf(inputs[0])
     shapes = inputs[1]
     entries, whole = trained_entries(params, masks, trainable)
-    masked = params if masks is None else masked_params(params, masks)
+    masked = apply_masks(params, masks)
     if single and (not paths or jnp.issubdtype(shapes[0].dtype, jnp.floating)):
         return Network(fn, masked, masks, entries, None, whole, inputs, outputs, shapes[0])
     example = jax.tree.unflatten(inputs[0], [jax.ShapeDtypeStruct((1, *s.shape), s.dtype) for s in shapes])

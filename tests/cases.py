@@ -1,16 +1,46 @@
-"""Networks that tests draw: layer lists, their JAX functions and their parameters; and some that have names."""
+"""Networks that tests draw (layer lists, their JAX functions, their parameters) and named ones; tolerances by type."""
 
 import functools
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import strategies as st
 from jax import lax
 
+FLOAT = {"float64": np.float64, "float32": np.float32}[os.environ.get("PKJAX_TESTS", "float64")]
+"""The type of what is drawn."""
+FLOAT32 = FLOAT is np.float32
+"""Whether the tests run in the second configuration: float32 and standard promotion."""
+TOLERANCE = 2**10 * float(np.finfo(FLOAT).eps)
+"""A relative difference that rounding explains: 2·10⁻¹³ in float64, 10⁻⁴ in float32."""
 
-def normal(seed, shape, dtype=np.float64):
+_assert_allclose, _approx = np.testing.assert_allclose, pytest.approx
+
+
+def assert_close(actual, desired, rtol=1e-7, atol=0, **options):
+    """NumPy's comparison, no stricter than the type: an entry may miss by `TOLERANCE` of the largest one."""
+    sizes = np.abs(np.asarray(desired, np.float64))
+    top = sizes[np.isfinite(sizes)].max(initial=0.0)
+    _assert_allclose(actual, desired, max(rtol, TOLERANCE), max(atol, TOLERANCE * top), **options)
+
+
+def approx(expected, rel=None, abs=None, **options):
+    """Pytest's comparison of numbers, no stricter than the type."""
+    return _approx(expected, max(rel or 1e-6, TOLERANCE), abs, **options)
+
+
+def named_in_float32_txt():
+    """The names of the tests that run in the second configuration too."""
+    lines = (Path(__file__).parent / "float32.txt").read_text().splitlines()
+    return {line for line in lines if line and not line.startswith("#")}
+
+
+def normal(seed, shape, dtype=FLOAT):
     """Normal numbers, drawn by NumPy: JAX takes longer to compile a draw of each shape than most of what is tested."""
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
 
@@ -147,11 +177,12 @@ def cases(draw, kinds=("dense", "conv"), masked=None):
             if "residual" in kinds and draw(st.booleans()):
                 layers.append(("residual", [dense(width, width), ("leaky", 0.0)]))
     layers.append(dense(width, draw(st.integers(1, 2))))
+    params = {name: np.asarray(value, FLOAT) for name, value in params.items()}
     masks = None
     if draw(st.booleans()) if masked is None else masked:
         masks = {n: rng.random(v.shape) < 0.7 if n.endswith("kernel") else np.ones(v.shape, bool)
                  for n, v in params.items()}
-    X = rng.normal(size=(draw(st.integers(2, 3)), *shape))
+    X = rng.normal(size=(draw(st.integers(2, 3)), *shape)).astype(FLOAT)
     return Case(layers, params, masks, X)
 
 
