@@ -22,7 +22,16 @@ from pkjax.adapters import ModuleFunction
 from pkjax.programs.independence import EXAMPLES, Free, Joined, Rows, Uncertain, follow
 from pkjax.programs.integers import encode, encoded
 from pkjax.programs.program import BoundProgram, trace
-from pkjax.trees import ApplyFn, Choice, apply_masks, check_finite, check_masks, is_floating, leaf_names, trained_entries
+from pkjax.trees import (
+    ApplyFn,
+    Choice,
+    apply_masks,
+    check_finite,
+    check_masks,
+    is_floating,
+    leaf_names,
+    trained_entries,
+)
 
 __all__ = ["Network", "read"]
 

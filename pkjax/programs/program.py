@@ -103,6 +103,7 @@ class BoundProgram:
     constants: tuple[Any, ...]
 
     def __call__(self, *arguments: Any) -> Any:
+        """Evaluate the program."""
         return self.program(self.constants, *arguments)
 
 
