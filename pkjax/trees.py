@@ -150,9 +150,9 @@ def _kept(leaf: Any, mask: Any) -> Array:
 
 
 def check_finite(tree: PyTree, what: str) -> None:
-    """Raise ValueError naming the first leaf of ``tree`` that holds NaN or infinity (traced leaves pass)."""
+    """Raise ValueError naming the first leaf of ``tree`` that holds NaN or infinity (traced leaves and shapes pass)."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if isinstance(leaf, jax.core.Tracer) or not is_floating(leaf):
+        if isinstance(leaf, jax.core.Tracer | jax.ShapeDtypeStruct) or not is_floating(leaf):
             continue
         values = np.asarray(leaf)  # NumPy's own functions run at once, under jit too
         finite = np.isfinite(values if values.dtype.kind == "f" else values.astype(np.float32))

@@ -19,10 +19,10 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 from jax.extend import core as jex
-from jax.extend import source_info_util
 
 from pkjax.paths.errors import NotPathNetworkError
 from pkjax.programs.program import Hoisted, equation_function, live_equations
+from pkjax.programs.source import module_scope, source_line
 
 __all__ = ["Algebra", "Const", "Gate", "Interpreter", "PathSum", "Rule", "Value"]
 
@@ -193,10 +193,9 @@ class Interpreter:
 
     def error(self, what: str) -> NotPathNetworkError:
         """Describe why the present operation has no paths: the reason, where it stands, what to do."""
-        scope = next((str(e.source_info.name_stack) for e in reversed(self.enclosing)
-                      if str(e.source_info.name_stack)), "")
+        scope = module_scope(self.enclosing)
         names = [str(e.params.get("name", "")) for e in self.enclosing] + [self.enclosing[-1].primitive.name]
-        where = next((w for e in reversed(self.enclosing) if (w := user_line(e.source_info))), "an unknown line")
+        where = source_line(self.enclosing)
         return NotPathNetworkError(
             f"{what}\n  operation: {self.enclosing[-1].primitive.name}"
             + (f" in {'/'.join(n for n in names[:-1] if n)}" if any(names[:-1]) else "")
@@ -238,20 +237,6 @@ def advice(scope: str, names: Sequence[str]) -> str:
                 "activations must be positively homogeneous: relu, leaky_relu, PReLU, abs or max")
     return ("build the network from linear maps (dense, convolution, frozen BatchNorm, pooling, sums) and positively "
             "homogeneous activations (relu, leaky_relu, PReLU, abs, max)")
-
-
-LIBRARIES = ("/jax/", "/jaxlib/", "/flax/", "/pkjax/", "/jaxtyping/", "/beartype/", "<")
-
-
-def user_line(source_info: Any) -> str:
-    """Name the innermost line outside JAX, Flax and this package, else the innermost that JAX would name."""
-    traceback = getattr(source_info, "traceback", None)
-    for frame in getattr(traceback, "frames", ()):
-        file = frame.file_name.replace("\\", "/")
-        if not any(part in file for part in LIBRARIES):
-            return f"{frame.file_name}:{frame.line_num} ({frame.function_name})"
-    summary = source_info_util.summarize(source_info)
-    return "" if summary.startswith("unknown") else summary
 
 
 def evaluate(eqn: Any, values: Sequence[Any]) -> list[Any]:
