@@ -1,4 +1,4 @@
-"""A network as a function of what trains: the checks and the closures that everything about Θ begins with."""
+"""A network as a function of what trains: the checks and closures with which everything about Θ begins."""
 
 import contextlib
 from functools import lru_cache
@@ -28,7 +28,7 @@ __all__ = ["chosen", "prepare", "restrict"]
 
 def prepare(apply_fn: ApplyFn, params: PyTree, X: Array, masks: PyTree | None, trainable: Trainable
             ) -> tuple[PyTree, list[Any], tuple[bool, ...]]:
-    """Check the input; return masked parameters, and what of each leaf trains, as ``chosen`` says it."""
+    """Check the arguments; return the masked parameters and what trains of each leaf, as `chosen` returns it."""
     leaves, treedef = jax.tree.flatten(shapes((params, X)))
     _check_network(hashable(apply_fn), tuple(leaves), treedef)
     entries, whole = chosen(params, masks, trainable)
@@ -38,25 +38,25 @@ def prepare(apply_fn: ApplyFn, params: PyTree, X: Array, masks: PyTree | None, t
 
 
 def chosen(params: PyTree, masks: PyTree | None, trainable: Trainable) -> tuple[list[Any], tuple[bool, ...]]:
-    """Say which entries of each leaf train (None: none does; a single True: all), and of which leaves all do."""
+    """Return which entries of each leaf train (None: none; a single True: all), and whether all entries of it do."""
     check_masks(masks, params)
     leaves = jax.tree.leaves(trainable_leaves(params, trainable))
     if masks is None and all(isinstance(train, bool) for train in leaves):
         return [np.ones((), bool) if train else None for train in leaves], tuple(leaves)
     given = [leaf for leaf in jax.tree.leaves((masks, trainable)) if not callable(leaf)]
-    # Booleans known while tracing stay known, so that whole layers keep their cheaper route under jit.
+    # Booleans known while tracing stay known, so that layers that train whole keep their cheaper route under jit.
     known = not any(isinstance(leaf, jax.core.Tracer) for leaf in given)
     with jax.ensure_compile_time_eval() if known else contextlib.nullcontext():
         train = jax.tree.leaves(trainable_masks(params, trainable, masks))
     flags = [(bool(np.asarray(t).any()), bool(np.asarray(t).all())) if known else (True, False) for t in train]
-    entries = [t if some and is_floating(leaf) else None
-               for t, (some, _), leaf in zip(train, flags, jax.tree.leaves(params), strict=True)]
-    return entries, tuple(all_ for _, all_ in flags)
+    entries = [t if any_trains and is_floating(leaf) else None
+               for t, (any_trains, _), leaf in zip(train, flags, jax.tree.leaves(params), strict=True)]
+    return entries, tuple(all_train for _, all_train in flags)
 
 
 @lru_cache(maxsize=256)
 def _check_network(apply_fn: ApplyFn, leaves: tuple[Any, ...], treedef: Any) -> None:
-    """Check a network once for each set of shapes."""
+    """Check a network once per set of shapes."""
     check_network(apply_fn, *jax.tree.unflatten(treedef, leaves))
 
 

@@ -1,4 +1,4 @@
-"""What the gradients of one example are made of: operands h, cotangents δ, and the Jacobian of one leaf."""
+"""The parts that the gradients of one example consist of: operands h, cotangents δ, and the Jacobian of one leaf."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ from jaxtyping import Array, Float, PyTree
 from pkjax import paths
 from pkjax.trees import ApplyFn
 
-__all__ = ["Cotangents", "LeafJacobian"]
+__all__ = ["LeafJacobian", "TappedNetwork"]
 
 LeafJacobian = Callable[[int, int], Array]
-"""Outputs (first, last) → Jacobian (N, last - first, entries of the leaf)."""
+"""Maps a range of outputs (first, last) to the Jacobian (N, last - first, entries of the leaf)."""
 
 
-@dataclass(frozen=True)
-class Cotangents:
+@dataclass(frozen=True, eq=False)
+class TappedNetwork:
     """A network with taps, ready for backward passes from each of its K outputs."""
 
     apply_fn: ApplyFn
@@ -30,14 +30,14 @@ class Cotangents:
     dtype: Any
 
     @classmethod
-    def of(cls, apply_fn: ApplyFn, params: PyTree, x: Array) -> "Cotangents":
-        """Find the sites of a network for a batch of one."""
+    def of(cls, apply_fn: ApplyFn, params: PyTree, x: Array) -> "TappedNetwork":
+        """Put taps at the sites of a network, found for `x`, a batch of one."""
         leaves, treedef = jax.tree.flatten(params)
         out = jax.eval_shape(apply_fn, params, x)
         return cls(apply_fn, leaves, treedef, *paths.sites(apply_fn, params, x), out.shape[1], out.dtype)
 
-    def one(self, x: Float[Array, "..."]) -> tuple[tuple[Array | None, ...], tuple[Array, ...]]:
-        """Operands h and cotangents δ (K, ...) of every site for one example, by one backward pass for each output."""
+    def operands_and_cotangents(self, x: Float[Array, "..."]) -> tuple[tuple[Array | None, ...], tuple[Array, ...]]:
+        """Return h and δ (K, ...) of every site for one example, by one backward pass per output."""
         params = jax.tree.unflatten(self.treedef, self.leaves)
 
         def tapped(taps: tuple[Array, ...]) -> tuple[Array, Any]:
@@ -48,7 +48,7 @@ class Cotangents:
         return operands, jax.vmap(lambda e: pullback(e)[0])(jnp.eye(self.n_out, dtype=self.dtype)[:, None])
 
     def through_sites(self, index: int, operands: Any, deltas: Any) -> LeafJacobian:
-        """The Jacobian of a leaf from the operands and cotangents of a batch."""
+        """Return the Jacobian of a leaf from the operands and cotangents of a batch."""
         def jacobian(first: int, last: int) -> Array:
             def one_site(s: int) -> Array:
                 over_outputs = jax.vmap(self.sites[s].pullback, (None, 0))
@@ -60,7 +60,7 @@ class Cotangents:
         return jacobian
 
     def leaf_alone(self, index: int, batch: Array) -> LeafJacobian:
-        """The Jacobian of a leaf by backward passes through all that follows its first use."""
+        """Return the Jacobian of a leaf by backward passes through everything after its first use."""
         def jacobian(first: int, last: int) -> Array:
             def one_example(x: Array) -> Array:
                 def f(leaf: Array) -> Array:

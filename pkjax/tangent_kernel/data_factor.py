@@ -15,39 +15,44 @@ from pkjax.trees import ApplyFn, apply_masks, check_finite, check_masks, check_n
 __all__ = ["data_blocks", "data_factor"]
 
 ENTRIES = 2**25
-"""How many numbers the gates and inputs of the pairs taken at once may hold."""
+"""Largest number of entries of the gates and inputs of the pairs taken at a time."""
 
 
 def data_factor(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array | np.ndarray, "N ..."], *,
                 masks: PyTree | None = None) -> Float[Array, "K N N"]:
-    """Return the blocks of A = J_v^f J_v^fᵀ, one for each output; between different outputs A is zero.
+    """Return the blocks of A = J_v^f J_v^fᵀ, one per output; between different outputs A is zero.
 
         A_k[x, x'] = Σ_{p→k} a_p(x) a_p(x') x_s x'_s
 
-    the sum over the paths that end in output k and are alive for both inputs: one forward pass of the path network
-    for each pair, with the gates and the inputs of the two multiplied together, every weight 1 (or its mask) and
-    every constant 1. For a dense network without masks all pairs are taken at once as Gram matrices of gates: without
-    biases (x·x') Π_l (g_l(x)·g_l(x')), g_l the gates of layer l. Each block is symmetric to the last bit and positive
-    semi-definite; its eigenvalues are ν_i = σ_i(J_v^f)².
+    the sum over the paths that end in output k and are alive for both inputs. It takes one forward pass of the path
+    network per pair, with the gates and the inputs of the two multiplied together, every weight 1 (or its mask) and
+    every constant 1. A dense network without masks takes all pairs at once, as Gram matrices of gates: without biases
+    (x·x') Π_l (g_l(x)·g_l(x')), where g_l are the gates of layer l. Each block is symmetric to the last bit and
+    positive semidefinite; its eigenvalues are ν_i = σ_i(J_v^f)².
 
     Args:
         apply_fn: maps (params, inputs (N, *input)) to outputs (N, K).
         params: parameters; they decide which gates are open.
-        X: inputs.
-        masks: booleans shaped like ``params``: a weight that is False is 0 and carries no path.
+        X: (N, *input), the inputs.
+        masks: booleans like `params`; a masked weight is 0 and carries no path.
+
+    Returns:
+        The blocks (K, N, N), in the dtype of the parameters.
 
     Raises:
-        ValueError: for masks of another structure, NaN or infinity in params or X, an empty X.
-        NotPathNetworkError: where the network is no sum over paths.
-        FloatingPointError: where the paths are too many for the type (convolutional networks in float32).
+        ValueError: masks have another structure, params or X hold NaN or infinity, or X is empty.
+        TypeError: masks are not booleans.
+        NotPathNetworkError: the network is not a sum over paths.
+        FloatingPointError: the number of paths exceeds the dtype's range (convolutional networks in float32).
 
-    Source: Gebhart et al. 2021, equations 10 and 11 (the factor J_v^f of the path decomposition of the tangent kernel).
+    Source: Gebhart, Saxena and Schrater (2021), equations 10 and 11: J_v^f is a factor of the path decomposition of Θ.
 
-    >>> import jax.numpy as jnp
-    >>> x = jnp.asarray([[1., 0.], [1., 2.]])
-    >>> data_factor(lambda w, x: x @ w, jnp.ones((2, 1)), x)
-    Array([[[1., 1.],
-            [1., 5.]]], ...)
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> x = jnp.asarray([[1., 0.], [1., 2.]])
+        >>> data_factor(lambda w, x: x @ w, jnp.ones((2, 1)), x)
+        Array([[[1., 1.],
+                [1., 5.]]], ...)
     """
     X = jnp.asarray(X)
     check_masks(masks, params)
@@ -56,14 +61,14 @@ def data_factor(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array | np.ndarray,
     check_finite(X, "X")
     blocks = data_blocks(apply_fn, params, X, masks)
     if not isinstance(blocks, jax.core.Tracer) and not np.isfinite(blocks).all():
-        raise FloatingPointError(f"the paths of this network are too many for {blocks.dtype}: call data_factor on "
-                                 "float64 parameters and inputs, with jax.enable_x64(True)")
+        raise FloatingPointError(f"this network has too many paths for {blocks.dtype}: call data_factor on float64 "
+                                 "parameters and inputs, with jax.enable_x64(True)")
     return blocks
 
 
 def data_blocks(apply_fn: ApplyFn, params: PyTree, X: Array, masks: PyTree | None, dtype: Any = None
                 ) -> Float[Array, "K N N"]:
-    """A, unchecked. Gates are in the parameters' type, sums over paths in ``dtype`` (None: the same)."""
+    """Return A, unchecked: gates in the parameters' dtype, sums over paths in `dtype` (None: the same)."""
     present = apply_masks(params, masks)
     n = X.shape[0]
     rows, columns = np.triu_indices(n)

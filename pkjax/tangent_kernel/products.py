@@ -1,4 +1,4 @@
-"""The tangent kernel without its matrix: exact trace and products, for any number of examples."""
+"""The tangent kernel without its matrix: exact trace and products with vectors, for any number of examples."""
 
 from collections.abc import Callable
 from functools import partial
@@ -23,17 +23,22 @@ def ntk_trace(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array | np.ndarray, "
 
         Tr Θ = Σ_x Σ_k ‖∇_θ f_k(x)‖²
 
-    exact, K backward passes for each example: where the network is a sum over paths, from the norms of each layer's
-    operands and cotangents, without a gradient of the parameters. Arguments are those of ``ntk``.
+    It is exact and takes K backward passes per example. In a sum over paths it follows from the norms of each layer's
+    operands and cotangents, without any gradient of the parameters. Arguments are those of `ntk`.
 
-    Raises: as ``ntk``.
+    Returns:
+        The trace, a scalar of the outputs' dtype (float32 for narrower ones).
+
+    Raises:
+        ValueError: as for `ntk`.
 
     Source: Gebhart, Saxena and Schrater (2021), equation 3 for Θ.
 
-    >>> import jax.numpy as jnp
-    >>> x = jnp.asarray([[1., 0.], [1., 1.]])
-    >>> ntk_trace(lambda w, x: x @ w, jnp.ones((2, 3)), x)         # K Σ_x ‖x‖² for a linear layer
-    Array(9., ...)
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> x = jnp.asarray([[1., 0.], [1., 1.]])
+        >>> ntk_trace(lambda w, x: x @ w, jnp.ones((2, 3)), x)         # K Σ_x ‖x‖² for a linear layer
+        Array(9., ...)
     """
     X = jnp.asarray(X)
     params, entries, whole = prepare(apply_fn, params, X, masks, trainable)
@@ -43,23 +48,34 @@ def ntk_trace(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array | np.ndarray, "
 def ntk_matvec(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array | np.ndarray, "N ..."], *,
                masks: PyTree | None = None, trainable: Trainable = None, batch_size: int | None = None
                ) -> Callable[[Float[Array, "N K"]], Float[Array, "N K"]]:
-    """Return the map v → Θ v of arrays (N, K), one backward and one forward derivative for each product.
+    """Return the map v → Θ v of arrays (N, K), by one backward and one forward derivative per product.
 
         (Θ v)[x, k] = Σ_{x', l} Θ[x, x', k, l] v[x', l] = J_θ^f (J_θ^fᵀ v)
 
-    The examples are taken ``batch_size`` at a time (None: as many as have activations of 256 MB), so that memory is
-    that of one batch and two sets of parameters, whatever N. Arguments are those of ``ntk``.
+    It holds one batch and two sets of parameters in memory, whatever N is.
 
-    Raises: as ``ntk``, and ValueError for a batch_size below 1; the map raises ValueError for v of another shape than
-    (N, K).
+    Args:
+        apply_fn: maps (params, inputs (N, *input)) to outputs (N, K).
+        params: parameters, a pytree.
+        X: (N, *input), the inputs.
+        masks: booleans like `params`; masked weights are absent and do not train.
+        trainable: which parameters Θ differentiates, as in `ntk`.
+        batch_size: number of examples taken at a time; None means as many as have activations of 256 MB.
+
+    Returns:
+        The map; it raises ValueError for a v of another shape than (N, K).
+
+    Raises:
+        ValueError: `batch_size` is below 1; and as for `ntk`.
 
     Source: Gebhart, Saxena and Schrater (2021), equation 3 for Θ.
 
-    >>> import jax.numpy as jnp
-    >>> x = jnp.asarray([[1., 0.], [1., 1.]])
-    >>> ntk_matvec(lambda w, x: x @ w, jnp.ones((2, 1)), x)(jnp.ones((2, 1)))
-    Array([[2.],
-           [3.]], ...)
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> x = jnp.asarray([[1., 0.], [1., 1.]])
+        >>> ntk_matvec(lambda w, x: x @ w, jnp.ones((2, 1)), x)(jnp.ones((2, 1)))
+        Array([[2.],
+               [3.]], ...)
     """
     X = jnp.asarray(X)
     if batch_size is not None and batch_size < 1:
@@ -79,10 +95,10 @@ def ntk_matvec(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array | np.ndarray, 
 
 
 def _batch(apply_fn: ApplyFn, params: PyTree, X: Array, outputs: int) -> int:
-    """How many examples' operands and cotangents from so many outputs ``ENTRIES`` numbers hold."""
-    found = uses(apply_fn, params, X[:1])
-    # Where nothing is known of the activations, as if there were as many as inputs and parameters.
-    each = sum(u.operand + 2 * outputs * u.output for u in found[0]) if found else (
+    """Return the number of examples whose operands, and cotangents of so many outputs, are `ENTRIES` numbers."""
+    network_uses = uses(apply_fn, params, X[:1])
+    # Without paths the activations are unknown: count as many as inputs and parameters.
+    each = sum(u.operand + 2 * outputs * u.output for u in network_uses[0]) if network_uses else (
         X[:1].size + outputs * sum(leaf.size for leaf in jax.tree.leaves(params)))
     return max(1, min(X.shape[0], ENTRIES // max(1, each)))
 
@@ -107,7 +123,7 @@ def _trace(apply_fn: ApplyFn, params: PyTree, entries: list[Any], X: Array, *, w
 
 @partial(jax.jit, static_argnames=("apply_fn", "size"))
 def _product(apply_fn: ApplyFn, params: PyTree, entries: list[Any], X: Array, v: Array, *, size: int) -> Array:
-    """Batches of ``size`` examples; the last one is filled up with examples that have no weight."""
+    """Return Θ v from batches of `size` examples; the last batch is padded with examples of weight 0."""
     with jax.default_matmul_precision("highest"):
         f, theta = restrict(apply_fn, params, entries)
         n = X.shape[0]
