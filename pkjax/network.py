@@ -86,11 +86,16 @@ class Network:
             ValueError: inputs of another structure, shape or type, no example, NaN or infinity.
         """
         X = jax.tree.map(jnp.asarray, X)
+        self.count(X, name)
+        check_finite(X, name)
+        return X if self.raw is None else encode(self.raw.program, self.raw.constants, self.params, X)
+
+    def count(self, X: PyTree, name: str = "X") -> int:
+        """Check the shapes of a batch (``jax.ShapeDtypeStruct`` suffice), and return N; ValueError as of ``batch``."""
         if (structure := _structure(X, name)) != self.inputs:
             raise ValueError(f"{name} holds examples of {_told(structure)}, but the network was read for "
                              f"{_told(self.inputs)}")
-        check_finite(X, name)
-        return X if self.raw is None else encode(self.raw.program, self.raw.constants, self.params, X)
+        return int(jax.tree.leaves(X)[0].shape[0])
 
     def over(self, params: PyTree, X: Array) -> Array:
         """Evaluate a batch, (N, K), each example by itself."""

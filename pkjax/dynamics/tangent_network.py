@@ -1,8 +1,6 @@
 """The network linearised at its parameters: its outputs, on the training set and elsewhere, and its weights."""
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +9,9 @@ from jax import lax
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from pkjax.dynamics.arguments import batched, floats, matrix_of
-from pkjax.tangent_kernel.arguments import prepare, restrict
-from pkjax.trees import ApplyFn, Trainable, check_like, hashable
+from pkjax.network import Network, read
+from pkjax.tangent_kernel.arguments import restrict
+from pkjax.trees import ApplyFn, Trainable, check_like
 
 __all__ = ["linearize", "predict", "weight_change"]
 
@@ -39,13 +38,12 @@ def linearize(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array | np.ndarray, "
         >>> square(jnp.asarray(4.))                                    # 9 + 6 · 1
         Array([[15.]], ...)
     """
-    X = jnp.asarray(X)
-    params, entries, _ = prepare(apply_fn, params, X, masks, trainable)
-    net = hashable(apply_fn)
+    network = read(apply_fn, params, X, masks=masks, trainable=trainable)
+    X = network.batch(X)
 
     def tangent(params_t: PyTree) -> Float[Array, "N K"]:
         check_like(params_t, params, "params_t")
-        return _push(net, params, entries, X, params_t)
+        return network.shaped(_push(network, X, params_t), 1)
 
     return tangent
 
@@ -78,12 +76,10 @@ def weight_change(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array | np.ndarra
         Array([[1.5],
                [2. ]], ...)
     """
-    X = jnp.asarray(X)
-    params, entries, _ = prepare(apply_fn, params, X, masks, trainable)
-    net = hashable(apply_fn)
-    out = jax.eval_shape(net, params, X)
-    c = batched(coefficients, out.shape).astype(out.dtype)
-    moved = iter(_pull(net, params, entries, X, c))
+    network = read(apply_fn, params, X, masks=masks, trainable=trainable)
+    X, entries = network.batch(X), network.entries
+    c = batched(coefficients, (len(X), network.size)).astype(network.fn.out.dtype)
+    moved = iter(_pull(network, X, c))
     leaves, treedef = jax.tree.flatten(params)
     return jax.tree.unflatten(treedef, [
         jnp.zeros((*c.shape[:-2], *jnp.shape(leaf)), jnp.result_type(leaf)) if mask is None else next(moved)
@@ -121,12 +117,12 @@ def predict(theta_cross: Float[Array | np.ndarray, "..."], f0: Float[Array | np.
     return start - moved.reshape(*c.shape[:-2], *start.shape)
 
 
-@partial(jax.jit, static_argnames="apply_fn")
-def _pull(apply_fn: ApplyFn, params: PyTree, entries: list[Any], X: Array, c: Array) -> list[Array]:
+@jax.jit
+def _pull(network: Network, X: Array, c: Array) -> list[Array]:
     """Return −Jᵀ c, one time of c after the other."""
     with jax.default_matmul_precision("highest"):
-        f, theta = restrict(apply_fn, params, entries)
-        _, pullback = jax.vjp(lambda p: f(p, X), theta)
+        f, theta = restrict(network.fn, network.params, network.entries)
+        _, pullback = jax.vjp(lambda p: jax.vmap(f, (None, 0))(p, X), theta)
 
         def change(v: Array) -> list[Array]:
             return [-g for g in pullback(v)[0]]
@@ -134,12 +130,13 @@ def _pull(apply_fn: ApplyFn, params: PyTree, entries: list[Any], X: Array, c: Ar
         return change(c) if c.ndim == 2 else lax.map(change, c)
 
 
-@partial(jax.jit, static_argnames="apply_fn")
-def _push(apply_fn: ApplyFn, params: PyTree, entries: list[Any], X: Array, params_t: PyTree) -> Array:
+@jax.jit
+def _push(network: Network, X: Array, params_t: PyTree) -> Array:
     """Evaluate f + J (θ_t − θ_0)."""
     with jax.default_matmul_precision("highest"):
-        f, theta = restrict(apply_fn, params, entries)
-        there = [leaf for leaf, mask in zip(jax.tree.leaves(params_t), entries, strict=True) if mask is not None]
+        f, theta = restrict(network.fn, network.params, network.entries)
+        moving = zip(jax.tree.leaves(params_t), network.entries, strict=True)
+        there = [leaf for leaf, mask in moving if mask is not None]
         omega = [jnp.asarray(a).astype(b.dtype) - b for a, b in zip(there, theta, strict=True)]
-        out, change = jax.jvp(lambda p: f(p, X), (theta,), (omega,))
+        out, change = jax.jvp(lambda p: jax.vmap(f, (None, 0))(p, X), (theta,), (omega,))
         return out + change

@@ -22,7 +22,7 @@ from pkjax.paths.interpreter import PathSum
 from pkjax.programs.program import BoundProgram
 from pkjax.trees import ApplyFn
 
-__all__ = ["Site", "network_sites", "sites", "tapped"]
+__all__ = ["Site", "network_sites", "network_tapped", "sites", "tapped"]
 
 
 @dataclass(frozen=True)
@@ -232,11 +232,11 @@ def network_sites(fn: BoundProgram, params: PyTree, x: Any
     else:
         seen: list[Tapped] = []
 
-        def walk(p: PyTree, z: Any) -> Array:
+        def walk(fn: BoundProgram, p: PyTree, z: Any) -> Array:
             algebra, out = _walk(fn, p, z, None)
             seen.append(algebra)
             return out
-        jax.eval_shape(walk, params, x)
+        jax.eval_shape(walk, fn, params, x)
         walked = seen[-1]
     covered = {i: tuple(n for n, s in enumerate(walked.sites) if s.leaf == i)
                for i in range(len(walked.leaves)) if i not in walked.uncovered}
@@ -268,5 +268,11 @@ def tapped(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], 
     (Array([[4., 4.]], ...), Array([[1., 1., 1.]], ...))
     """
     network = read(apply_fn, params, x)
-    algebra, out = _walk(network.fn, network.params, network.batch(x, "x"), taps)
+    return network_tapped(network.fn, network.params, network.batch(x, "x"), taps)
+
+
+def network_tapped(fn: BoundProgram, params: PyTree, x: Array, taps: Sequence[Array]
+                   ) -> tuple[Array, tuple[Array | None, ...]]:
+    """Evaluate a network that has been read with taps added at its sites."""
+    algebra, out = _walk(fn, params, x, taps)
     return out, tuple(algebra.operands)

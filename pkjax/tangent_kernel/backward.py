@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from pkjax import paths
-from pkjax.trees import ApplyFn
+from pkjax.paths.taps import Site, network_sites, network_tapped
+from pkjax.programs.program import BoundProgram
 
 __all__ = ["LeafJacobian", "TappedNetwork"]
 
@@ -21,27 +21,26 @@ LeafJacobian = Callable[[int, int], Array]
 class TappedNetwork:
     """A network with taps, ready for backward passes from each of its K outputs."""
 
-    apply_fn: ApplyFn
+    fn: BoundProgram
     leaves: list[Any]
     treedef: Any
-    sites: tuple[paths.Site, ...]
+    sites: tuple[Site, ...]
     by_leaf: dict[int, tuple[int, ...]]
     n_out: int
     dtype: Any
 
     @classmethod
-    def of(cls, apply_fn: ApplyFn, params: PyTree, x: Array) -> "TappedNetwork":
+    def of(cls, fn: BoundProgram, params: PyTree, x: Array) -> "TappedNetwork":
         """Put taps at the sites of a network, found for `x`, a batch of one."""
         leaves, treedef = jax.tree.flatten(params)
-        out = jax.eval_shape(apply_fn, params, x)
-        return cls(apply_fn, leaves, treedef, *paths.sites(apply_fn, params, x), out.shape[1], out.dtype)
+        return cls(fn, leaves, treedef, *network_sites(fn, params, x), fn.out.shape[1], fn.out.dtype)
 
     def operands_and_cotangents(self, x: Float[Array, "..."]) -> tuple[tuple[Array | None, ...], tuple[Array, ...]]:
         """Return h and δ (K, ...) of every site for one example, by one backward pass per output."""
         params = jax.tree.unflatten(self.treedef, self.leaves)
 
         def tapped(taps: tuple[Array, ...]) -> tuple[Array, Any]:
-            return paths.tapped(self.apply_fn, params, x[None], taps)
+            return network_tapped(self.fn, params, x[None], taps)
 
         zeros = tuple(jnp.zeros(site.shape, site.dtype) for site in self.sites)
         _, pullback, operands = jax.vjp(tapped, zeros, has_aux=True)
@@ -65,7 +64,7 @@ class TappedNetwork:
             def one_example(x: Array) -> Array:
                 def f(leaf: Array) -> Array:
                     changed = [*self.leaves[:index], leaf, *self.leaves[index + 1:]]
-                    return self.apply_fn(jax.tree.unflatten(self.treedef, changed), x[None])[0]
+                    return self.fn(jax.tree.unflatten(self.treedef, changed), x[None])[0]
 
                 _, pullback = jax.vjp(f, self.leaves[index])
                 return jax.vmap(lambda e: pullback(e)[0])(jnp.eye(self.n_out, dtype=self.dtype)[first:last])

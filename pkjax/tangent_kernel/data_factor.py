@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,7 +11,11 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from pkjax import paths
-from pkjax.trees import ApplyFn, apply_masks, check_finite, check_masks, check_network, is_floating
+from pkjax.network import Network, read
+from pkjax.paths.algebras import Polynomial
+from pkjax.paths.dense_pairs import network_pairs
+from pkjax.paths.polynomial import evaluate_paths, recorded_gates
+from pkjax.trees import ApplyFn, is_floating
 
 __all__ = ["data_blocks", "data_factor"]
 
@@ -54,11 +59,6 @@ def data_factor(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array | np.ndarray,
         Array([[[1., 1.],
                 [1., 5.]]], ...)
     """
-    X = jnp.asarray(X)
-    check_masks(masks, params)
-    check_network(apply_fn, params, X)
-    check_finite(params, "params")
-    check_finite(X, "X")
     blocks = data_blocks(apply_fn, params, X, masks)
     if not isinstance(blocks, jax.core.Tracer) and not np.isfinite(blocks).all():
         raise FloatingPointError(f"this network has too many paths for {blocks.dtype}: call data_factor on float64 "
@@ -66,35 +66,59 @@ def data_factor(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array | np.ndarray,
     return blocks
 
 
-def data_blocks(apply_fn: ApplyFn, params: PyTree, X: Array, masks: PyTree | None, dtype: Any = None
-                ) -> Float[Array, "K N N"]:
-    """Return A, unchecked: gates in the parameters' dtype, sums over paths in `dtype` (None: the same)."""
-    present = apply_masks(params, masks)
-    n = X.shape[0]
+def data_blocks(apply_fn: ApplyFn, params: PyTree, X: PyTree, masks: PyTree | None, dtype: Any = None
+                ) -> Float[Array, "*K N N"]:
+    """Return A without checking that its sums are finite.
+
+    Gates have the dtype of the parameters, sums over paths have `dtype`; None means the same.
+    """
+    def wide(tree: PyTree) -> PyTree:
+        return tree if dtype is None else jax.tree.map(
+            lambda leaf: jnp.asarray(leaf, dtype) if is_floating(leaf) else leaf, tree)
+
+    gated = read(apply_fn, params, X, masks=masks, paths=True)
+    gates = _gates(gated, gated.batch(X))
+    counted = read(apply_fn, paths.unit_weights(wide(params)), wide(X), masks=masks, paths=True)
+    Z = counted.batch(wide(X))
+    blocks = None
+    if masks is None:
+        with contextlib.suppress(paths.NotDensePairsError):
+            # Where constants decide, they must be known, as they are outside of jit.
+            blocks = (_dense_pairs if not counted.fn.constants else network_pairs)(counted, Z, gates)
+            blocks = jnp.triu(blocks) + jnp.triu(blocks, 1).transpose(0, 2, 1)
+    if blocks is None:
+        blocks = _pair_by_pair(counted, Z, gates)
+    return blocks.reshape(*counted.outputs, len(Z), len(Z))
+
+
+@jax.jit
+def _gates(network: Network, Z: Array) -> tuple[Array, ...]:
+    """Gates of each example as a batch of one, stacked."""
+    with jax.default_matmul_precision("highest"):
+        return jax.vmap(lambda z: recorded_gates(network, z[None])[1])(Z)
+
+
+@jax.jit
+def _dense_pairs(network: Network, Z: Array, gates: tuple[Array, ...]) -> Array:
+    with jax.default_matmul_precision("highest"):
+        return network_pairs(network, Z, gates)
+
+
+@jax.jit
+def _pair_by_pair(network: Network, Z: Array, gates: tuple[Array, ...]) -> Array:
+    """One forward pass of the path network for each pair, the gates and the inputs of the two multiplied."""
+    n = len(Z)
     rows, columns = np.triu_indices(n)
+    gates = tuple(g.astype(Z.dtype) for g in gates)
 
-    def wide(leaf: Array) -> Array:
-        return leaf if dtype is None or not is_floating(leaf) else leaf.astype(dtype)
+    def pair(ij: tuple[Array, Array]) -> Array:
+        i, j = ij
+        joint = tuple(g[i] * g[j] for g in gates)
+        return evaluate_paths(partial(Polynomial, 0), network, (Z[i] * Z[j])[None], joint)[0]
 
-    @jax.jit
-    def upper(present: PyTree, X: Array, masks: PyTree | None) -> Array:
-        with jax.default_matmul_precision("highest"):
-            gates = jax.vmap(lambda x: paths.gates(apply_fn, present, x[None]))(X)
-            ones, X = jax.tree.map(wide, (paths.unit_weights(present), X))
-            if masks is None:
-                with contextlib.suppress(paths.NotDensePairsError):
-                    full = paths.dense_pairs(apply_fn, ones, X, gates)
-                    return jnp.triu(full) + jnp.triu(full, 1).transpose(0, 2, 1)
-
-            def pair(ij: tuple[Array, Array]) -> Array:
-                i, j = ij
-                joint = jax.tree.map(lambda g: wide(g[i] * g[j]), gates)
-                return paths.polynomial(apply_fn, ones, (X[i] * X[j])[None], q=0, gates=joint, masks=masks)[0]
-
-            each = sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves((gates, X)))
-            batch = max(1, min(len(rows), ENTRIES // max(1, each)))
-            values = jax.lax.map(pair, (jnp.asarray(rows), jnp.asarray(columns)), batch_size=batch)
-            half = jnp.zeros((values.shape[1], n, n), values.dtype).at[:, rows, columns].set(values.T)
-            return half + jnp.triu(half, 1).transpose(0, 2, 1)
-
-    return upper(present, X, masks)
+    with jax.default_matmul_precision("highest"):
+        each = sum(math.prod(leaf.shape[1:]) for leaf in (*gates, Z))
+        batch = max(1, min(len(rows), ENTRIES // max(1, each)))
+        values = jax.lax.map(pair, (jnp.asarray(rows), jnp.asarray(columns)), batch_size=batch)
+        half = jnp.zeros((values.shape[1], n, n), values.dtype).at[:, rows, columns].set(values.T)
+        return half + jnp.triu(half, 1).transpose(0, 2, 1)

@@ -9,12 +9,14 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree, Shaped
 
+from pkjax.network import read
+from pkjax.programs.program import BoundProgram
 from pkjax.tables import Progress
 from pkjax.tangent_kernel import layerwise, neural_tangents
-from pkjax.tangent_kernel.arguments import chosen, prepare, restrict
+from pkjax.tangent_kernel.arguments import restrict
 from pkjax.tangent_kernel.plan import NtkPlan, plan_kernel
 from pkjax.tangent_kernel.tiles import fill
-from pkjax.trees import ApplyFn, Trainable, accumulator, check_finite, check_network, hashable
+from pkjax.trees import ApplyFn, Trainable, accumulator
 
 __all__ = ["ntk", "ntk_plan"]
 
@@ -74,16 +76,15 @@ def ntk(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array | np.ndarray, "N ..."
         Array([[1., 0.],
                [0., 1.]], ...)
     """
-    rows, columns = _check(X, X2, engine, tile, memory_limit)
-    params, entries, whole = prepare(apply_fn, params, rows, masks, trainable)
-    if columns is not None:
-        check_finite(columns, "X2")
-    one = jax.ShapeDtypeStruct((1, *rows.shape[1:]), rows.dtype)
+    _check(engine, tile, memory_limit)
+    network = read(apply_fn, params, X, masks=masks, trainable=trainable)
+    rows, columns = network.batch(X), None if X2 is None else network.batch(X2, "X2")
     sizes = (len(rows), None if columns is None else len(columns))
-    plan = plan_kernel(hashable(apply_fn), params, entries, whole, one, sizes, engine, tile=tile,
-                     memory_limit=memory_limit, devices=1 if mesh is None else mesh.size)
-    block = _Block(hashable(apply_fn), whole, plan.engine)
-    return fill(block, (params, entries), rows, columns, plan.tile, mesh, progress)
+    plan = plan_kernel(network, sizes, engine, tile=tile, memory_limit=memory_limit,
+                       devices=1 if mesh is None else mesh.size)
+    block = _Block(network.whole, plan.engine)
+    theta = fill(block, (network.fn, network.params, network.entries), rows, columns, plan.tile, mesh, progress)
+    return network.shaped(theta, 2, 3)
 
 
 def ntk_plan(apply_fn: ApplyFn, params: PyTree, X: Any, X2: Any = None, *, engine: str = "auto",
@@ -109,47 +110,40 @@ def ntk_plan(apply_fn: ApplyFn, params: PyTree, X: Any, X2: Any = None, *, engin
         >>> plan.engine, plan.leaves[0].route, plan.tiles
         ('structured', 'Gram', 3)
     """
-    X, X2 = _check(X, X2, engine, tile, memory_limit)
-    check_network(apply_fn, params, X)
-    entries, whole = chosen(params, masks, trainable)
-    return plan_kernel(hashable(apply_fn), params, entries, whole, jax.ShapeDtypeStruct((1, *X.shape[1:]), X.dtype),
-                     (X.shape[0], None if X2 is None else X2.shape[0]), engine, tile=tile, memory_limit=memory_limit,
-                     devices=devices)
+    _check(engine, tile, memory_limit)
+    network = read(apply_fn, params, X, masks=masks, trainable=trainable)
+    return plan_kernel(network, (network.count(X), None if X2 is None else network.count(X2, "X2")), engine, tile=tile,
+                       memory_limit=memory_limit, devices=devices)
 
 
-def _check(X: Any, X2: Any, engine: str, tile: int | None, memory_limit: int | None) -> tuple[Any, Any]:
-    """Return the inputs as arrays (or as shapes if shapes were given), or raise ValueError."""
+def _check(engine: str, tile: int | None, memory_limit: int | None) -> None:
+    """Raise ValueError unless the options have values that they can have."""
     if engine not in get_args(Engine):
         raise ValueError(f"engine must be one of {', '.join(map(repr, get_args(Engine)))}, got {engine!r}")
     for name, value, unit in (("tile", tile, "examples"), ("memory_limit", memory_limit, "bytes")):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1):
             raise ValueError(f"{name} must be a whole number of {unit}, 1 or more, or None, got {value!r}")
-    X, X2 = (a if a is None or isinstance(a, jax.ShapeDtypeStruct) else jnp.asarray(a) for a in (X, X2))
-    if X2 is not None and (X2.ndim == 0 or X2.shape[1:] != X.shape[1:] or X2.dtype != X.dtype or X2.shape[0] == 0):
-        raise ValueError(f"X2 must hold one or more inputs like those of X, which have shape {X.shape[1:]} and "
-                         f"dtype {X.dtype}, got X2 of shape {X2.shape} and dtype {X2.dtype}")
-    return X, X2
 
 
 @dataclass(frozen=True)
 class _Block:
     """Computes one tile of Θ."""
 
-    apply_fn: ApplyFn
     whole: tuple[bool, ...]
     engine: str
 
-    def __call__(self, params: PyTree, entries: list[Any], X: Array, X2: Array | None) -> Array:
+    def __call__(self, fn: BoundProgram, params: PyTree, entries: list[Any], X: Array, X2: Array | None) -> Array:
         with jax.default_matmul_precision("highest"):
             if self.engine == "structured":
-                return layerwise.theta(self.apply_fn, params, entries, self.whole, X, X2)
-            f, theta = restrict(self.apply_fn, params, entries)
-            wide = accumulator(jax.eval_shape(self.apply_fn, params, X).dtype)
+                return layerwise.theta(fn, params, entries, self.whole, X, X2)
+            f, theta = restrict(fn, params, entries)
+            wide = accumulator(fn.out.dtype)
             if self.engine == "neural-tangents":
-                return neural_tangents.ntk_fn(f)(X, X2, theta).astype(wide)
+                over = jax.vmap(f, (None, 0))
+                return neural_tangents.ntk_fn(lambda t, batch: over(t, batch))(X, X2, theta).astype(wide)
 
             def jacobian(batch: Array) -> list[Array]:
-                leaves = jax.vmap(lambda x: jax.jacrev(lambda t: f(t, x[None])[0])(theta))(batch)
+                leaves = jax.vmap(lambda x: jax.jacrev(lambda t: f(t, x))(theta))(batch)
                 return [leaf.reshape(*leaf.shape[:2], -1).astype(wide) for leaf in leaves]
 
             left = jacobian(X)

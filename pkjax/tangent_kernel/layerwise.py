@@ -33,14 +33,15 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, PyTree
 
 from pkjax.paths.taps import Matrices
+from pkjax.programs.program import BoundProgram
 from pkjax.tangent_kernel.backward import LeafJacobian, TappedNetwork
 from pkjax.tangent_kernel.leaf_costs import Route, bands, blocks, cheapest_route, masked_columns, use
-from pkjax.trees import ApplyFn, accumulator
+from pkjax.trees import accumulator
 
 __all__ = ["energy", "theta"]
 
 
-def theta(apply_fn: ApplyFn, params: PyTree, entries: list[Any], whole: tuple[bool, ...],
+def theta(fn: BoundProgram, params: PyTree, entries: list[Any], whole: tuple[bool, ...],
           X: Array, X2: Array | None) -> Float[Array, "N M K K"]:
     """Contract Θ over the parameters leaf by leaf, each by its cheapest route.
 
@@ -52,7 +53,7 @@ def theta(apply_fn: ApplyFn, params: PyTree, entries: list[Any], whole: tuple[bo
         X: inputs of the rows.
         X2: inputs of the columns; None for those of the rows.
     """
-    net = TappedNetwork.of(apply_fn, params, X[:1])
+    net = TappedNetwork.of(fn, params, X[:1])
     wide, k = accumulator(net.dtype), net.n_out
     operands, deltas = jax.vmap(net.operands_and_cotangents)(X)
     operands2, deltas2 = (operands, deltas) if X2 is None else jax.vmap(net.operands_and_cotangents)(X2)
@@ -94,7 +95,7 @@ def _mirror(upper: list[Float[Array, "rows K columns K"]], parts: list[tuple[sli
     return jnp.where((band[:, None] <= band)[:, :, None, None], half, half.transpose(1, 0, 3, 2))
 
 
-def energy(apply_fn: ApplyFn, params: PyTree, entries: list[Any], whole: tuple[bool, ...],
+def energy(fn: BoundProgram, params: PyTree, entries: list[Any], whole: tuple[bool, ...],
            x: Float[Array, "..."]) -> Float[Array, ""]:
     """Return one example's share of Tr Θ, `Σ_k ‖∇f_k(x)‖²`, from the norms of each leaf's gradients.
 
@@ -102,7 +103,7 @@ def energy(apply_fn: ApplyFn, params: PyTree, entries: list[Any], whole: tuple[b
     `Σ_pq (h hᵀ)_pq Σ_k (δ_k δ_kᵀ)_pq` or `Σ_k ‖hᵀ δ_k‖²`, whichever takes fewer operations. Arguments are those of
     `theta`.
     """
-    net = TappedNetwork.of(apply_fn, params, x[None])
+    net = TappedNetwork.of(fn, params, x[None])
     wide = accumulator(net.dtype)
     operands, deltas = net.operands_and_cotangents(x)
     total = jnp.zeros((), wide)

@@ -11,8 +11,10 @@ from typing import Any, Literal, NamedTuple
 import jax
 from jaxtyping import PyTree
 
-from pkjax import paths
-from pkjax.trees import ApplyFn, shapes
+from pkjax.paths.errors import NotPathNetworkError
+from pkjax.paths.taps import Site, network_sites
+from pkjax.programs.program import Program
+from pkjax.trees import shapes
 
 __all__ = ["Costs", "Route", "Use", "bands", "blocks", "cheapest_route", "masked_columns", "over_places", "use", "uses"]
 
@@ -50,7 +52,7 @@ class Costs(NamedTuple):
     """Numbers held at a time, besides the operands, their cotangents and the result."""
 
 
-def use(site: paths.Site, leaf: Any) -> Use:
+def use(site: Site, leaf: Any) -> Use:
     """Return the sizes of one use of a leaf."""
     output, operand = prod(site.shape), 0 if site.operand is None else prod(site.operand)
     if site.matrices is None:
@@ -59,22 +61,22 @@ def use(site: paths.Site, leaf: Any) -> Use:
     return Use(site.leaf, output, operand, (output // j, i, j))
 
 
-def uses(apply_fn: ApplyFn, params: PyTree, x: Any) -> tuple[tuple[Use, ...], frozenset[int]] | None:
-    """Return where a network uses its parameters, and the leaves used nowhere else; None if it has no paths.
+def uses(program: Program, params: PyTree, x: Any) -> tuple[tuple[Use, ...], frozenset[int]] | None:
+    """Find where a network uses its parameters, and which leaves are used there alone; None if it has no paths.
 
-    The network must be hashable: it is traced once for the shapes of `params` and of `x`, a batch of one.
+    Of `params` and of `x`, one example as a batch, shapes suffice.
     """
     leaves, treedef = jax.tree.flatten(shapes((params, x)))
-    return _uses(apply_fn, tuple(leaves), treedef)
+    return _uses(program, tuple(leaves), treedef)
 
 
-@lru_cache(maxsize=64)
-def _uses(apply_fn: ApplyFn, like: tuple[jax.ShapeDtypeStruct, ...], treedef: Any
+@lru_cache(maxsize=256)
+def _uses(program: Program, like: tuple[jax.ShapeDtypeStruct, ...], treedef: Any
           ) -> tuple[tuple[Use, ...], frozenset[int]] | None:
     params, x = jax.tree.unflatten(treedef, like)
     try:
-        sites, by_leaf = paths.sites(apply_fn, params, x)
-    except paths.NotPathNetworkError:
+        sites, by_leaf = network_sites(program.shapes, params, x)
+    except NotPathNetworkError:
         return None
     leaves = jax.tree.leaves(params)
     return tuple(use(site, leaves[site.leaf]) for site in sites), frozenset(by_leaf)

@@ -7,12 +7,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
 
-from pkjax import paths, tables
+from pkjax import tables
 from pkjax.linalg.memory import default_memory_limit
+from pkjax.network import Network
+from pkjax.paths.taps import network_sites
+from pkjax.programs.program import Program
 from pkjax.tangent_kernel.leaf_costs import Costs, Use, cheapest_route, uses
-from pkjax.trees import ApplyFn, accumulator, leaf_names, shapes
+from pkjax.trees import accumulator, leaf_names, shapes
 
 __all__ = ["LeafPlan", "NtkPlan", "plan_kernel"]
 
@@ -158,17 +160,12 @@ class _Request:
                 + 2 * min(side, max(self.n, self.m or 0)) * self.image)
 
 
-def plan_kernel(apply_fn: ApplyFn, params: PyTree, entries: list[Any], whole: tuple[bool, ...], x: Any,
-              examples: tuple[int, int | None], engine: str, *, tile: int | None = None,
-              memory_limit: int | None = None, devices: int = 1) -> NtkPlan:
+def plan_kernel(network: Network, examples: tuple[int, int | None], engine: str, *, tile: int | None = None,
+                memory_limit: int | None = None, devices: int = 1) -> NtkPlan:
     """Choose engine and tiles from shapes.
 
     Args:
-        apply_fn: the network (hashable).
-        params: its parameters, or their shapes.
-        entries: for each leaf what trains of it; None if nothing does.
-        whole: for each leaf whether all of it trains.
-        x: a batch of one, or its shape.
+        network: the network.
         examples: numbers of rows and columns; None for columns that are the rows.
         engine: the requested engine, which may be "auto".
         tile: the requested tile; None means the largest that fits.
@@ -179,25 +176,26 @@ def plan_kernel(apply_fn: ApplyFn, params: PyTree, entries: list[Any], whole: tu
         ValueError: the requested tile, or every tile, exceeds the limit.
         NotPathNetworkError: the engine is "structured" and the network has no paths.
     """
-    leaves, treedef = jax.tree.flatten(shapes((params, x)))
+    leaves, treedef = jax.tree.flatten(shapes((network.params, network.example)))
     limit = default_memory_limit(devices) if memory_limit is None else memory_limit
-    trains = tuple(entry is not None for entry in entries)
-    return _plan_kernel(apply_fn, tuple(leaves), treedef, trains, whole, examples, engine, tile, limit, devices)
+    trains = tuple(entry is not None for entry in network.entries)
+    return _plan_kernel(network.fn.program, tuple(leaves), treedef, trains, network.whole, examples, engine, tile,
+                        limit, devices)
 
 
 @lru_cache(maxsize=256)
-def _plan_kernel(apply_fn: ApplyFn, like: tuple[Any, ...], treedef: Any, trains: tuple[bool, ...],
-               whole: tuple[bool, ...], examples: tuple[int, int | None], engine: str, tile: int | None, limit: int,
-               devices: int) -> NtkPlan:
+def _plan_kernel(program: Program, like: tuple[Any, ...], treedef: Any, trains: tuple[bool, ...],
+                 whole: tuple[bool, ...], examples: tuple[int, int | None], engine: str, tile: int | None, limit: int,
+                 devices: int) -> NtkPlan:
     params, x = jax.tree.unflatten(treedef, like)
     leaves = jax.tree.leaves(params)
-    network_uses = uses(apply_fn, params, x)
+    network_uses = uses(program, params, x)
     if engine == "auto":
         engine = "structured" if network_uses else "jacobian"
     if engine == "structured" and not network_uses:
-        paths.sites(apply_fn, params, x)     # raises, and names the operation
+        network_sites(program.shapes, params, x)     # raises, and names the operation
     all_uses, covered = network_uses or ((), frozenset())
-    out = jax.eval_shape(apply_fn, params, x)
+    out = program.shapes.out
     train = [i for i, moves in enumerate(trains) if moves]
     request = _Request(
         engine, *examples, out.shape[1], accumulator(out.dtype).itemsize, prod(x.shape) * x.dtype.itemsize,
