@@ -130,7 +130,8 @@ def test_public_constants_are_documented_where_they_stand():
     assert "erk_scope" in CONSTANTS
 
 
-FOREIGN = re.compile(r"^ *\.\. \w+::|:(?:func|class|mod|data|meth):`|^ *:(?:param|returns?|raises)\b", re.MULTILINE)
+FOREIGN = re.compile(r"^ *\.\. \w+::|:(?:func|class|mod|data|meth):`|^ *:(?:param|returns?|raises)\b"
+                     r"|^(?:Args|Returns|Raises|Examples): +\S.*$", re.MULTILINE)
 EMPTY = re.compile(r"Raises (?:nothing|none)|Source: definition", re.IGNORECASE)
 
 
@@ -164,5 +165,6 @@ def test_the_checks_can_fail():
     assert raised(bad) == {"ValueError"}
     assert badly_written("See :func:`f`.\n\n.. math:: x\n\n>>> 1\n1\n\nRaises nothing.\nSource: definition.") == [
         ":func:`", ".. math::", "Raises nothing", "Source: definition", "an example outside of an Examples section"]
+    assert badly_written("Add.\n\nArgs: as in `f`, and\n    x: more.") == ["Args: as in `f`, and"]
     assert not badly_written("Add.\n\nSource: equation 1.\n\nExamples:\n    >>> 1 + 1\n    2\n")
     assert dict(documented(ast.parse("a: int\n'''about a'''\nb: int").body)) == {"a": True, "b": False}
