@@ -5,7 +5,7 @@
     nox -s tests -- -k path_kernel        # what follows -- goes to pytest
     nox -s tests -P 3.13                  # with another Python
 
-The sessions are tests, lint, docs, lowest and build.
+The sessions are tests, float32, random, lint, docs, lowest and build.
 """
 
 from pathlib import Path
@@ -25,6 +25,20 @@ def tests(session: nox.Session) -> None:
     """Run the tests against the newest of everything; ``-- -m slow`` for the long ones."""
     session.install("-e", ".[test]")
     session.run("python", "-m", "pytest", *QUICK, *session.posargs)
+
+
+@nox.session
+def float32(session: nox.Session) -> None:
+    """Run the tests of tests/float32.txt as users run the library: in float32, with standard promotion."""
+    session.install("-e", ".[test]")
+    session.run("python", "-m", "pytest", *QUICK, *session.posargs, env={"PKJAX_TESTS": "float32"})
+
+
+@nox.session
+def random(session: nox.Session) -> None:
+    """Let Hypothesis draw other networks in every run; a failure prints how to repeat it."""
+    session.install("-e", ".[test]")
+    session.run("python", "-m", "pytest", *QUICK, "--hypothesis-profile=random", *session.posargs)
 
 
 @nox.session

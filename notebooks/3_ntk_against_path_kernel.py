@@ -72,7 +72,7 @@ reports = {name: pk.analyze(apply_fn, params, X, masks=masks)
            for name, masks in {"dense": None, "pruned": pruned.masks}.items()}
 
 print(f"\n{'':24}{'dense':>12}{'pruned':>12}")
-for text, value in {"paths": lambda r: f"10^{r.log_paths:.1f}", "Tr Θ": lambda r: f"{r.trace_ntk:.4g}",
+for text, value in {"paths": lambda r: f"10^{r.log10_paths:.1f}", "Tr Θ": lambda r: f"{r.trace_ntk:.4g}",
                     "Tr Π": lambda r: f"{r.trace_pi:.4g}", "λ₁ of Θ": lambda r: f"{r.lam[0]:.4g}",
                     "bound ν₁ π₁": lambda r: f"{r.nu[0] * r.pi[0]:.4g}",
                     "effective rank of Π": lambda r: f"{r.effective_rank:.0f}",

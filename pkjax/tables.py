@@ -1,42 +1,59 @@
-"""How results show themselves: an HTML table in a notebook, a short text in a terminal."""
+"""Results as people read them: an HTML table in a notebook, a short text in a terminal, lines of progress."""
 
 import math
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from html import escape
 from typing import Any
 
 import jax
 import numpy as np
+import wadler_lindig as wl
 
-__all__ = ["Progress", "Raw", "brief", "formula", "html", "number", "pairs", "reporter", "some"]
+__all__ = ["Progress", "Raw", "brief", "format_number", "formula", "html", "pairs", "reporter", "spread"]
 
-WIDTH = 110
-"""Characters from which a text takes one line a field."""
+WIDTH = 80
+"""Characters in a line of a result's text."""
+
+Progress = Callable[[str], None] | bool
+"""Where a long computation reports its progress: a function that takes one line of text, True for the standard error
+stream, False for nowhere."""
+
+
+def reporter(progress: Progress) -> Callable[[str], None]:
+    """Return the function to call with each line of progress.
+
+    >>> lines = []
+    >>> reporter(lines.append)("tile 1 of 4"), reporter(False)("tile 2 of 4"), lines
+    (None, None, ['tile 1 of 4'])
+    """
+    if callable(progress):
+        return progress
+    return (lambda line: print(line, file=sys.stderr, flush=True)) if progress else (lambda line: None)
 
 
 class Raw(str):
-    """HTML that is put into a table as it is; any other text is escaped."""
+    """HTML that goes into a table as it is; any other text is escaped."""
 
     __slots__ = ()
 
 
 def formula(text: str) -> Raw:
-    """Escape a text and set its indices, ``λ_i`` and ``Σ_{i≤n}``, below the line.
+    """Escape a text and turn its indices, `λ_i` and `Σ_{i≤n}`, into subscripts.
 
     >>> formula("λ_{i+j-1} ≤ ν_1 π_j")
     'λ<sub>i+j-1</sub> ≤ ν<sub>1</sub> π<sub>j</sub>'
     """
-    return Raw(re.sub(r"_(?:\{([^}]+)\}|([A-Za-z0-9θ]+))", lambda found: f"<sub>{found[1] or found[2]}</sub>",
+    return Raw(re.sub(r"_(?:\{([^}]+)\}|([A-Za-z0-9θ]+))", lambda index: f"<sub>{index[1] or index[2]}</sub>",
                       escape(text)))
 
 
-def number(value: float | None, digits: int = 4) -> str:
-    """Write a number for readers: thousands in groups, very large and small ones as powers of ten.
+def format_number(value: float | None, digits: int = 4) -> str:
+    """Format a number for reading: thousands in groups, very large and very small ones as powers of ten.
 
-    >>> number(12345.678), number(6.02e23), number(0.0), number(None)
+    >>> format_number(12345.678), format_number(6.02e23), format_number(0.0), format_number(None)
     ('12,346', '6.02e+23', '0', '–')
     """
     if value is None or math.isnan(value):
@@ -50,10 +67,10 @@ def number(value: float | None, digits: int = 4) -> str:
 
 
 def html(heads: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str = "", left: int = 1) -> str:
-    """Build an HTML table; its first ``left`` columns are aligned on the left, the others on the right.
+    """Build an HTML table whose first `left` columns are aligned left, the others right.
 
-    Nothing but alignment is styled, so that the page's own colours, light or dark, stay readable. A negative exponent
-    does not start a new line.
+    Only alignment is styled, so that the table stays readable in the page's own colours, light or dark. A negative
+    exponent does not wrap.
 
     >>> print(html(["layer", "kept"], [["<b>", "3"]]))
     <table><thead><tr><th style=text-align:left>layer</th><th style=text-align:right>kept</th></tr></thead><tbody>
@@ -64,7 +81,7 @@ def html(heads: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str = 
         return cell if isinstance(cell, Raw) else re.sub(r"(?<=\de)-", "\N{NON-BREAKING HYPHEN}", escape(cell))
 
     def row(tag: str, cells: Sequence[str]) -> str:
-        # Notebooks align on the right what does not say otherwise.
+        # Notebooks align cells right unless told otherwise.
         inner = ((text(cell), "left" if i < left else "right") for i, cell in enumerate(cells))
         return "<tr>" + "".join(f"<{tag} style=text-align:{side}>{cell}</{tag}>" for cell, side in inner) + "</tr>"
     top = f"<caption>{escape(caption)}</caption>" if caption else ""
@@ -73,56 +90,61 @@ def html(heads: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str = 
 
 
 def pairs(columns: Mapping[str, np.ndarray], caption: str) -> str:
-    """Build the HTML table of arrays (k,) side by side, with the index from 1; of long ones some rows.
+    """Build the HTML table of arrays (k,) side by side with an index from 1; long arrays are sampled.
 
     >>> pairs({"eigenvalue": np.array([9.0])}, "of Θ").count("<td")
     2
     """
-    chosen = some(len(next(iter(columns.values()))))
-    rows = [[str(i + 1), *(number(float(values[i])) for values in columns.values())] for i in chosen]
+    shown = spread(len(next(iter(columns.values()))))
+    rows = [[str(i + 1), *(format_number(float(values[i])) for values in columns.values())] for i in shown]
     return html(["", *columns], rows, caption=caption)
 
 
-def some(count: int, most: int = 12) -> list[int]:
-    """Choose the rows of a long table that are shown: all of a few, else the first, the last and some between.
+def spread(count: int, most: int = 12) -> list[int]:
+    """Choose which rows of a long table to show: all of a few; else the first, the last, and some evenly between.
 
-    >>> some(3), some(100, 4)
+    >>> spread(3), spread(100, 4)
     ([0, 1, 2], [0, 33, 66, 99])
     """
     return list(range(count)) if count <= most else sorted({round(i * (count - 1) / (most - 1)) for i in range(most)})
 
 
 def brief(result: Any) -> str:
-    """Write a result dataclass as a short text: of arrays the type, the shape and the ends, of trees the size.
+    """Format a result dataclass as a short text: arrays by dtype, shape and ends, trees by their size.
 
-    Stands in a result's class as ``__repr__ = brief``. Works on tracers, deleted arrays and whatever else a tree of
-    that structure holds for JAX.
+    Meant as a class's `__repr__ = brief`. It also works on tracers, on deleted arrays and on whatever JAX puts into a
+    tree of that structure.
 
     >>> from pkjax.pruning.result import LayerReport
-    >>> brief(LayerReport("kernel", (2, 5), 4, 10, False))
-    "LayerReport(name='kernel', shape=(2, 5), kept=4, total=10, emptied=False, flow=None)"
+    >>> print(brief(LayerReport("kernel", (2, 5), 4, 10, False)))
+    LayerReport(
+        name='kernel', shape=(2, 5), kept=4, total=10, emptied=False, flow=None
+    )
     """
-    shown = [f"{field.name}={_value(getattr(result, field.name))}" for field in fields(result)]
-    name = type(result).__name__
-    line = f"{name}({', '.join(shown)})"
-    return line if len(line) <= WIDTH else f"{name}(\n    " + ",\n    ".join(shown) + ")"
+    return wl.pformat(result, width=WIDTH, indent=4, hide_defaults=False, custom=_summary)
 
 
-def _value(value: Any) -> str:
+def _summary(value: Any) -> wl.AbstractDoc | None:
+    """Summarise what would be long; None leaves the rest to wadler_lindig."""
     if isinstance(value, np.ndarray | np.generic | jax.Array):
-        return _array(value)
-    if isinstance(value, bool | int | str | None):
-        return repr(value)
+        return wl.TextDoc(_array(value))
+    if isinstance(value, bool | int | str | None) or is_dataclass(value):
+        return None
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return wl.TextDoc(f"{value:.4g}")
     if isinstance(value, tuple) and all(isinstance(v, bool | int | float | str) for v in value):
-        shown = [*map(_value, value)] if len(value) <= 4 else [_value(value[0]), "…", _value(value[-1])]
-        return f"({', '.join(shown)}{',' * (len(value) == 1)})"
+        return None if len(value) <= 4 else wl.bracketed(
+            wl.TextDoc("("), [wl.pdoc(value[0]), wl.TextDoc("…"), wl.pdoc(value[-1])], wl.comma, wl.TextDoc(")"), 4)
     if isinstance(value, tuple) and (is_dataclass(value[0]) or hasattr(value[0], "_fields")
                                      or isinstance(value[0], Mapping)):
-        return f"<{len(value):,} of {type(value[0]).__name__}>"
+        return wl.TextDoc(f"<{len(value):,} of {type(value[0]).__name__}>")
     leaves = jax.tree.leaves(value)
-    return f"<{len(leaves)} leaves, {sum(int(np.size(leaf)) for leaf in leaves):,} entries>"
+    return wl.TextDoc(f"<{_count(len(leaves), 'leaf', 'leaves')}, "
+                      f"{_count(sum(int(np.size(leaf)) for leaf in leaves), 'entry', 'entries')}>")
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number:,} {one if number == 1 else many}"
 
 
 def _array(value: Any) -> str:
@@ -135,20 +157,3 @@ def _array(value: Any) -> str:
         return f"{float(value):.4g}"
     ends = [float(v) for v in np.asarray(value)[[0, -1]]]
     return f"{kind} {ends[0]:.4g}" + (f" … {ends[1]:.4g}" if value.size > 1 else "")
-
-
-Progress = Callable[[str], None] | bool
-"""How a long computation says how far it is: a function that is given one line of text at a time, True for lines on
-the standard error stream, False for nothing."""
-
-
-def reporter(progress: Progress) -> Callable[[str], None]:
-    """Return the function to call with each line of progress.
-
-    >>> lines = []
-    >>> reporter(lines.append)("tile 1 of 4"), reporter(False)("tile 2 of 4"), lines
-    (None, None, ['tile 1 of 4'])
-    """
-    if callable(progress):
-        return progress
-    return (lambda line: print(line, file=sys.stderr, flush=True)) if progress else (lambda line: None)

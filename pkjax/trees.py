@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-__all__ = ["ApplyFn", "Choice", "Predicate", "Trainable", "accumulator", "check_finite", "check_like", "check_masks",
-           "check_network", "check_output", "check_structure", "hashable", "is_boolean_tree", "is_floating",
-           "kernels", "leaf_names", "naming_input", "select", "shapes", "trainable_leaves", "trainable_masks"]
+__all__ = ["ApplyFn", "Choice", "Predicate", "Trainable", "accumulator", "apply_masks", "check_finite", "check_like",
+           "check_masks", "check_network", "check_output", "check_structure", "hashable", "is_boolean_tree",
+           "is_floating", "kernels", "leaf_names", "naming_input", "select", "shapes", "trainable_leaves",
+           "trainable_masks", "trained_entries"]
 
 ApplyFn = Callable[[PyTree, Array], Array]
 """A network: maps (parameters, batch of inputs (N, *input)) to outputs (N, K)."""
@@ -111,6 +112,41 @@ def check_masks(masks: PyTree | None, params: PyTree) -> None:
     for name, leaf in zip(leaf_names(masks), jax.tree.leaves(masks), strict=True):
         if jnp.result_type(leaf) != jnp.bool_:
             raise TypeError(f"masks leaf {name!r} has dtype {jnp.result_type(leaf)}, but masks are booleans")
+
+
+def apply_masks(params: PyTree, masks: PyTree | None) -> PyTree:
+    """Set the weights that are pruned to exactly +0, whatever they hold, and leave the others as they are.
+
+        θ_j ↦ θ_j where mask_j, 0 elsewhere
+
+    A selection, not a product: NaN, infinity and −0 under the mask become +0 too. Dtypes are kept. Works under `jit`,
+    `grad` and `vmap`.
+
+    Args:
+        params: the parameters, or any tree of their structure and shapes.
+        masks: booleans like `params`; None keeps everything.
+
+    Returns:
+        A tree like `params`.
+
+    Raises:
+        ValueError: the trees differ in structure or shapes.
+        TypeError: the masks are not booleans.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> apply_masks({"kernel": jnp.array([1.0, -2.0, jnp.nan])}, {"kernel": jnp.array([True, True, False])})
+        {'kernel': Array([ 1., -2.,  0.], dtype=float...)}
+    """
+    if masks is None:
+        return params
+    check_masks(masks, params)
+    return jax.tree.map(_kept, params, masks)
+
+
+def _kept(leaf: Any, mask: Any) -> Array:
+    leaf = jnp.asarray(leaf)
+    return jnp.where(mask, leaf, jnp.zeros((), leaf.dtype))
 
 
 def check_finite(tree: PyTree, what: str) -> None:
@@ -233,3 +269,21 @@ def trainable_masks(params: PyTree, trainable: Trainable = None, masks: PyTree |
     chosen = trainable_leaves(params, trainable)
     full = jax.tree.map(lambda t, leaf: jnp.broadcast_to(jnp.asarray(t, bool), jnp.shape(leaf)), chosen, params)
     return full if masks is None else jax.tree.map(jnp.logical_and, full, masks)
+
+
+def trained_entries(params: PyTree, masks: PyTree | None = None, trainable: Trainable = None
+                    ) -> tuple[list[Any], tuple[bool, ...]]:
+    """Say which entries of each leaf train (None: none does; a single True: all), and of which leaves all do."""
+    check_masks(masks, params)
+    leaves = jax.tree.leaves(trainable_leaves(params, trainable))
+    if masks is None and all(isinstance(train, bool) for train in leaves):
+        return [np.ones((), bool) if train else None for train in leaves], tuple(leaves)
+    given = [leaf for leaf in jax.tree.leaves((masks, trainable)) if not callable(leaf)]
+    # Booleans known while tracing stay known, so that whole layers keep their cheaper route under jit.
+    known = not any(isinstance(leaf, jax.core.Tracer) for leaf in given)
+    with jax.ensure_compile_time_eval() if known else contextlib.nullcontext():
+        train = jax.tree.leaves(trainable_masks(params, trainable, masks))
+    flags = [(bool(np.asarray(t).any()), bool(np.asarray(t).all())) if known else (True, False) for t in train]
+    entries = [t if some and is_floating(leaf) else None
+               for t, (some, _), leaf in zip(train, flags, jax.tree.leaves(params), strict=True)]
+    return entries, tuple(all_ for _, all_ in flags)

@@ -1,15 +1,46 @@
-"""Networks that tests draw: layer lists, their JAX functions and their parameters."""
+"""Networks that tests draw (layer lists, their JAX functions, their parameters) and named ones; tolerances by type."""
 
+import functools
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import strategies as st
 from jax import lax
 
+FLOAT = {"float64": np.float64, "float32": np.float32}[os.environ.get("PKJAX_TESTS", "float64")]
+"""The type of what is drawn."""
+FLOAT32 = FLOAT is np.float32
+"""Whether the tests run in the second configuration: float32 and standard promotion."""
+TOLERANCE = 2**10 * float(np.finfo(FLOAT).eps)
+"""A relative difference that rounding explains: 2·10⁻¹³ in float64, 10⁻⁴ in float32."""
 
-def normal(seed, shape, dtype=np.float64):
+_assert_allclose, _approx = np.testing.assert_allclose, pytest.approx
+
+
+def assert_close(actual, desired, rtol=1e-7, atol=0, **options):
+    """NumPy's comparison, no stricter than the type: an entry may miss by `TOLERANCE` of the largest one."""
+    sizes = np.abs(np.asarray(desired, np.float64))
+    top = sizes[np.isfinite(sizes)].max(initial=0.0)
+    _assert_allclose(actual, desired, max(rtol, TOLERANCE), max(atol, TOLERANCE * top), **options)
+
+
+def approx(expected, rel=None, abs=None, **options):
+    """Pytest's comparison of numbers, no stricter than the type."""
+    return _approx(expected, max(rel or 1e-6, TOLERANCE), abs, **options)
+
+
+def named_in_float32_txt():
+    """The names of the tests that run in the second configuration too."""
+    lines = (Path(__file__).parent / "float32.txt").read_text().splitlines()
+    return {line for line in lines if line and not line.startswith("#")}
+
+
+def normal(seed, shape, dtype=FLOAT):
     """Normal numbers, drawn by NumPy: JAX takes longer to compile a draw of each shape than most of what is tested."""
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
 
@@ -146,11 +177,12 @@ def cases(draw, kinds=("dense", "conv"), masked=None):
             if "residual" in kinds and draw(st.booleans()):
                 layers.append(("residual", [dense(width, width), ("leaky", 0.0)]))
     layers.append(dense(width, draw(st.integers(1, 2))))
+    params = {name: np.asarray(value, FLOAT) for name, value in params.items()}
     masks = None
     if draw(st.booleans()) if masked is None else masked:
         masks = {n: rng.random(v.shape) < 0.7 if n.endswith("kernel") else np.ones(v.shape, bool)
                  for n, v in params.items()}
-    X = rng.normal(size=(draw(st.integers(2, 3)), *shape))
+    X = rng.normal(size=(draw(st.integers(2, 3)), *shape)).astype(FLOAT)
     return Case(layers, params, masks, X)
 
 
@@ -164,3 +196,79 @@ def live(case, oracle):
     gradient = np.abs(oracle.jvf @ oracle.jtv).max(0)
     ends = np.cumsum([case.params[name].size for name in sorted(case.params)])
     return all(leaf.max() > 1e-9 for leaf in np.split(gradient, ends[:-1]))
+
+
+def mlp(p, x):
+    for w, b in p[:-1]:
+        x = jax.nn.relu(x @ w + b)
+    return x @ p[-1][0] + p[-1][1]
+
+
+def convnet(p, x):
+    def conv(x, k, stride=1):
+        return jax.lax.conv_general_dilated(x, k, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    x = jax.nn.relu(conv(x, p["stem"]) + p["stem_bias"])
+    x = x + conv(jax.nn.relu(conv(x, p["first"])), p["second"])
+    x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+    x = conv(jax.nn.relu(x), p["down"], 2).mean((1, 2))
+    return x @ p["head"] + p["head_bias"]
+
+
+def frozen_norm(p, x):
+    x = (x @ p["a"] - 0.25) * (1 / jnp.sqrt(jnp.asarray(1.5, x.dtype))) * p["scale"] + p["shift"]
+    return jnp.where(x > 0, x, 0.2 * x) @ p["b"]
+
+
+def shared(p, x):
+    for _ in range(3):
+        x = jax.nn.relu(x @ p["again"] + p["bias"])
+    return x @ p["again"][:, :3]
+
+
+def positions(p, x):
+    x = jax.nn.relu(x @ p["each"] + p["bias"])   # (N, T, features): one weight at every position
+    return x.mean(1) @ p["head"]
+
+
+def drawn_like(shapes, seed=0, dtype=jnp.float64):
+    """Parameters with a tree of shapes: normal, of about unit length along the axes that are summed over."""
+    leaves, treedef = jax.tree.flatten(shapes, is_leaf=lambda s: isinstance(s, tuple) and isinstance(s[0], int))
+    rng = np.random.default_rng(seed)
+    values = [rng.normal(size=s) / np.prod(s[:-1])**0.5 + (0.1 if len(s) == 1 else 0) for s in leaves]
+    return jax.tree.unflatten(treedef, [jnp.asarray(v, dtype) for v in values])
+
+
+NETWORKS = {
+    "mlp": (mlp, [((6, 9), (9,)), ((9, 8), (8,)), ((8, 3), (3,))], (6,)),
+    "convnet": (convnet, dict(stem=(3, 3, 2, 4), stem_bias=(4,), first=(3, 3, 4, 4), second=(3, 3, 4, 4),
+                              down=(1, 1, 4, 5), head=(5, 3), head_bias=(3,)), (6, 6, 2)),
+    "frozen norm": (frozen_norm, dict(a=(5, 7), scale=(7,), shift=(7,), b=(7, 3)), (5,)),
+    "shared": (shared, dict(again=(5, 5), bias=(5,)), (5,)),
+    "positions": (positions, dict(each=(4, 6), bias=(6,), head=(6, 3)), (3, 4)),
+}
+"""Name → (function, shapes of the parameters, shape of an input): what kinds of layers a tangent kernel tells apart."""
+
+
+@functools.cache
+def jacobian(apply_fn):
+    """The dense Jacobian of a network in its parameters, compiled once."""
+    return jax.jit(jax.jacobian(apply_fn))
+
+
+@functools.cache
+def named_network(name, dtype=jnp.float64, n=7):
+    """Function, parameters and n inputs of one of `NETWORKS`, each of whose outputs feels every parameter."""
+    apply_fn, shapes, shape = NETWORKS[name]
+    params = drawn_like(shapes, dtype=dtype)
+    x = normal(1, (n, *shape), dtype)
+    for leaf in jax.tree.leaves(jacobian(apply_fn)(params, x)):
+        assert jnp.abs(leaf).max() > 1e-3, "a parameter that no output feels tests nothing"
+        assert jnp.abs(leaf - leaf[:1]).max() > 1e-6 or leaf.shape[2:] == (3,), "gates that never change test little"
+    return apply_fn, params, x
+
+
+def half_masks(params, seed=3):
+    """Masks that keep about 60 % of the entries of each leaf."""
+    leaves, treedef = jax.tree.flatten(params)
+    return jax.tree.unflatten(treedef, [coins((seed, i), 0.6, v.shape) for i, v in enumerate(leaves)])

@@ -1,14 +1,27 @@
-"""float64 and strict promotion for every test; shapes checked while the tests run."""
+"""The two configurations of the tests; shapes are checked while they run.
+
+The suite runs in float64 with strict promotion, where oracles hold to many digits. With `PKJAX_TESTS=float32` in the
+environment, the tests that `tests/float32.txt` lists run as users do: in float32, with JAX's standard promotion.
+"""
 
 import os
 import shutil
 
 import jax
+import numpy as np
 import pytest
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
-jax.config.update("jax_enable_x64", True)
-jax.config.update("jax_numpy_dtype_promotion", "strict")
+from tests import cases
+
+jax.config.update("jax_enable_x64", not cases.FLOAT32)
+jax.config.update("jax_numpy_dtype_promotion", "standard" if cases.FLOAT32 else "strict")
+
+# The same draws in every run; `--hypothesis-profile random` draws others (nox -s random).
+settings.register_profile("fixed", deadline=None, derandomize=True)
+settings.register_profile("random", deadline=None, derandomize=False, print_blob=True)
+settings.load_profile("fixed")
 
 collect_ignore = ["typed_consumer.py"]      # the search for doctests would import it, and so run it
 
@@ -40,6 +53,25 @@ def pytest_configure(config):
     os.environ |= {"JAX_COMPILATION_CACHE_DIR": str(folder), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     # A file that a killed run left half written is compiled anew.
     config.addinivalue_line("filterwarnings", "ignore:Error reading persistent compilation cache entry")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Keep doctests and the tests on the list alone in the second configuration."""
+    if cases.FLOAT32:
+        listed = cases.named_in_float32_txt()
+        kept = [item for item in items if isinstance(item, pytest.DoctestItem) or item.originalname in listed]
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = kept
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _tolerances_of_the_type():
+    """Compare in float32 to what float32 holds, whatever number of digits a test asks for."""
+    with pytest.MonkeyPatch.context() as patch:
+        if cases.FLOAT32:
+            patch.setattr(np.testing, "assert_allclose", cases.assert_close)
+            patch.setattr(pytest, "approx", cases.approx)
+        yield
 
 
 @pytest.fixture

@@ -35,8 +35,8 @@ def report(seed=0, n=320, k=320, pruned=False, overlaps=True):
               "neural_tangents": Check(not pruned, 2e-6, 1e-5, "Θ agrees with neural-tangents <0.6.5>")}
     return Report(
         lam=lam, nu=nu, pi=pi, pi_bounds=np.full(k, 1e-6), trace_ntk=53_211.5, trace_pi=6.02e5,
-        gated_trace=48_770.1, effective_rank=77_700.0, log_paths=-np.inf if pruned else 15.893,
-        log_effective_paths=None if pruned else 6.079, connected=not pruned, overlaps=O,
+        gated_trace=48_770.1, effective_rank=77_700.0, log10_paths=-np.inf if pruned else 15.893,
+        log10_effective_paths=None if pruned else 6.079, connected=not pruned, overlaps=O,
         carried=np.full(k, 0.031 / k), captured=0.031,
         claims=claims, checks=checks, layers=layers, samples=32, outputs=10, parameters=57_710,
         seconds={"tangent kernel": 1.25, "data factor": 0.5, "path kernel": 3.0})

@@ -71,13 +71,13 @@ def draw_matrix(figure: Any, box: list[float], values: np.ndarray, title: str, a
 
 def draw() -> Figure:
     """Draw the picture."""
-    found = matrices()
+    named = matrices()
     figure = Figure(figsize=(8.6, 3.6), facecolor="white")
     draw_network(figure.add_axes([0.0, 0.03, 0.31, 0.94]))
-    parts = (("Θ", found["Θ"], "tangent\nkernel\n(NK × NK)"),
-             ("$J_v^f$", found["J"], "data: open paths,\ninputs\n(NK × P)"),
-             ("Π", found["Π"], "path kernel: architecture\nand weights, no data\n(P × P)"),
-             ("$(J_v^f)^{\\top}$", found["J"].T, "data\n(P × NK)"))
+    parts = (("Θ", named["Θ"], "tangent\nkernel\n(NK × NK)"),
+             ("$J_v^f$", named["J"], "data: open paths,\ninputs\n(NK × P)"),
+             ("Π", named["Π"], "path kernel: architecture\nand weights, no data\n(P × P)"),
+             ("$(J_v^f)^{\\top}$", named["J"].T, "data\n(P × NK)"))
     cell, left = 0.0158, 0.335                             # width of an entry; the height follows from the figure's
     for (title, values, about), sign in zip(parts, ("=", "·", "·", ""), strict=True):
         rows, columns = values.shape

@@ -18,8 +18,8 @@ def to_mathml(page: str) -> str:
     >>> to_mathml(r'<span class="arithmatex">\(x\)</span>')
     '<math xmlns="http://www.w3.org/1998/Math/MathML" display="inline"><mrow><mi>x</mi></mrow></math>'
     """
-    def replace(found: re.Match[str]) -> str:
-        return convert(html.unescape(found["tex"]).strip(), display="inline" if found["open"] == "(" else "block")
+    def replace(formula: re.Match[str]) -> str:
+        return convert(html.unescape(formula["tex"]).strip(), display="inline" if formula["open"] == "(" else "block")
 
     return FORMULA.sub(replace, page)
 

@@ -1,4 +1,4 @@
-"""Θ, Π and A of one network side by side, and what becomes of Theorem 1 on them."""
+"""Θ, Π and A of one network side by side, and Theorem 1 tested on them."""
 
 from pkjax.analysis.analyze import analyze
 from pkjax.analysis.report import Report

@@ -1,25 +1,25 @@
 """The analyzer's exactness checks: what it reports, computed a second way."""
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Float, PyTree, Shaped
 
-from pkjax.analysis.spectra import Spectrum, TangentSpectrum
+from pkjax.analysis.spectra import DataSpectrum, TangentSpectrum
 from pkjax.paths import gates
 from pkjax.paths.polynomial import path_sum
 from pkjax.tangent_kernel.kernel import ntk, ntk_plan
 from pkjax.tangent_kernel.products import ntk_trace
 from pkjax.trees import ApplyFn, Trainable, is_floating, trainable_masks
 
-__all__ = ["Check", "exactness"]
+__all__ = ["Analysis", "Check", "exactness"]
 
-FEW = 4
+EXAMPLES = 4
 """Examples on which Θ is recomputed by other engines."""
-
 
 TINY = float(np.finfo(np.float32).tiny)
 
@@ -35,6 +35,171 @@ class Check(NamedTuple):
     """The identity in formulae."""
 
 
+@dataclass(frozen=True, eq=False)
+class Analysis:
+    """What the analyzer has computed of one network on one batch."""
+
+    apply_fn: ApplyFn
+    params: PyTree
+    """θ."""
+    masks: PyTree | None
+    trainable: Trainable
+    alive: PyTree
+    """θ with masked weights at 0."""
+    X: Shaped[Array, "N *input"]
+    tangent: TangentSpectrum
+    """λ, and products with Θ."""
+    data: DataSpectrum
+    """ν, and the eigenvectors V of A."""
+    pi: Float[np.ndarray, "k"]
+    """π."""
+    trace_pi: float
+    """Tr Π."""
+    energy: Float[np.ndarray, "l k"]
+    """√(ν_i π_j) O_ij."""
+    complete: bool
+    """Whether ``pi`` is the whole spectrum."""
+
+    @property
+    def few(self) -> Array:
+        """The examples on which Θ is recomputed."""
+        return self.X[:EXAMPLES]
+
+    @property
+    def eps(self) -> float:
+        """Machine epsilon of the parameters' type."""
+        leaves = jax.tree.leaves(self.params)
+        return float(np.finfo(np.result_type(*(p.dtype for p in leaves if is_floating(p)))).eps)
+
+    def tolerance(self, multiple: float, floor: float) -> float:
+        """Return the error that rounding explains: a multiple of machine epsilon, at least ``floor``."""
+        return max(floor, multiple * self.eps)
+
+
+class Evaluation(NamedTuple):
+    """The network and its gated path sum on a few examples, with derivatives."""
+
+    f: Array                     # (N, K)
+    sums: Array                  # (N, K) the gated path sum
+    euler: Array                 # (N, K) ∇_x f · x plus the paths that do not start at the input
+    direction: Array             # (N, K) a random u
+    gradient: PyTree             # ∇_θ (u · f)
+    gradient_of_sums: PyTree     # ∇_θ (u · sums), gates held
+
+
+def exactness(analysis: Analysis) -> dict[str, Check]:
+    """Recompute by other means what the analyzer found.
+
+    Returns:
+        A dictionary from the identity's name to the outcome. Agreement with neural-tangents is included where that
+        package is installed.
+    """
+    evaluation = _evaluate(analysis)
+    return {**_path_sum_checks(analysis, evaluation), **_kernel_checks(analysis, evaluation),
+            **_overlap_checks(analysis), **_trace_checks(analysis)}
+
+
+def _evaluate(analysis: Analysis) -> Evaluation:
+    apply_fn = analysis.apply_fn
+
+    @jax.jit
+    def evaluate(theta: PyTree, z: Array) -> Evaluation:
+        with jax.default_matmul_precision("highest"):
+            held = gates(apply_fn, theta, z)
+            f, pull = jax.vjp(lambda p: apply_fn(p, z), theta)
+            sums, pull_sums = jax.vjp(lambda p: path_sum(apply_fn, p, z, gates=held), theta)
+            sources = path_sum(apply_fn, theta, jnp.zeros_like(z), gates=held)
+            _, along_z = jax.jvp(lambda v: apply_fn(theta, v), (z,), (z,))
+            direction = jax.random.normal(jax.random.key(1), f.shape, f.dtype)
+            return Evaluation(f, sums, along_z + sources, direction, pull(direction)[0], pull_sums(direction)[0])
+    return jax.device_get(evaluate(analysis.alive, analysis.few))
+
+
+def _path_sum_checks(analysis: Analysis, evaluation: Evaluation) -> dict[str, Check]:
+    """The network against its gated path sum."""
+    f, loose = evaluation.f, analysis.tolerance(1e2, 1e-12)
+    both = zip(jax.tree.leaves(evaluation.gradient_of_sums), jax.tree.leaves(evaluation.gradient), strict=True)
+    return {
+        "f is its gated path sum": _check(_relative(evaluation.sums, f), loose, "f(x) = Σ_p c_p v_p(θ) a_p(x) x_s(p)"),
+        "gradients agree": _check(max(_relative(a, b) for a, b in both if is_floating(a)), loose,
+                                  "∇_θ f = ∇_θ of the gated path sum, gates held"),
+        "homogeneity": _check(_relative(evaluation.euler, f), loose,
+                              "∇_x f · x + (paths from biases and constants) = f (Euler)"),
+    }
+
+
+def _kernel_checks(analysis: Analysis, evaluation: Evaluation) -> dict[str, Check]:
+    """Θ on a few examples against other engines; against one gradient where their Jacobian is too large."""
+    few, tangent, tolerance = analysis.few, analysis.tangent, analysis.tolerance(1e3, 1e-12)
+    options = {"masks": analysis.masks, "trainable": analysis.trainable}
+    outputs = tangent.rows // len(analysis.X)
+    rows = len(few) * outputs
+    block = tangent.multiply(np.eye(rows, tangent.rows))[:, :rows]
+    block = block.reshape(len(few), outputs, len(few), outputs).transpose(0, 2, 1, 3)
+
+    def by_engine(name: str) -> np.ndarray | None:
+        try:
+            ntk_plan(analysis.apply_fn, analysis.params, few, engine=name, **options)
+        except ValueError:      # the Jacobian of a single example is beyond the memory limit
+            return None
+        return np.asarray(ntk(analysis.apply_fn, analysis.params, few, engine=name, **options))
+
+    checks: dict[str, Check] = {}
+    dense = by_engine("jacobian")
+    if dense is not None:
+        checks["Θ from the full Jacobian"] = _check(_relative(block, dense), tolerance,
+                                                    f"Θ = ∇f ∇fᵀ on {few.shape[0]} examples")
+    else:
+        trains = trainable_masks(analysis.params, analysis.trainable, analysis.masks)
+        leaves = zip(jax.tree.leaves(evaluation.gradient), jax.tree.leaves(trains), strict=True)
+        norm = sum(float(np.sum(np.square(g, dtype=np.float64), where=np.asarray(t)))
+                   for g, t in leaves if is_floating(g))
+        u = evaluation.direction
+        product = np.einsum("ia,ijab,jb->", u, block, u, dtype=np.float64)
+        checks["Θ along a random direction"] = _check(_relative(product, norm), tolerance,
+                                                      f"uᵀΘu = ‖∇(u · f)‖² on {few.shape[0]} examples")
+    try:
+        other = by_engine("neural-tangents")
+    except ImportError:
+        other = None
+    if other is not None:
+        checks["Θ from neural-tangents"] = _check(_relative(block, other), tolerance,
+                                                  f"agreement with neural-tangents on {few.shape[0]} examples")
+    return checks
+
+
+def _overlap_checks(analysis: Analysis) -> dict[str, Check]:
+    """What the eigenvectors of Π carry of Θ against Θ itself."""
+    vectors, tolerance = analysis.data.vectors, analysis.tolerance(1e4, 1e-10)
+    carried = (analysis.energy**2).sum(1)
+    whole = np.einsum("ai,ia->i", vectors, analysis.tangent.multiply(vectors.T))
+    if analysis.complete:
+        return {
+            "overlaps": _check(_relative(carried, whole), tolerance,
+                               "Σ_j ν_i π_j O_ij² = V_iᵀ Θ V_i, whose sum is Tr Θ"),
+            "trace of Π": _check(_relative(analysis.pi.sum(), analysis.trace_pi), analysis.tolerance(1e3, 1e-10),
+                                 "Tr Π = Σ π_j"),
+        }
+    # Bessel: an incomplete list of eigenvectors of Π cannot carry more of Θ than there is, direction by direction.
+    excess = float(np.max(carried - whole)) / max(float(whole.max()), TINY)
+    return {"overlaps": _check(max(excess, 0.0), tolerance, "Σ_{j≤k} ν_i π_j O_ij² ≤ V_iᵀ Θ V_i")}
+
+
+def _trace_checks(analysis: Analysis) -> dict[str, Check]:
+    """Tr Θ against its eigenvalues, or against gradients where only the largest are known."""
+    tangent, tolerance = analysis.tangent, analysis.tolerance(1e3, 1e-10)
+    if len(tangent.values) == tangent.rows:
+        return {"trace of Θ": _check(_relative(tangent.values.sum(), tangent.trace), tolerance, "Tr Θ = Σ λ_i")}
+    norms = float(ntk_trace(analysis.apply_fn, analysis.params, analysis.X, masks=analysis.masks,
+                            trainable=analysis.trainable))
+    return {
+        "trace of Θ": _check(_relative(norms, tangent.trace), tolerance,
+                             "Tr Θ = Σ ‖∇f_k(x)‖², from norms of gradients"),
+        "largest of Θ and A": Check(tangent.converged and analysis.data.converged, 0.0, 0.0,
+                                    "the searches for the largest λ and ν are complete"),
+    }
+
+
 def _check(error: float, tolerance: float, text: str) -> Check:
     return Check(bool(error <= tolerance), float(error), float(tolerance), text)
 
@@ -42,99 +207,3 @@ def _check(error: float, tolerance: float, text: str) -> Check:
 def _relative(a: ArrayLike, b: ArrayLike) -> float:
     left, right = np.asarray(a, np.float64), np.asarray(b, np.float64)
     return float(np.abs(left - right).max(initial=0.0) / max(np.abs(right).max(initial=0.0), TINY))
-
-
-def exactness(apply_fn: ApplyFn, params: PyTree, X: Array, tangent: TangentSpectrum, data: Spectrum,
-              pi: np.ndarray, energy: np.ndarray, vectors: np.ndarray, trace_pi: float, *, complete: bool,
-              masks: PyTree | None = None, trainable: Trainable = None) -> dict[str, Check]:
-    """Recompute by other means what the analyzer found.
-
-    Args:
-      apply_fn: the network.
-      params: its parameters θ.
-      X: (N, *input).
-      tangent: λ and products with Θ.
-      data: ν.
-      pi: π.
-      energy: √(ν_i π_j) O_ij.
-      vectors: the eigenvectors of A.
-      trace_pi: Tr Π.
-      complete: whether ``pi`` is the whole spectrum.
-      masks: booleans like ``params``.
-      trainable: which parameters Θ differentiates.
-
-    Returns:
-      A dictionary from the identity's name to what became of it. Agreement with neural-tangents is among them where
-      that package is installed.
-    """
-    eps = float(np.finfo(np.result_type(*(p.dtype for p in jax.tree.leaves(params) if is_floating(p)))).eps)
-    loose = max(1e-12, 100 * eps)
-    found: dict[str, Check] = {}
-    alive = params if masks is None else jax.tree.map(lambda p, q: jnp.where(q, p, jnp.zeros_like(p)), params, masks)
-    few, outputs = X[:FEW], tangent.rows // len(X)
-
-    @jax.jit
-    def identities(theta: PyTree, z: Array) -> tuple[Any, ...]:
-        with jax.default_matmul_precision("highest"):
-            held = gates(apply_fn, theta, z)
-            f, pull = jax.vjp(lambda p: apply_fn(p, z), theta)
-            sums, pull_sums = jax.vjp(lambda p: path_sum(apply_fn, p, z, gates=held), theta)
-            sources = path_sum(apply_fn, theta, jnp.zeros_like(z), gates=held)
-            _, along_z = jax.jvp(lambda v: apply_fn(theta, v), (z,), (z,))
-            random = jax.random.normal(jax.random.key(1), f.shape, f.dtype)
-            return f, sums, along_z + sources, random, pull(random)[0], pull_sums(random)[0]
-    f, sums, euler, random, gradient, gradient_of_sums = jax.device_get(identities(alive, few))
-    found["f is its gated path sum"] = _check(_relative(sums, f), loose, "f(x) = Σ_p c_p v_p(θ) a_p(x) x_s(p)")
-    both = zip(jax.tree.leaves(gradient_of_sums), jax.tree.leaves(gradient), strict=True)
-    found["gradients agree"] = _check(max(_relative(a, b) for a, b in both if is_floating(a)), loose,
-                                      "∇_θ f = ∇_θ of the gated path sum, gates held")
-    found["homogeneity"] = _check(_relative(euler, f), loose,
-                                  "∇_x f · x + (paths from biases and constants) = f (Euler)")
-    rows = len(few) * outputs
-    block = tangent.multiply(np.eye(rows, tangent.rows))[:, :rows]
-    block = block.reshape(len(few), outputs, len(few), outputs).transpose(0, 2, 1, 3)
-
-    def engine(name: str) -> np.ndarray | None:
-        try:
-            ntk_plan(apply_fn, params, few, engine=name, masks=masks, trainable=trainable)
-        except ValueError:      # the Jacobian of a single example is beyond the memory limit
-            return None
-        return np.asarray(ntk(apply_fn, params, few, engine=name, masks=masks, trainable=trainable))
-    dense = engine("jacobian")
-    if dense is not None:
-        found["Θ from the full Jacobian"] = _check(_relative(block, dense), max(1e-12, 1e3 * eps),
-                                                   f"Θ = ∇f ∇fᵀ on {few.shape[0]} examples")
-    else:
-        trains = trainable_masks(params, trainable, masks)
-        norm = sum(float(np.sum(np.square(g, dtype=np.float64), where=np.asarray(t)))
-                   for g, t in zip(jax.tree.leaves(gradient), jax.tree.leaves(trains), strict=True) if is_floating(g))
-        product = np.einsum("ia,ijab,jb->", random, block, random, dtype=np.float64)
-        found["Θ along a random direction"] = _check(_relative(product, norm), max(1e-12, 1e3 * eps),
-                                                     f"uᵀΘu = ‖∇(u · f)‖² on {few.shape[0]} examples")
-    try:
-        other = engine("neural-tangents")
-    except ImportError:
-        other = None
-    if other is not None:
-        found["Θ from neural-tangents"] = _check(_relative(block, other), max(1e-12, 1e3 * eps),
-                                                 f"agreement with neural-tangents on {few.shape[0]} examples")
-    # Bessel: an incomplete list of eigenvectors of Π cannot carry more of Θ than there is, direction by direction.
-    carried, whole = (energy**2).sum(1), np.einsum("ai,ia->i", vectors, tangent.multiply(vectors.T))
-    excess = float(np.max(carried - whole)) / max(float(whole.max()), TINY)
-    if complete:
-        found["overlaps"] = _check(_relative(carried, whole), max(1e-10, 1e4 * eps),
-                                   "Σ_j ν_i π_j O_ij² = V_iᵀ Θ V_i, whose sum is Tr Θ")
-        found["trace of Π"] = _check(_relative(np.array([pi.sum()]), np.array([trace_pi])), max(1e-10, 1e3 * eps),
-                                     "Tr Π = Σ π_j")
-    else:
-        found["overlaps"] = _check(max(excess, 0.0), max(1e-10, 1e4 * eps), "Σ_{j≤k} ν_i π_j O_ij² ≤ V_iᵀ Θ V_i")
-    if len(tangent.values) == tangent.rows:
-        found["trace of Θ"] = _check(_relative(np.array([tangent.values.sum()]), np.array([tangent.trace])),
-                                     max(1e-10, 1e3 * eps), "Tr Θ = Σ λ_i")
-    else:
-        norms = float(ntk_trace(apply_fn, params, X, masks=masks, trainable=trainable))
-        found["trace of Θ"] = _check(_relative(np.array([norms]), np.array([tangent.trace])), max(1e-10, 1e3 * eps),
-                                     "Tr Θ = Σ ‖∇f_k(x)‖², from norms of gradients")
-        found["largest of Θ and A"] = Check(tangent.converged and data.converged, 0.0, 0.0,
-                                            "the searches for the largest λ and ν are complete")
-    return found

@@ -1,4 +1,4 @@
-"""What the analyzer returns, and how it is told: in lines of text, and in the HTML tables of notebooks and pages."""
+"""What the analyzer returns, and its summaries: lines of text, and HTML tables for notebooks and pages."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -11,17 +11,17 @@ from jaxtyping import Float
 from pkjax.analysis.exactness import Check
 from pkjax.analysis.theorem1 import Claim
 from pkjax.pruning.result import LayerReport
-from pkjax.tables import Raw, formula, html, number
+from pkjax.tables import Raw, format_number, formula, html
 
-__all__ = ["Report", "checks_table", "claims_table", "finding", "lines", "status", "summary_table", "text"]
+__all__ = ["Report", "checks_table", "claims_table", "finding", "lines", "status", "summary_table", "summary_text"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Report:
     """Spectra, traces, overlaps, claims and checks of one network on one batch.
 
-    Returned by ``analyze``. Shows itself as text and, in a notebook, as tables; ``pk.plots.report`` draws it, and
-    ``to_dict`` makes it JSON. All arrays are float64 on the host.
+    Returned by ``analyze``. Prints as text and, in a notebook, as tables; ``pk.plots.report`` draws it, and ``to_dict``
+    prepares it for JSON. All arrays are float64 on the host.
 
     >>> import jax.numpy as jnp
     >>> from pkjax.analysis import analyze
@@ -52,23 +52,23 @@ class Report:
     """The part of Tr Θ on the diagonal of Π."""
     effective_rank: float
     """Tr(Π)² / ‖Π‖_F², estimated."""
-    log_paths: float
+    log10_paths: float
     """log10 of the number of live paths."""
-    log_effective_paths: float | None
+    log10_effective_paths: float | None
     """log10 of R_2² / R_4, the participation ratio of the squared path values; None where no path is left, or where
-    the parameters' type does not hold the two."""
+    the two exceed the range of the parameters' type."""
     connected: bool
-    """Whether a path leads from any input entry to any output."""
+    """Whether a path leads from an input entry to an output."""
     overlaps: Float[np.ndarray, "l k"]
     """O_ij: inner products of the eigenvectors of A with those of Π; 0 where ν_i or π_j is 0."""
     carried: Float[np.ndarray, "k"]
     """Share of Tr Θ that each of the listed eigenvectors of Π carries: ‖∇f z_j‖² / Tr Θ = Σ_i ν_i π_j O_ij² / Tr Θ."""
     captured: float
-    """Share that they carry together."""
+    """Share of Tr Θ that they carry together."""
     claims: dict[str, Claim]
-    """Every bound of theorem 1, and what became of it here."""
+    """Every bound of theorem 1, tested here."""
     checks: dict[str, Check]
-    """The analyzer's own exactness checks."""
+    """The analyzer's exactness checks of its own numbers."""
     layers: tuple[LayerReport, ...]
     """What a mask leaves of each kernel."""
     samples: int
@@ -81,14 +81,14 @@ class Report:
     """Time spent on each part."""
 
     def __repr__(self) -> str:
-        return text(self)
+        return summary_text(self)
 
     def _repr_html_(self) -> str:
         one = {"": self}
         return "\n".join((summary_table(one), claims_table(one), checks_table(one)))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as numbers, lists and strings that JSON can hold."""
+        """Return everything as numbers, lists and strings that JSON can represent."""
         plain = asdict(self)
         for name, value in plain.items():
             if isinstance(value, np.ndarray):
@@ -96,58 +96,58 @@ class Report:
         plain["claims"] = {name: claim._asdict() for name, claim in self.claims.items()}
         plain["checks"] = {name: check._asdict() for name, check in self.checks.items()}
         plain["layers"] = [layer.to_dict() for layer in self.layers]
-        plain["log_paths"] = self.log_paths if np.isfinite(self.log_paths) else None
+        plain["log10_paths"] = self.log10_paths if np.isfinite(self.log10_paths) else None
         return plain
 
 
 def lines(report: Report) -> list[tuple[str, str]]:
-    """Say what a report found, as (quantity, value): traces, largest eigenvalues, ranks, path counts."""
+    """Summarize a report as pairs (quantity, value): traces, largest eigenvalues, ranks, path counts."""
     kept, total = (sum(getattr(layer, name) for layer in report.layers) for name in ("kept", "total"))
     bound = float(report.pi_bounds[0])
     return [
         ("weights kept", f"{kept:,} of {total:,}"),
         ("parameters that train", f"{report.parameters:,}"),
-        ("Tr Θ", number(report.trace_ntk)),
-        ("Tr Π", number(report.trace_pi)),
-        ("gated path trace", number(report.gated_trace)),
-        ("λ₁, largest of Θ", number(float(report.lam[0]))),
-        ("ν₁, largest of A", number(float(report.nu[0]))),
-        ("π₁, largest of Π", f"{number(float(report.pi[0]))} ± {number(bound, 1)}"),
-        ("bound ν₁π₁", number(float(report.nu[0] * report.pi[0]))),
+        ("Tr Θ", format_number(report.trace_ntk)),
+        ("Tr Π", format_number(report.trace_pi)),
+        ("gated path trace", format_number(report.gated_trace)),
+        ("λ₁, largest of Θ", format_number(float(report.lam[0]))),
+        ("ν₁, largest of A", format_number(float(report.nu[0]))),
+        ("π₁, largest of Π", f"{format_number(float(report.pi[0]))} ± {format_number(bound, 1)}"),
+        ("bound ν₁π₁", format_number(float(report.nu[0] * report.pi[0]))),
         (f"Tr Θ in {len(report.pi):,} path eigenvectors", f"{100 * report.captured:.2f} %"),
-        ("effective rank of Π", number(report.effective_rank)),
-        ("log10 of the number of paths", number(report.log_paths)),
-        ("log10 of their effective number", number(report.log_effective_paths)),
+        ("effective rank of Π", format_number(report.effective_rank)),
+        ("log10 of the number of paths", format_number(report.log10_paths)),
+        ("log10 of their effective number", format_number(report.log10_effective_paths)),
         ("inputs reach outputs", "yes" if report.connected else "no"),
     ]
 
 
 def status(claim: Claim) -> str:
-    """Say what is known of a claim in general."""
+    """Name what is known of a claim in general."""
     return "theorem" if claim.proven else "false in general"
 
 
 def finding(claim: Claim) -> str:
-    """Say what became of a claim: the largest left side as a multiple of its bound, and its index from 1.
+    """Write the outcome of a claim: the largest left side as a multiple of its bound, and its index from 1.
 
     >>> finding(Claim(True, 0.75, 0, True, "λ_1 ≤ ν_1 π_1")), finding(Claim(False, -2.0, 4, False, "λ_i ≤ ν_i π_i"))
     ('holds: 0.25 at i = 1', 'fails: 3 at i = 5')
     """
-    reached = number(1 - claim.slack, 3 if claim.slack > -0.01 and not claim.holds else 2)
+    reached = format_number(1 - claim.slack, 3 if claim.slack > -0.01 and not claim.holds else 2)
     return f"{'holds' if claim.holds else 'fails'}: {reached} at i = {claim.worst + 1}"
 
 
-def text(report: Report) -> str:
+def summary_text(report: Report) -> str:
     """Write a report in lines of about 80 characters: the summary, what does not hold, the checks."""
     shown = lines(report)
     width = max(len(name) for name, _ in shown)
     failing = [f"{name} {finding(claim)}" for name, claim in report.claims.items() if not claim.holds]
     failed = [name for name, check in report.checks.items() if not check.passed]
-    said = [("claims that do not hold", "; ".join(failing) or f"none of {len(report.claims)}"),
-            ("exactness checks", f"{len(report.checks) - len(failed)} of {len(report.checks)} passed"
-             + (f"; FAILED: {', '.join(failed)}" if failed else ""))]
+    outcome = [("claims that do not hold", "; ".join(failing) or f"none of {len(report.claims)}"),
+               ("exactness checks", f"{len(report.checks) - len(failed)} of {len(report.checks)} passed"
+                + (f"; FAILED: {', '.join(failed)}" if failed else ""))]
     return "\n".join([f"Report on {report.samples} examples of {report.outputs} outputs",
-                      *(f"  {name:{width}}  {value}" for name, value in [*shown, *said])])
+                      *(f"  {name:{width}}  {value}" for name, value in [*shown, *outcome])])
 
 
 def summary_table(reports: Mapping[str, Report]) -> str:
@@ -158,23 +158,23 @@ def summary_table(reports: Mapping[str, Report]) -> str:
 
 
 def claims_table(reports: Mapping[str, Report]) -> str:
-    """Build the HTML table of what became of each claim; a theorem that fails is "broken"."""
+    """Build the HTML table of the claims' outcomes; a theorem that fails is "broken"."""
     rows = []
     for name, claim in next(iter(reports.values())).claims.items():
         cells = []
         for report in reports.values():
-            found = report.claims[name]
-            kind = "holds" if found.holds else "broken" if found.proven else "fails"
-            cells.append(Raw(f"<span class={kind}>{escape(finding(found))}</span>"))
+            outcome = report.claims[name]
+            kind = "holds" if outcome.holds else "broken" if outcome.proven else "fails"
+            cells.append(Raw(f"<span class={kind}>{escape(finding(outcome))}</span>"))
         rows.append([Raw(f"<b>{escape(name)}</b><br>{formula(claim.text)}"), status(claim), *cells])
     return html(["claim", "status", *reports], rows, left=2 + len(reports))
 
 
 def checks_table(reports: Mapping[str, Report]) -> str:
-    """Build the HTML table of the exactness checks, those that not every report made included."""
+    """Build the HTML table of the exactness checks, including those that only some reports have."""
     texts = {name: check.text for report in reports.values() for name, check in report.checks.items()}
     rows = []
-    for name, said in texts.items():
+    for name, identity in texts.items():
         cells = []
         for report in reports.values():
             check = report.checks.get(name)
@@ -184,5 +184,5 @@ def checks_table(reports: Mapping[str, Report]) -> str:
                 verdict, kind = ("passed", "holds") if check.passed else ("FAILED", "broken")
                 cells.append(Raw(f"<span class={kind}>{verdict}</span>, error {check.error:.1e} of "
                                  f"{check.tolerance:.1e}"))
-        rows.append([Raw(f"<b>{escape(name)}</b><br>{formula(said)}"), *cells])
+        rows.append([Raw(f"<b>{escape(name)}</b><br>{formula(identity)}"), *cells])
     return html(["identity", *reports], rows, left=1 + len(reports))

@@ -16,15 +16,15 @@ from pkjax.tangent_kernel.kernel import ntk
 from pkjax.tangent_kernel.products import ntk_matvec, ntk_trace
 from pkjax.trees import ApplyFn, Trainable
 
-__all__ = ["LARGEST", "Spectrum", "TangentSpectrum", "data_spectrum", "tangent_spectrum"]
+__all__ = ["DataSpectrum", "Spectrum", "TangentSpectrum", "data_spectrum", "tangent_spectrum"]
 
 WHOLE = 4096
 """Rows of a matrix up to which all its eigenvalues are found."""
 LARGEST = 256
-"""How many are found of larger ones."""
+"""How many eigenvalues are found of larger ones."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Spectrum:
     """The largest eigenvalues of a Gram matrix."""
 
@@ -43,17 +43,25 @@ class Spectrum:
         return 0.0 if len(self.values) == self.rows else max(self.trace - float(self.values.sum()), 0.0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TangentSpectrum(Spectrum):
-    """Θ's, with its products."""
+    """λ, the largest eigenvalues of Θ, with products by Θ."""
 
     multiply: Callable[[np.ndarray], np.ndarray]
     """Maps rows (r, NK) in the order (example, output) to their products with Θ."""
 
 
+@dataclass(frozen=True, eq=False)
+class DataSpectrum(Spectrum):
+    """ν, the largest eigenvalues of A, with their eigenvectors."""
+
+    vectors: Float[np.ndarray, "NK l"]
+    """V, with rows (example, output); A is zero between different outputs."""
+
+
 def tangent_spectrum(apply_fn: ApplyFn, params: PyTree, X: Array, size: int, *, masks: PyTree | None,
                      trainable: Trainable) -> TangentSpectrum:
-    """λ, by way of Θ where three matrices of its size fit half of the memory, else by products over batches."""
+    """Find λ from Θ itself where three matrices of its size fit half of the memory, else from products over batches."""
     options = {"masks": masks, "trainable": trainable}
     width = jnp.finfo(jax.eval_shape(apply_fn, params, X[:1]).dtype)
     if 3 * size**2 * width.bits // 8 <= default_memory_limit():
@@ -75,15 +83,17 @@ def tangent_spectrum(apply_fn: ApplyFn, params: PyTree, X: Array, size: int, *, 
 
         def multiply(rows: np.ndarray) -> np.ndarray:
             return np.asarray(each(jnp.asarray(rows, shape.dtype)), np.float64)
-    found = block_lanczos(multiply, size, min(size, LARGEST), tolerance=100 * float(width.eps))
-    return TangentSpectrum(size, np.maximum(found.values, 0.0), trace, found.converged, multiply)
+    pairs = block_lanczos(multiply, size, min(size, LARGEST), tolerance=100 * float(width.eps))
+    return TangentSpectrum(size, np.maximum(pairs.values, 0.0), trace, pairs.converged, multiply)
 
 
-def data_spectrum(apply_fn: ApplyFn, params: PyTree, X: Array, *, masks: PyTree | None
-                  ) -> tuple[Spectrum, Float[np.ndarray, "NK l"]]:
-    """ν, and eigenvectors V of A with rows (example, output); A is zero between different outputs.
+def data_spectrum(apply_fn: ApplyFn, params: PyTree, X: Array, *, masks: PyTree | None) -> DataSpectrum:
+    """Find ν and V from the blocks of A.
 
     Sums over paths are taken in float64: convolutional networks have more paths than float32 counts.
+
+    Raises:
+        FloatingPointError: the network has more paths than float64 counts.
     """
     with jax.enable_x64(True):
         blocks = np.asarray(data_blocks(apply_fn, params, X, masks, jnp.float64))
@@ -94,20 +104,20 @@ def data_spectrum(apply_fn: ApplyFn, params: PyTree, X: Array, *, masks: PyTree 
     converged, parts = True, []
     for block in blocks:
         if n <= WHOLE:
-            found, vectors = np.linalg.eigh(block)
-            parts.append((found[::-1][:most], vectors[:, ::-1][:, :most]))
+            ascending, vectors = np.linalg.eigh(block)
+            parts.append((ascending[::-1][:most], vectors[:, ::-1][:, :most]))
         else:
             pairs = block_lanczos(partial(_times, block), n, min(n, most))
             converged &= pairs.converged
             parts.append((pairs.values, pairs.vectors.T))
-    values = np.concatenate([found for found, _ in parts])
+    values = np.concatenate([nu for nu, _ in parts])
     full = np.zeros((n, outputs, outputs, len(values) // outputs))
     for k, (_, vectors) in enumerate(parts):
         full[:, k, k] = vectors
     order = np.argsort(values, kind="stable")[::-1][:most]
     trace = float(np.trace(blocks, axis1=1, axis2=2).sum())
-    return (Spectrum(n * outputs, np.maximum(values[order], 0.0), trace, converged),
-            full.reshape(n * outputs, -1)[:, order])
+    return DataSpectrum(n * outputs, np.maximum(values[order], 0.0), trace, converged,
+                        full.reshape(n * outputs, -1)[:, order])
 
 
 def _times(matrix: np.ndarray, rows: np.ndarray) -> np.ndarray:

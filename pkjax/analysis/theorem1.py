@@ -6,11 +6,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-__all__ = ["Claim", "claims"]
+__all__ = ["Claim", "evaluate_claims"]
 
 
 class Claim(NamedTuple):
-    """What became of one claim on one network."""
+    """One claim, tested on one network."""
 
     holds: bool
     """Whether the bound holds at every index, up to rounding."""
@@ -20,38 +20,38 @@ class Claim(NamedTuple):
     worst: int
     """The index of that least slack, counted from 0."""
     proven: bool
-    """Whether the claim is a theorem; the others are reported as found."""
+    """Whether the claim is a theorem; the others are false in general."""
     text: str
     """The claim in formulae."""
 
 
-def claims(lam: Float[np.ndarray, "n"], nu: Float[np.ndarray, "l"], pi: Float[np.ndarray, "k"], *,
-           rest: tuple[float, float] = (0.0, 0.0), tolerance: float = 1e-5) -> dict[str, Claim]:
+def evaluate_claims(lam: Float[np.ndarray, "n"], nu: Float[np.ndarray, "l"], pi: Float[np.ndarray, "k"], *,
+                    rest: tuple[float, float] = (0.0, 0.0), tolerance: float = 1e-5) -> dict[str, Claim]:
     """Test every bound that relates the spectra of Θ = J Π Jᵀ, A = J Jᵀ and Π, with J = J_v^f.
 
     λ_i ≤ ν_i π_i for every i is the paper's first claim and false in general; true are the bound on λ_1, the sums
     (Horn, von Neumann), the products (Horn's log-majorisation) and λ_{i+j-1} ≤ ν_i π_j. With singular values of J in
-    place of the eigenvalues of A nothing holds in general.
+    place of the eigenvalues of A, neither bound holds in general.
 
     Args:
-      lam: eigenvalues of Θ, descending.
-      nu: eigenvalues of A, as many, descending.
-      pi: the largest eigenvalues of Π, descending. Where there are fewer than ``lam``, the last one stands in as an
-        upper bound on the rest, which keeps the sums and products valid; bounds index by index stop there.
-      rest: sums of the λ and of the ν that are not listed. Σ λ_i ≤ Σ ν_i π_i takes them in, the other claims are
-        tested on what is listed; Σ λ_i ≤ Σ σ_i π_i is left out, for it needs every σ.
-      tolerance: relative rounding that a bound may be exceeded by.
+        lam: eigenvalues of Θ, descending.
+        nu: eigenvalues of A, as many, descending.
+        pi: the largest eigenvalues of Π, descending. Where there are fewer than ``lam``, the last one stands in as an
+            upper bound on the rest, which keeps the sums and products valid; bounds index by index stop there.
+        rest: sums of the λ and of the ν that are not listed. Σ λ_i ≤ Σ ν_i π_i includes them, the other claims are
+            tested on what is listed; Σ λ_i ≤ Σ σ_i π_i is omitted, for it needs every σ.
+        tolerance: relative rounding that a bound may be exceeded by.
 
     Returns:
-      A dictionary from the claim's name to what became of it.
+        A dictionary from the claim's name to the outcome.
 
     Raises:
-      ValueError: lists of differing lengths, an empty list, or one that is not descending.
+        ValueError: lists of differing lengths, an empty list, or one that is not descending.
 
     Source: Gebhart, Saxena and Schrater (2021), theorem 1 and appendix A.1; Horn (1950) for the products.
 
-    >>> found = claims(np.array([2., 2.]), np.array([2., 1.]), np.array([2., 1.]))
-    >>> found["per index"].holds, found["partial sums"].holds, found["partial products"].holds
+    >>> outcome = evaluate_claims(np.array([2., 2.]), np.array([2., 1.]), np.array([2., 1.]))
+    >>> outcome["per index"].holds, outcome["partial sums"].holds, outcome["partial products"].holds
     (False, True, True)
     """
     for name, values in (("lam", lam), ("nu", nu), ("pi", pi)):
@@ -91,7 +91,7 @@ def claims(lam: Float[np.ndarray, "n"], nu: Float[np.ndarray, "l"], pi: Float[np
     sums: Callable[[np.ndarray], np.ndarray] = np.cumsum
     sigma = np.sqrt(nu)
     total = lam.sum(keepdims=True) + rest[0]
-    found = {
+    outcome = {
         "per index": verdict(lam[:known], nu[:known] * pi[:known], False, "λ_i ≤ ν_i π_i for every i"),
         "largest": verdict(lam[:1], nu[:1] * pi[:1], True, "λ_1 ≤ ν_1 π_1"),
         "total": verdict(total, (nu * upper).sum(keepdims=True) + rest[1] * upper[-1], True, "Σ λ_i ≤ Σ ν_i π_i"),
@@ -105,5 +105,5 @@ def claims(lam: Float[np.ndarray, "n"], nu: Float[np.ndarray, "l"], pi: Float[np
         "total, σ for ν": verdict(total, sums(sigma * upper)[-1:], False, "Σ λ_i ≤ Σ σ_i(J) π_i"),
     }
     if rest[1]:
-        del found["total, σ for ν"]
-    return found
+        del outcome["total, σ for ν"]
+    return outcome

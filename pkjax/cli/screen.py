@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from pkjax.analysis.report import Report, finding, lines, status
 from pkjax.pruning.result import PruneResult
-from pkjax.tables import some
+from pkjax.tables import spread
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -63,7 +63,7 @@ def training(record: Mapping[str, Any]) -> "Table":
     table = _table("epoch", "train loss", "train acc.", "test loss", "test acc.", "‖ω‖", "ln Tr Π")
     for column in table.columns:
         column.justify = "right"
-    for row in (history[i] for i in some(len(history))):
+    for row in (history[i] for i in spread(len(history))):
         accuracies = [f"{100 * row[name]:.2f} %" if name in row else "" for name in ("train_accuracy", "test_accuracy")]
         losses = [f"{row[name]:.4f}" if name in row else "" for name in ("train_loss", "test_loss")]
         table.add_row(str(row["epoch"]), losses[0], accuracies[0], losses[1], accuracies[1],

@@ -42,7 +42,8 @@ class Dataset:
         std=float32[1] 0.3755,
         classes=10,
         name='digits',
-        levels=16)
+        levels=16
+    )
     """
 
     pixels: UInt8[np.ndarray, "n h w c"]

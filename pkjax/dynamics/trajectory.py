@@ -44,7 +44,8 @@ class Trajectory:
         coefficients=float...[2,2,1],
         weight_change=float...[2] 0 … 1.414,
         output_norm=float...[2] 0 … 1.414,
-        loss=float...[2] 1 … 1.523e-08)
+        loss=float...[2] 1 … 1.523e-08
+    )
     """
 
     times: Shaped[Array, "*T"]

@@ -1,1 +1,1 @@
-"""Block Lanczos, stochastic estimates and memory: numerical linear algebra without paths in it."""
+"""Numerical linear algebra that knows nothing of paths: block Lanczos, random estimates, memory."""

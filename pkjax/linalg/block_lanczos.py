@@ -1,8 +1,8 @@
 """The largest eigenpairs of a symmetric positive semidefinite operator, multiple eigenvalues complete.
 
 Block Lanczos with full reorthogonalisation and thick restarts. A Krylov space of block size p holds at most p copies of
-a multiple eigenvalue, however small its residuals are. So converged pairs are locked and the search starts again from
-random blocks orthogonal to them, until such a search ends below the k-th value: only then is the list called complete.
+a multiple eigenvalue, however small its residuals are. Converged pairs are therefore locked, and the search restarts
+from random blocks orthogonal to them until such a search ends below the k-th value: only then is the list complete.
 """
 
 import warnings
@@ -17,19 +17,20 @@ __all__ = ["BlockLanczos", "NotConvergedWarning", "block_lanczos"]
 class NotConvergedWarning(UserWarning):
     """An eigenvalue search ended before its results were certain; the message says how far it came.
 
-    Given by ``path_kernel.eigenpairs``, ``path_kernel.eigenvalues`` and ``ntk_eigenpairs``.
+    Issued by `path_kernel.eigenpairs`, `path_kernel.eigenvalues` and `ntk_eigenpairs`.
 
-    >>> import warnings
-    >>> with warnings.catch_warnings(record=True, action="always") as given:
-    ...     found = block_lanczos(lambda rows: rows * np.linspace(0.0, 1.0, 500), 500, 20, most_products=60)
-    >>> [warning.category.__name__ for warning in given], found.converged
-    (['NotConvergedWarning'], False)
+    Examples:
+        >>> import warnings
+        >>> with warnings.catch_warnings(record=True, action="always") as issued:
+        ...     pairs = block_lanczos(lambda rows: rows * np.linspace(0.0, 1.0, 500), 500, 20, most_products=60)
+        >>> [warning.category.__name__ for warning in issued], pairs.converged
+        (['NotConvergedWarning'], False)
     """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BlockLanczos:
-    """Eigenpairs by block Lanczos: within ``residuals`` of each value there is an eigenvalue."""
+    """Eigenpairs by block Lanczos: within `residuals` of each value lies an eigenvalue."""
 
     values: np.ndarray     # (k,) descending
     vectors: np.ndarray    # (k, dimension) orthonormal rows
@@ -43,22 +44,25 @@ def block_lanczos(multiply: Callable[[np.ndarray], np.ndarray], dimension: int, 
 
     Args:
         multiply: maps a block of rows (block, dimension) to the operator's products with them.
-        dimension: of the operator.
-        k: how many pairs.
-        block: rows to a block.
+        dimension: dimension of the operator.
+        k: number of pairs.
+        block: rows per block.
         tolerance: the residual, relative to the largest eigenvalue, at which a pair has converged.
-        most_products: give up after this many products with single vectors; by default 60 k + 3000.
-        seed: of the random starting blocks.
+        most_products: stop after this many products with single vectors; None means 60 k + 3000.
+        seed: seed of the random starting blocks.
 
-    Returns: the pairs, with their residuals. When they did not all converge, or the search for further copies could
-    not be finished, ``converged`` is False and :class:`NotConvergedWarning` says how far it came.
+    Returns:
+        The pairs with their residuals. If not all of them converge, or if the search for further copies does not
+        finish, `converged` is False and a `NotConvergedWarning` says how far the search came.
 
-    Raises: ValueError unless 1 <= k <= dimension.
+    Raises:
+        ValueError: `k` is not between 1 and `dimension`, or `most_products` allow fewer than k pairs.
 
-    >>> import numpy as np
-    >>> diagonal = np.concatenate([np.full(30, 2.0), np.linspace(0, 1, 70)])
-    >>> block_lanczos(lambda x: x * diagonal, 100, 31).values[[0, 29, 30]].round(8)
-    array([2., 2., 1.])
+    Examples:
+        >>> import numpy as np
+        >>> diagonal = np.concatenate([np.full(30, 2.0), np.linspace(0, 1, 70)])
+        >>> block_lanczos(lambda x: x * diagonal, 100, 31).values[[0, 29, 30]].round(8)
+        array([2., 2., 1.])
     """
     if not 1 <= k <= dimension:
         raise ValueError(f"k must be between 1 and the operator's dimension, {dimension}, got {k}")
@@ -68,7 +72,7 @@ def block_lanczos(multiply: Callable[[np.ndarray], np.ndarray], dimension: int, 
     locked, values, residuals = np.zeros((0, dimension)), np.zeros(0), np.zeros(0)
     complete = False
     while not complete and len(locked) < dimension:
-        # Once k pairs are locked, one value above the k-th would be enough to go on.
+        # Once k pairs are locked, one value above the k-th is enough to go on.
         missing = max(k - len(locked), 1)
         floor = np.sort(values)[-k] if len(locked) >= k else -np.inf
         fresh = search.run(locked, missing, min(block, dimension - len(locked)), floor)
@@ -81,30 +85,30 @@ def block_lanczos(multiply: Callable[[np.ndarray], np.ndarray], dimension: int, 
             if search.spent >= search.most:
                 break
     complete = complete or len(locked) == dimension
-    # Locked pairs of different searches are orthogonal to rounding; one projection orders them for good.
+    # Locked pairs of different searches are orthogonal up to rounding; one projection puts them in their final order.
     image = multiply(locked)
     projected = locked @ image.T
     values, s = np.linalg.eigh((projected + projected.T) / 2)
     order = np.argsort(-values)[:k]
     vectors = s[:, order].T @ locked
     residuals = np.linalg.norm(s[:, order].T @ image - values[order, None] * vectors, axis=1)
-    good = int((residuals <= 10 * tolerance * max(search.top, 1e-300)).sum())
-    converged = complete and len(vectors) == k and good == k
+    settled = int((residuals <= 10 * tolerance * max(search.top, 1e-300)).sum())
+    converged = complete and len(vectors) == k and settled == k
     if not converged:
-        warnings.warn(f"{good} of {k} eigenpairs converged to a residual of {10 * tolerance:g} of the largest "
+        warnings.warn(f"{settled} of {k} eigenpairs converged to a residual of {10 * tolerance:g} of the largest "
                       f"eigenvalue after {search.spent} products"
                       + ("" if complete else ", and copies of multiple eigenvalues may be missing")
-                      + "; allow more products, ask for fewer pairs or for a larger tolerance",
+                      + "; allow more products, fewer pairs or a larger tolerance",
                       NotConvergedWarning, stacklevel=3)
     values = values[order]
     if len(values) < k:
         raise ValueError(f"the search found {len(values)} of {k} eigenpairs within {search.most} products; "
-                         "allow more products or ask for fewer pairs")
+                         "allow more products or fewer pairs")
     return BlockLanczos(values, vectors, residuals, converged)
 
 
 class _Search:
-    """One search after another, on what is orthogonal to the locked pairs."""
+    """Consecutive searches in the space orthogonal to the locked pairs."""
 
     def __init__(self, multiply: Callable[[np.ndarray], np.ndarray], dimension: int, tolerance: float, most: int,
                  rng: np.random.Generator) -> None:
@@ -113,7 +117,7 @@ class _Search:
 
     def run(self, locked: np.ndarray, count: int, block: int, floor: float
             ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-        """Converge the ``count`` largest pairs orthogonal to the locked ones; None when all lie below ``floor``."""
+        """Return the `count` largest pairs orthogonal to the locked ones, or None if all lie below `floor`."""
         room = self.dimension - len(locked)
         count = min(count, room)
         largest = min(max(2 * count, count + 6 * block), room)
@@ -158,12 +162,12 @@ class _Search:
                 projections[:size, :size] = np.diag(values[:size])
 
     def _orthonormal(self, x: np.ndarray, locked: np.ndarray, basis: np.ndarray) -> np.ndarray:
-        """Orthonormal rows that span x, orthogonal to the rest; directions that are lost are drawn at random."""
+        """Return orthonormal rows that span x, orthogonal to the rest; lost directions are replaced by random ones."""
         most = self.dimension - len(locked) - len(basis)
         norms = _lengths(x)
         scale, lost = max(float(norms.max()), self.tolerance * self.top), np.zeros(len(x), bool)
         for _ in range(8):
-            # Rows of unit length: their Gram matrix shows dependence down to 1e-7, and a second round mends the rest.
+            # Rows of unit length: their Gram matrix shows dependence down to 1e-7, and a second round repairs the rest.
             lost = norms <= 1e-10 * scale
             x = x / np.where(lost, 1.0, norms)[:, None]
             values, u = np.linalg.eigh(np.where(lost[:, None] | lost, 0.0, x @ x.T))
@@ -182,9 +186,11 @@ class _Search:
 
 
 def _unseen(dimension: int, steps: int) -> float:
-    """How far, relatively, the largest value lies above that of one random vector after so many steps, on average.
+    """Return the mean relative distance between the largest eigenvalue and its Lanczos estimate from a random vector.
 
-    Kuczyński and Woźniakowski (1992), theorem 3.1; a block of such vectors falls short by twice that only if all do.
+    A block of such vectors misses by twice that distance only if every vector does.
+
+    Source: Kuczyński and Woźniakowski (1992), theorem 3.1.
     """
     return 0.103 * (np.log(dimension * (steps - 1.0) ** 4) / (steps - 1)) ** 2 if steps >= 4 else 1.0
 
@@ -192,7 +198,7 @@ def _unseen(dimension: int, steps: int) -> float:
 def _project_out(x: np.ndarray, basis: np.ndarray) -> np.ndarray:
     """Subtract from rows, in place, their projections on orthonormal rows; return the coefficients.
 
-    In pieces that stay in cache: products of a few very long rows take several times as long in one.
+    The work is split into pieces that stay in cache: products of a few very long rows take several times as long whole.
     """
     pieces = [slice(start, start + 2**15) for start in range(0, x.shape[1], 2**15)]
     coefficients = np.zeros((len(x), len(basis)))
@@ -204,5 +210,5 @@ def _project_out(x: np.ndarray, basis: np.ndarray) -> np.ndarray:
 
 
 def _lengths(x: np.ndarray) -> np.ndarray:
-    """Euclidean norms of long rows; ``np.linalg.norm`` takes twenty times as long."""
+    """Return the Euclidean norms of long rows; `np.linalg.norm` takes twenty times as long."""
     return np.sqrt(np.einsum("ij,ij->i", x, x))

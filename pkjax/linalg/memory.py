@@ -1,4 +1,4 @@
-"""How much memory one computation may take: the one place that says so."""
+"""How much memory one computation may use: everything that divides work by memory asks here."""
 
 import os
 
@@ -7,11 +7,11 @@ import jax
 __all__ = ["default_memory_limit"]
 
 _SHARE = 0.5   # of a device's memory
-_UNKNOWN = 2**32   # bytes that a device is taken to have where none can be asked
+_UNKNOWN = 2**32   # bytes assumed where the system does not tell
 
 
 def default_memory_limit(devices: int = 1) -> int:
-    """Half of what a device has in bytes; devices of a processor share its memory."""
+    """Return half of a device's memory, in bytes; the `devices` of one CPU share its memory."""
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return int(_SHARE * stats["bytes_limit"])

@@ -1,7 +1,11 @@
-"""Spectral quantities of a symmetric positive semidefinite operator from its products with vectors alone."""
+"""Random estimates of a symmetric positive semidefinite operator from its products with vectors alone.
+
+Its trace, its Frobenius norm and the density of its eigenvalues. The random vectors are called probes.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +14,7 @@ from jaxtyping import Array, Float
 
 from pkjax import tables
 
-__all__ = ["SpectralDensity", "frobenius", "quadrature", "trace"]
+__all__ = ["Estimate", "SpectralDensity", "frobenius", "quadrature", "trace"]
 
 Product = Callable[[Array], Array]
 """Maps a flat vector to the operator's product with it."""
@@ -18,70 +22,107 @@ Product = Callable[[Array], Array]
 _MASSLESS = 1e-10  # below this fraction of the largest node a quadrature node stands for zero eigenvalues
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class SpectralDensity:
-    """A spectral density: how many eigenvalues to a decade, and the quadrature that it comes from.
+class Estimate(NamedTuple):
+    """A random estimate with its standard error.
 
-    Returned by ``path_kernel.density`` and ``ntk_density``.
+    Returned by `ntk_trace_estimate`, `ntk_frobenius` and `ntk_effective_rank`. Unpacks as `value, standard_error`.
+
+    Examples:
+        >>> value, standard_error = Estimate(jnp.array(3.0), standard_error=jnp.array(0.1))
+        >>> float(value), round(float(standard_error), 3)
+        (3.0, 0.1)
+    """
+
+    value: Float[Array, ""]
+    """The estimate."""
+    standard_error: Float[Array, ""]
+    """The standard deviation of the estimate, itself estimated."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class SpectralDensity:
+    """A spectral density, the number of eigenvalues per decade, and the quadrature that it comes from.
+
+    Returned by `path_kernel.density` and `ntk_density`.
 
     >>> points = jnp.array([1.0, 10.0])
     >>> SpectralDensity(points, density=2 * points, nodes=points[None], weights=points[None])
-    SpectralDensity(points=float...[2] 1 … 10, density=float...[2] 2 … 20, nodes=float...[1,2], weights=float...[1,2])
+    SpectralDensity(
+        points=float...[2] 1 … 10,
+        density=float...[2] 2 … 20,
+        nodes=float...[1,2],
+        weights=float...[1,2]
+    )
     """
 
     points: Float[Array, "points"]
-    """Eigenvalues, evenly spaced in their logarithm."""
+    """Eigenvalues at which the density is given, evenly spaced in their logarithm."""
     density: Float[Array, "points"]
-    """Number of eigenvalues to a decade."""
-    nodes: Float[Array, "samples depth"]
-    """Nodes of the quadratures."""
-    weights: Float[Array, "samples depth"]
-    """Their weights; each row adds up to the operator's dimension."""
+    """Number of eigenvalues per decade."""
+    nodes: Float[Array, "probes depth"]
+    """Nodes of the quadratures, one row per probe."""
+    weights: Float[Array, "probes depth"]
+    """Weights of the nodes; each row sums to the operator's dimension."""
 
     __repr__ = tables.brief
 
 
-def trace(multiply: Product, like: Array, key: Array, samples: int) -> tuple[Array, Array]:
-    """XTrace (Epperly, Tropp and Webber 2024) from 2 · samples products: the estimate and its standard error."""
-    from matfree import stochtrace
-
-    estimate = stochtrace.estimator_leave_one_out_mean_and_sem(
-        stochtrace.leave_one_out_xtrace(), stochtrace.sampler_normal(like, num=samples))
-    with jax.numpy_dtype_promotion("standard"):
-        mean, error = estimate(multiply, key)
-    return mean.astype(like.dtype), error.astype(like.dtype)
-
-
-def frobenius(multiply: Product, draws: Array, scale: Array, batch_size: int | None = None) -> tuple[Array, Array]:
-    """Estimate ``‖A‖_F² / scale²``, the mean of ``‖A s‖²`` over random signs s, and its standard error.
-
-    ``multiply`` maps each of the draws to A s: signs themselves, or keys that it draws them by.
-    """
-    squares = jax.lax.map(lambda s: ((multiply(s) / scale) ** 2).sum(), draws, batch_size=batch_size)
-    return squares.mean(), squares.std(ddof=1) / len(draws) ** 0.5
-
-
-def quadrature(multiply: Product, draws: Array, mass: Array, key: Array, *, depth: int, points: int, decades: float,
-               width: float) -> SpectralDensity:
-    """Stochastic Lanczos quadrature (Ghorbani, Krishnan and Xiao 2019, section 3) by matfree.
+def trace(multiply: Product, like: Array, key: Array, probes: int) -> Estimate:
+    """Estimate the trace of an operator by XTrace, from 2 · `probes` products.
 
     Args:
         multiply: the operator.
-        draws: (samples, dimension) random signs, 0 where the operator has no entry.
+        like: a vector of its dimension and dtype.
+        key: a typed random key.
+        probes: number of random vectors.
+
+    Source: Epperly, Tropp and Webber (2024), "XTrace", section 2.
+    """
+    from matfree import stochtrace
+
+    estimate = stochtrace.estimator_leave_one_out_mean_and_sem(
+        stochtrace.leave_one_out_xtrace(), stochtrace.sampler_normal(like, num=probes))
+    with jax.numpy_dtype_promotion("standard"):
+        mean, error = estimate(multiply, key)
+    return Estimate(mean.astype(like.dtype), error.astype(like.dtype))
+
+
+def frobenius(multiply: Product, probes: Array, scale: Array, batch_size: int | None = None) -> Estimate:
+    """Estimate `‖A‖_F² / scale²`, the mean of `‖A s‖² / scale²` over random signs s.
+
+    Args:
+        multiply: maps each entry of `probes` to A s.
+        probes: the signs themselves, or keys by which `multiply` draws them; at least two.
+        scale: about the size of A, so that squares stay within the dtype's range.
+        batch_size: number of probes multiplied at a time; None multiplies one after the other.
+    """
+    squares = jax.lax.map(lambda s: ((multiply(s) / scale) ** 2).sum(), probes, batch_size=batch_size)
+    return Estimate(squares.mean(), squares.std(ddof=1) / len(probes) ** 0.5)
+
+
+def quadrature(multiply: Product, probes: Array, mass: Array, key: Array, *, depth: int, points: int, decades: float,
+               width: float) -> SpectralDensity:
+    """Estimate a spectral density by stochastic Lanczos quadrature, with matfree's tridiagonalisation.
+
+    Args:
+        multiply: the operator.
+        probes: (probes, dimension) random signs, 0 where the operator has no entry.
         mass: the number of eigenvalues.
-        key: for the operator's size, found before Lanczos.
-        depth: Lanczos steps with each draw.
-        points: how many eigenvalues to evaluate the density at, from the largest downwards.
+        key: probes the vector that gives the operator's size before Lanczos.
+        depth: Lanczos steps per probe.
+        points: number of eigenvalues to evaluate the density at, from the largest downwards.
         decades: how far down they go.
-        width: standard deviation in decades of the Gaussian that stands for a node.
+        width: standard deviation, in decades, of the Gaussian that replaces each node.
+
+    Source: Ghorbani, Krishnan and Xiao (2019), section 3.
     """
     from matfree import decomp
 
-    u = jax.random.normal(key, draws.shape[1:], draws.dtype) * jnp.abs(draws[0])
+    u = jax.random.normal(key, probes.shape[1:], probes.dtype) * jnp.abs(probes[0])
     # The operator's size to the nearest factor of a few keeps Lanczos in range.
-    scale = jnp.maximum(jnp.linalg.norm(multiply(u)) / jnp.linalg.norm(u), jnp.finfo(draws.dtype).tiny)
-    tridiagonal = decomp.tridiag_sym(min(depth, draws.shape[1]), reortho="full")
+    scale = jnp.maximum(jnp.linalg.norm(multiply(u)) / jnp.linalg.norm(u), jnp.finfo(probes.dtype).tiny)
+    tridiagonal = decomp.tridiag_sym(min(depth, probes.shape[1]), reortho="full")
 
     def one(s: Array) -> tuple[Array, Array]:
         with jax.numpy_dtype_promotion("standard"):  # matfree mixes its counters with floats
@@ -89,13 +130,13 @@ def quadrature(multiply: Product, draws: Array, mass: Array, key: Array, *, dept
         nodes, rows = jnp.linalg.eigh(_invariant(matrix))
         return nodes * scale, rows[0] ** 2 * mass
 
-    nodes, weights = jax.lax.map(one, draws)
+    nodes, weights = jax.lax.map(one, probes)
     top = nodes.max()
-    decade = jnp.linspace(-decades, 0.2, points, dtype=draws.dtype)
+    decade = jnp.linspace(-decades, 0.2, points, dtype=probes.dtype)
     level = jnp.log10(jnp.maximum(nodes / top, _MASSLESS))
     kept = jnp.where(nodes > _MASSLESS * top, weights, 0)
     bell = jnp.exp(-(((decade[:, None, None] - level) / width) ** 2) / 2) / (width * (2 * np.pi) ** 0.5)
-    return SpectralDensity(top * 10**decade, (bell * kept).sum((1, 2)) / len(draws), nodes, weights)
+    return SpectralDensity(top * 10**decade, (bell * kept).sum((1, 2)) / len(probes), nodes, weights)
 
 
 def _invariant(matrix: Array) -> Array:

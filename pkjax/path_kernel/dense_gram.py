@@ -4,9 +4,8 @@ With ``a`` the forward flow of energy, ``β`` the backward flow and ``d_e = c² 
 ``G = diag(d) − C K⁻¹ Cᵀ``: C has two entries a row, ``c v β_j`` for node i and ``c v a_i`` for node j (v the edge's
 value), and K couples a node's two variables with each other (−1) and with those of the next layer (v²).
 
-Edges that act on the rest in only one direction are taken out first: an edge of value zero is an eigenvector by itself,
-and n parallel edges with one common d (all the weights of a first-layer unit; a last-layer unit's) are n − 1
-eigenvectors and one edge. What is left is mostly simple, and far smaller.
+One-sided edges come out first: an edge of value zero is an eigenvector by itself, and n parallel edges with one common
+d (all the weights of a first-layer unit; a last-layer unit's) are n − 1 trivial eigenvectors and one edge.
 """
 
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from pkjax.paths.dense_layers import DenseLayer
 __all__ = ["Bundles", "EdgeChain", "Inner", "build", "gather", "lift", "lift_isolated", "matmul", "scatter"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Bundles:
     """Groups of parallel edges: entries ``start[g]:start[g + 1]`` of ``index`` and ``coupling`` belong to group g."""
 
@@ -33,7 +32,7 @@ class Bundles:
     column: np.ndarray    # (groups,) the node variable that it couples to; -1 for none
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Inner:
     """The edges between two hidden layers, as (n_in, n_out) matrices, and the flows at their two ends."""
 
@@ -62,14 +61,14 @@ class Inner:
         return self.tail * (w @ (self.beta**2 * self.head)), (self.a**2 / self.tail) @ w / self.head
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EdgeChain:
-    """A fully connected network's dual Gram, its trivial eigenvectors taken out."""
+    """A fully connected network's dual Gram without its trivial eigenvectors."""
 
     widths: tuple[int, ...]      # nodes of the hidden layers
     offsets: tuple[int, ...]     # where a hidden layer's variables (μ, then b) start
     bundles: Bundles             # all one-sided edges
-    isolated: np.ndarray         # eigenvalues found by hand, in the order in which ``lift_isolated`` numbers them
+    isolated: np.ndarray         # the trivial eigenvalues, in the order that ``lift_isolated`` counts in
     isolated_group: np.ndarray   # the group of each
     isolated_rank: np.ndarray    # which of the group's vectors it is
     single: np.ndarray           # groups that stay as one unknown each
@@ -112,7 +111,8 @@ class EdgeChain:
 def build(layers: Sequence[DenseLayer], inputs: np.ndarray | None = None) -> EdgeChain:
     """Assemble the chain from the layers of a network.
 
-    Raises ValueError where the layers do not fit together or hold numbers that are not finite.
+    Raises:
+        ValueError: the layers do not fit together, or hold numbers that are not finite.
     """
     layers, z, outward = _trim(layers, inputs)
     forward, backward = _flows(layers, z, outward)
@@ -223,7 +223,7 @@ def _assemble(widths: tuple[int, ...], offsets: tuple[int, ...], bundles: Bundle
 
 
 def matmul(chain: EdgeChain, u: np.ndarray) -> np.ndarray:
-    """Multiply the dual Gram, the trivial eigenvectors taken out, with the columns of u (unknowns, columns)."""
+    """Multiply the dual Gram without its trivial eigenvectors with the columns of u (unknowns, columns)."""
     flow = gather(chain, u)
     w = np.empty_like(flow)
     b: Any = None

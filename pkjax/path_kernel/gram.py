@@ -20,21 +20,21 @@ __all__ = ["Problem", "check_start", "flat_product", "log_trace_of", "make_probl
 Objective = Callable[[list[Array]], Array]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Problem:
-    """R at φ as a function of the floating leaves, with what Π differentiates."""
+    """R at φ as a function of the floating-point leaves, with what Π differentiates."""
 
     objective: Objective
     scaled: Callable[[list[Array]], tuple[Array, Array]]   # R as a mantissa and its power of two
-    leaves: list[Array]    # θ, floating leaves only
+    leaves: list[Array]    # θ, floating-point leaves only
     train: list[Array]     # booleans
     rebuild: Callable[[list[Any]], PyTree]  # fills the other leaves with zeros of their shape
-    tied: list[bool]
+    tied: list[bool]       # whether the parameters of a leaf may lie twice on a path
 
 
 def make_problem(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, masks: PyTree | None, trainable: Trainable,
                  objective: Callable[[PyTree], Array] | None = None) -> Problem:
-    """Choose the leaves that G is about; ``objective`` replaces R, as a function of φ."""
+    """Take R and the leaves that G has rows for; ``objective``, a function of φ, replaces R."""
     check_masks(masks, params)
     train = trainable_masks(params, trainable, masks)
     flat, structure = jax.tree.flatten(params)
@@ -66,7 +66,7 @@ def make_problem(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, masks: PyTree 
 
 @lru_cache(maxsize=256)
 def _tied(apply_fn: ApplyFn, leaves: tuple[Any, ...], treedef: Any) -> tuple[bool, ...]:
-    """Which leaves may lie twice on a path, looked up once for each set of shapes."""
+    """Whether the parameters of each leaf may lie twice on a path, computed once for each set of shapes."""
     return paths.tied(apply_fn, *jax.tree.unflatten(treedef, leaves))
 
 
@@ -88,7 +88,7 @@ def trace_of(problem: Problem) -> Array:
 
 
 def log_trace_of(problem: Problem) -> Array:
-    """Natural logarithm of the trace of G, however large or small."""
+    """Natural logarithm of the trace of G, which cannot overflow or underflow."""
     slope = jax.grad(problem.scaled, has_aux=True)
     exponent = problem.scaled([leaf**2 for leaf in problem.leaves])[1]
     mantissa = _trace(problem, lambda phi: slope(phi)[0])
@@ -111,7 +111,7 @@ def _trace(problem: Problem, slope: Callable[[list[Array]], list[Array]]) -> Arr
 
 
 def product(problem: Problem) -> Callable[[list[Array]], list[Array]]:
-    """Products with G on lists of floating leaves."""
+    """Products with G on lists of floating-point leaves."""
     slope = jax.grad(problem.objective)
     theta = problem.leaves
 
@@ -126,7 +126,7 @@ def product(problem: Problem) -> Callable[[list[Array]], list[Array]]:
 
 
 def flat_product(problem: Problem) -> tuple[Callable[[Array], Array], Array, Array]:
-    """G on flat vectors over the floating leaves, θ itself, and what trains (as 0 and 1)."""
+    """Products with G on flat vectors over the floating-point leaves; θ itself; what trains, as 0 and 1."""
     flat, unravel = ravel_pytree(problem.leaves)
     multiply = product(problem)
     train = jnp.concatenate([t.ravel() for t in problem.train]).astype(flat.dtype)

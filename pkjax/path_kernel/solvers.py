@@ -1,4 +1,4 @@
-"""Which solver finds the path kernel's largest eigenpairs: dense, exact counting, or block Lanczos."""
+"""The path kernel's largest eigenpairs by one of three solvers: dense, exact counting, or block Lanczos."""
 
 import warnings
 from collections.abc import Callable
@@ -16,18 +16,18 @@ from pkjax.linalg.memory import default_memory_limit
 from pkjax.path_kernel.gram import check_start, flat_product, make_problem
 from pkjax.trees import ApplyFn, Trainable, is_floating, trainable_masks
 
-__all__ = ["Eigenpairs", "exact", "solve"]
+__all__ = ["Eigenpairs", "is_direct", "largest_eigenpairs"]
 
 _DENSE_BELOW = 3000
 _AT_ONCE = 2**24   # entries of the vectors that G multiplies at a time
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Eigenpairs:
     """The largest eigenpairs of the dual Gram matrix, and so the largest eigenvalues of Π.
 
-    Returned by ``path_kernel.eigenpairs``. Shows itself as a short text and, in a notebook, as a table.
+    Returned by ``path_kernel.eigenpairs``. Prints as a short text and, in a notebook, as a table.
 
     >>> from pkjax import path_kernel
     >>> path_kernel.eigenpairs(lambda w, x: x @ w, jnp.ones((2, 1)), jnp.ones((1, 2)), k=2)
@@ -35,19 +35,20 @@ class Eigenpairs:
         values=float64[2] 1 … 1,
         vectors=float64[2,2,1],
         ...
-        converged=True)
+        converged=True
+    )
     """
 
     values: Float64[np.ndarray, "k"]
     """π, descending."""
     vectors: PyTree
-    """z: like the parameters with a leading axis k; orthonormal. None where they were not asked for."""
+    """z: like the parameters with a leading axis k; orthonormal. None where they were not requested."""
     residuals: Float64[np.ndarray, "k"]
     """``‖G z − π z‖``."""
     bounds: Float64[np.ndarray, "k"]
     """How far each value may be from the eigenvalue of its rank."""
     converged: bool
-    """Whether the bounds hold for all; a :class:`NotConvergedWarning` was given if not."""
+    """Whether the bounds hold for all; ``NotConvergedWarning`` was issued if not."""
 
     __repr__ = tables.brief
 
@@ -55,11 +56,11 @@ class Eigenpairs:
         return tables.pairs({"eigenvalue": self.values, "error at most": self.bounds}, "largest eigenvalues of Π")
 
 
-def exact(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, masks: PyTree | None = None,
-          trainable: Trainable = None) -> bool:
+def is_direct(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, masks: PyTree | None = None,
+              trainable: Trainable = None) -> bool:
     """Whether "auto" is a direct method, dense or counting, for which a long list costs little more than a short one.
 
-    >>> exact(lambda w, x: x @ w, jnp.ones((2, 1)), jnp.ones((1, 2)))
+    >>> is_direct(lambda w, x: x @ w, jnp.ones((2, 1)), jnp.ones((1, 2)))
     True
     """
     train = trainable_masks(params, trainable, masks)
@@ -72,9 +73,9 @@ def exact(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, masks: PyTree | No
     return True
 
 
-def solve(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, k: int, masks: PyTree | None, trainable: Trainable,
-          method: str, tolerance: float, *, vectors: bool) -> Eigenpairs:
-    """Find the k largest eigenpairs by the method named, or by the first that fits."""
+def largest_eigenpairs(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, k: int, masks: PyTree | None,
+                       trainable: Trainable, method: str, tolerance: float, *, vectors: bool) -> Eigenpairs:
+    """Find the k largest eigenpairs by the named method; "auto" takes the first that fits."""
     if method not in ("auto", "dense", "counting", "lanczos"):
         raise ValueError(f'method must be "auto", "dense", "counting" or "lanczos", but is {method!r}')
     z = check_start(params, x)
@@ -135,10 +136,10 @@ def _restricted(apply_fn: ApplyFn, params: PyTree, x: np.ndarray, masks: PyTree 
     return lambda u: np.array(rows(params, jnp.asarray(u)), np.float64)
 
 
-Pairs = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, bool]
+_Solution = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, bool]
 
 
-def _dense_pairs(multiply: Callable[[np.ndarray], np.ndarray], size: int, k: int) -> Pairs:
+def _dense_pairs(multiply: Callable[[np.ndarray], np.ndarray], size: int, k: int) -> _Solution:
     gram = multiply(np.eye(size))
     values, s = np.linalg.eigh((gram + gram.T) / 2)
     values, s = values[::-1][:k], s[:, ::-1][:, :k]
@@ -148,11 +149,11 @@ def _dense_pairs(multiply: Callable[[np.ndarray], np.ndarray], size: int, k: int
     return np.maximum(values, 0), s.T, residuals, np.maximum(bounds, residuals), True
 
 
-def _lanczos_pairs(multiply: Callable[[np.ndarray], np.ndarray], size: int, k: int, tolerance: float) -> Pairs:
-    found = block_lanczos(multiply, size, k, block=_block(size, k), tolerance=tolerance)
+def _lanczos_pairs(multiply: Callable[[np.ndarray], np.ndarray], size: int, k: int, tolerance: float) -> _Solution:
+    pairs = block_lanczos(multiply, size, k, block=_block(size, k), tolerance=tolerance)
     # Kahan: k eigenvalues lie within the residual block's norm of these values, one each.
-    bounds = np.full(k, np.linalg.norm(found.residuals) if found.converged else np.inf)
-    return np.maximum(found.values, 0), found.vectors, found.residuals, bounds, found.converged
+    bounds = np.full(k, np.linalg.norm(pairs.residuals) if pairs.converged else np.inf)
+    return np.maximum(pairs.values, 0), pairs.vectors, pairs.residuals, bounds, pairs.converged
 
 
 def _block(size: int, k: int) -> int:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pkjax.path_kernel.dense_gram import EdgeChain, build, lift, lift_isolated, matmul
-from pkjax.path_kernel.inertia import eliminate, one_thread, solve
+from pkjax.path_kernel.inertia import eliminate, one_thread, solve_shifted
 from pkjax.paths.dense_layers import DenseLayer
 
 __all__ = ["TopSpectrum", "top_spectrum"]
@@ -23,7 +23,7 @@ _LARGE = 2**21  # unknowns from which single vectors and a residual of 1e-10 mus
 _TIGHT = 1e-12  # relative width at which an interval is one multiple eigenvalue
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TopSpectrum:
     """The k largest eigenvalues: each lies within its bound of the value given."""
 
@@ -33,8 +33,10 @@ class TopSpectrum:
     vectors: np.ndarray | None  # (k, parameters)
 
 
-@dataclass(frozen=True)
-class _Found:
+@dataclass(frozen=True, eq=False)
+class _Slice:
+    """The eigenpairs of one interval."""
+
     values: np.ndarray
     bounds: np.ndarray
     residuals: np.ndarray
@@ -55,7 +57,11 @@ def top_spectrum(layers: Sequence[DenseLayer], k: int, *, inputs: np.ndarray | N
         trained: positions of the parameters that train, by default those that the layers hold.
         dense_below: solve densely while fewer unknowns than this are left.
 
-    Raises: ValueError where the layers do not fit together or k exceeds the number of parameters that train.
+    Returns:
+        Values, bounds and residuals (k,), and the vectors (k, size) where they are asked for.
+
+    Raises:
+        ValueError: the layers do not fit together, or k exceeds the number of parameters that train.
 
     >>> weights = np.array([[1.0], [1.0]])
     >>> zero, none = np.zeros(1), np.array([-1])
@@ -72,21 +78,21 @@ def top_spectrum(layers: Sequence[DenseLayer], k: int, *, inputs: np.ndarray | N
         raise ValueError(f"k must be between 1 and the number of parameters that train, {len(trained)}, got {k}")
     chain = build(layers, inputs)
     with one_thread(chain):
-        found = _dense(chain) if chain.size < dense_below else _slice(chain, k, vectors)
-        return _merge(chain, found, k, size, trained if vectors else None)
+        slices = _dense(chain) if chain.size < dense_below else _slice(chain, k, vectors)
+        return _merge(chain, slices, k, size, trained if vectors else None)
 
 
-def _dense(chain: EdgeChain) -> list[_Found]:
+def _dense(chain: EdgeChain) -> list[_Slice]:
     if not chain.size:
         return []
     gram = matmul(chain, np.eye(chain.size))
     values, u = np.linalg.eigh((gram + gram.T) / 2)
     residuals = np.linalg.norm(gram @ u - u * values, axis=0)
     rounding = 16 * np.finfo(float).eps * values[-1]
-    return [_Found(values, residuals + rounding, residuals, u)]
+    return [_Slice(values, residuals + rounding, residuals, u)]
 
 
-def _slice(chain: EdgeChain, k: int, vectors: bool) -> list[_Found]:
+def _slice(chain: EdgeChain, k: int, vectors: bool) -> list[_Slice]:
     isolated = np.sort(chain.isolated)
     counts: dict[float, int] = {}
 
@@ -103,7 +109,7 @@ def _slice(chain: EdgeChain, k: int, vectors: bool) -> list[_Found]:
         return []
     while above(high):
         high *= 1.25
-    # Where enough eigenvalues are known by hand, none below the last of them is looked for.
+    # Where enough trivial eigenvalues are known, the search ends at the last of them.
     top = high
     low = float(isolated[-k]) * (1 - 1e-9) if len(isolated) >= k and isolated[-k] > 1e-13 * top else high
     while total(low) < k and low > 1e-13 * top:
@@ -117,7 +123,7 @@ def _slice(chain: EdgeChain, k: int, vectors: bool) -> list[_Found]:
         low, high = (middle, high) if total(middle) >= k else (low, middle)
 
     todo = list(itertools.pairwise(sorted(s for s in counts if s >= low)))
-    found: list[_Found] = []
+    slices: list[_Slice] = []
     rng = np.random.default_rng(0)
     have = 0
     while todo:
@@ -134,7 +140,7 @@ def _slice(chain: EdgeChain, k: int, vectors: bool) -> list[_Found]:
         # A multiple eigenvalue needs no vectors for its value; a few copies are cheaply confirmed.
         pairs = None
         if vectors or wanted <= _MOST:
-            close = [f.vectors for f in found if f.vectors is not None
+            close = [f.vectors for f in slices if f.vectors is not None
                      and np.abs(f.values - (a + b) / 2).min() < (b - a) / 2 + 1e-9 * b]
             pairs = _between(chain, a, b, count, wanted, top, rng, np.hstack([np.zeros((chain.size, 0)), *close]))
         if pairs is None and not tight:
@@ -143,14 +149,14 @@ def _slice(chain: EdgeChain, k: int, vectors: bool) -> list[_Found]:
         if pairs is None:
             # The counts alone vouch for the value; vectors that were asked for are missing, and the residuals say so.
             half = np.full(wanted, (b - a) / 2)
-            pairs = _Found(np.full(wanted, (a + b) / 2), half, half * (np.inf if vectors else 1), None)
-        found.append(pairs if vectors else _Found(pairs.values, pairs.bounds, pairs.residuals, None))
+            pairs = _Slice(np.full(wanted, (a + b) / 2), half, half * (np.inf if vectors else 1), None)
+        slices.append(pairs if vectors else _Slice(pairs.values, pairs.bounds, pairs.residuals, None))
         have += wanted
-    return found
+    return slices
 
 
 def _estimate(chain: EdgeChain) -> float:
-    """A guess at the largest eigenvalue: a quarter more than a power iteration finds, which is never too much."""
+    """1.25 times the value of a short power iteration: a first guess at an upper bound on the spectrum."""
     u = np.sqrt(chain.d)[:, None] * np.sign(chain.coupling.sum(1))[:, None] + 1e-3 * np.sqrt(chain.d.mean())
     value = 0.0
     for _ in range(8):
@@ -168,7 +174,7 @@ def _middle(low: float, high: float) -> float:
 
 
 def _between(chain: EdgeChain, low: float, high: float, count: int, wanted: int, top: float,
-             rng: np.random.Generator, known: np.ndarray) -> _Found | None:
+             rng: np.random.Generator, known: np.ndarray) -> _Slice | None:
     """The eigenpairs between low and high, of which there are ``count``; None where they do not converge.
 
     The vectors are orthogonal to the ``known`` columns: rounding may share a multiple eigenvalue out between two
@@ -191,7 +197,7 @@ def _between(chain: EdgeChain, low: float, high: float, count: int, wanted: int,
     projected = np.zeros((most, most))
     for step in range(steps):
         old, new = slice(0, step * block), slice(step * block, min((step + 1) * block, most))
-        x = solve(chain, elimination, x)[:, : new.stop - new.start]
+        x = solve_shifted(chain, elimination, x)[:, : new.stop - new.start]
         for _ in range(2):
             for column in x.T:
                 column /= np.linalg.norm(column)
@@ -220,19 +226,19 @@ def _between(chain: EdgeChain, low: float, high: float, count: int, wanted: int,
             # Kahan: as many eigenvalues lie within ‖R‖ of these values, one each, and no other lies in between.
             bound = float(np.linalg.norm(remainder[:, good])) + 16 * np.finfo(float).eps * top
             bound += high - low if wanted < count else 0.0
-            return _Found(values[inside[good]], np.full(wanted, bound), residuals[good], u[:, good])
+            return _Slice(values[inside[good]], np.full(wanted, bound), residuals[good], u[:, good])
     return None
 
 
-def _merge(chain: EdgeChain, found: list[_Found], k: int, size: int, trained: np.ndarray | None) -> TopSpectrum:
+def _merge(chain: EdgeChain, slices: list[_Slice], k: int, size: int, trained: np.ndarray | None) -> TopSpectrum:
     """Sort the sliced and the trivial eigenvalues into one list of k."""
     isolated = np.argsort(-chain.isolated, kind="stable")[:k]
     exact = 4 * np.finfo(float).eps * chain.isolated[isolated]
-    values = np.concatenate([chain.isolated[isolated], *[f.values for f in found], np.zeros(k)])
+    values = np.concatenate([chain.isolated[isolated], *[f.values for f in slices], np.zeros(k)])
     top = values.max()
     zero = np.full(k, 1e-13 * top)
-    bounds = np.concatenate([exact, *[f.bounds for f in found], zero])
-    residuals = np.concatenate([exact, *[f.residuals for f in found], zero])
+    bounds = np.concatenate([exact, *[f.bounds for f in slices], zero])
+    residuals = np.concatenate([exact, *[f.residuals for f in slices], zero])
     order = np.argsort(-np.maximum(values, 0), kind="stable")[:k]
     out = TopSpectrum(np.maximum(values[order], 0), bounds[order], residuals[order], None)
     if trained is None:
@@ -243,7 +249,7 @@ def _merge(chain: EdgeChain, found: list[_Found], k: int, size: int, trained: np
     keep = at[: len(isolated)] >= 0
     vectors[at[: len(isolated)][keep]] = lift_isolated(chain, isolated[keep], size)
     position, sliced = len(isolated), []
-    for f in found:
+    for f in slices:
         rows = at[position : position + len(f.values)]
         position += len(f.values)
         if f.vectors is not None and (rows >= 0).any():
@@ -255,7 +261,7 @@ def _merge(chain: EdgeChain, found: list[_Found], k: int, size: int, trained: np
 
 
 def _orthogonalize(vectors: np.ndarray, rows: np.ndarray) -> None:
-    """Take out what little neighbours from different intervals share (the trivial ones are orthogonal to the digit)."""
+    """Remove the small overlaps of neighbours from different intervals; the trivial vectors have none to rounding."""
     if len(rows) < 2:
         return
     part = vectors[rows]

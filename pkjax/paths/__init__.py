@@ -1,7 +1,7 @@
 """Networks as sums over paths: the path polynomial, gates, taps and enumeration."""
 
 from pkjax.paths.dense_layers import DenseLayer, dense_layers
-from pkjax.paths.dense_pairs import NotUniformError, uniform_pairs
+from pkjax.paths.dense_pairs import NotDensePairsError, dense_pairs
 from pkjax.paths.enumeration import Factorization, Path, factorize
 from pkjax.paths.errors import NotFullyConnectedError, NotPathNetworkError
 from pkjax.paths.polynomial import gates, polynomial, tied, unit_weights
@@ -9,8 +9,8 @@ from pkjax.paths.scaled import log_count, power_of_two, scaled_polynomial
 from pkjax.paths.taps import Site, sites, tapped
 
 __all__ = [
-    "DenseLayer", "Factorization", "NotFullyConnectedError", "NotPathNetworkError", "NotUniformError",
-    "Path", "Site", "dense_layers",
+    "DenseLayer", "Factorization", "NotDensePairsError", "NotFullyConnectedError", "NotPathNetworkError",
+    "Path", "Site", "dense_layers", "dense_pairs",
     "factorize", "gates", "log_count", "polynomial", "power_of_two", "scaled_polynomial", "sites", "tapped", "tied",
-    "uniform_pairs", "unit_weights",
+    "unit_weights",
 ]

@@ -19,7 +19,7 @@ from pkjax.trees import ApplyFn, Trainable, trainable_masks
 __all__ = ["DenseLayer", "dense_layers"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DenseLayer:
     """One layer of edges of a fully connected network, between ``n_in`` nodes and ``n_out`` nodes.
 
@@ -51,9 +51,9 @@ class DenseLayer:
     __repr__ = tables.brief
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Entries:
-    """What a constant or parameter array holds: a position in a table of c·θ for each entry."""
+    """A constant or parameter array: a position in a table of c·θ for each entry."""
 
     position: np.ndarray
     index: np.ndarray
@@ -65,9 +65,9 @@ class Entries:
         return self.index[position], self.constant[position], self.value[position]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Signal:
-    """What a value that depends on the input holds: the layers so far, and the last one's node for each entry."""
+    """A value that depends on the input: the layers so far, and for each entry its node in the last layer."""
 
     position: np.ndarray
     nodes: int
@@ -79,7 +79,7 @@ REARRANGEMENTS = ("reshape", "transpose", "broadcast_in_dim", "slice", "rev", "s
 IDENTITIES = ("convert_element_type", "copy", "copy_p", "reduce_precision", "neg")
 
 
-class Layers:
+class LayerAlgebra:
     """The algebra that reads a network as a chain of fully connected layers."""
 
     signed = False
@@ -96,7 +96,7 @@ class Layers:
         return operand.value
 
     def true_value(self, operand: PathSum) -> Any:
-        """Return nothing: gates are open."""
+        """Return None: gates are open."""
         return None
 
     def linear(self, op: str, fn: Callable[..., Any], operands: Sequence[PathSum]) -> Any:
@@ -163,7 +163,7 @@ def _product(op: str, a: Entries, b: Entries) -> Entries:
 
 
 def _layer(x: Signal, w: Entries, edges: tuple[np.ndarray, np.ndarray, np.ndarray], shape: tuple[int, ...]) -> Signal:
-    """Append a layer of the edges (from node, to node, entry of w)."""
+    """Append a layer with these edges, each (from node, to node, entry of w)."""
     start, to, entry = edges
     index, constant, value = w.at(entry)
     present = constant != 0
@@ -189,7 +189,7 @@ def _distinct(positions: np.ndarray) -> bool:
 
 
 def _with_bias(x: Signal, bias: Entries) -> Signal:
-    """Add edges from the constant node, to the last layer where it has room."""
+    """Add edges from the constant node to the last layer, or to a new one where some nodes have theirs already."""
     nodes, entries = (p.ravel() for p in np.broadcast_arrays(x.position, bias.position))
     shape = np.broadcast_shapes(x.position.shape, bias.position.shape)
     index, constant, value = bias.at(entries)
@@ -214,21 +214,22 @@ def dense_layers(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *inp
     """Read a network as a chain of fully connected layers: dense maps, biases, diagonal scales, frozen BatchNorm.
 
     Args:
-      apply_fn: the network.
-      params: its parameters θ, concrete.
-      x: (1, *input), the input z of the path polynomial.
-      masks: booleans like ``params``; masked edges are absent.
-      trainable: which parameters Π differentiates; the others become fixed edges.
+        apply_fn: the network.
+        params: its parameters θ, concrete.
+        x: (1, *input), the input z of the path polynomial.
+        masks: booleans like ``params``; masked edges are absent.
+        trainable: which parameters Π differentiates; the others become fixed edges.
 
     Returns:
-      The layers from the input to the output, in float64. Indices count the entries of all leaves in flattening order.
+        The layers from the input to the output, in float64. Indices count the entries of all leaves in flattening
+        order.
 
     Raises:
-      NotFullyConnectedError: the network has a convolution, pooling, a skip connection or shared weights.
-      NotPathNetworkError: an operation has no paths.
-      ValueError: ``x`` is no batch of one.
+        NotFullyConnectedError: the network has a convolution, pooling, a skip connection or shared weights.
+        NotPathNetworkError: an operation has no paths.
+        ValueError: ``x`` is not a batch of one.
 
-    Source: definition; the layers θ_l of Gebhart, Saxena and Schrater (2021), equation 15.
+    Source: the layers θ_l of Gebhart, Saxena and Schrater (2021), equation 15.
 
     >>> import jax.numpy as jnp
     >>> w = {"a": jnp.ones((3, 2)), "b": jnp.ones(2)}
@@ -252,7 +253,7 @@ def dense_layers(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *inp
         # A parameter that does not train is a constant: its edge carries its value.
         return Entries(np.arange(sizes[i]).reshape(np.shape(leaf)), index, np.where(learns, present, value), value)
 
-    out = interpret(Layers(), apply_fn, params, x, source,
+    out = interpret(LayerAlgebra(), apply_fn, params, x, source,
                     lambda z: Signal(np.arange(z.size).reshape(z.shape), z.size, ())).value
     if not isinstance(out, Signal):
         raise NotFullyConnectedError("the output does not depend on the input")
@@ -262,5 +263,5 @@ def dense_layers(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *inp
         out = _layer(out, one, (nodes, np.arange(nodes.size), np.zeros(nodes.size, int)), out.position.shape)
     used = np.concatenate([i[i >= 0] for layer in out.layers for i in (layer.index, layer.bias_index)])
     if not _distinct(used):
-        raise NotFullyConnectedError("a parameter is used more than once: its edges are tied")
+        raise NotFullyConnectedError("a parameter lies on more than one edge: its edges are tied")
     return out.layers

@@ -1,9 +1,9 @@
-"""Paths alive for both of two inputs, counted for all pairs of a batch at once where every unit of a layer is alike.
+"""Sums over the paths that are open for both of two inputs, for all pairs of a batch at once, in dense networks.
 
-With every weight 1, the units of a dense layer hold the same number, s(x, x') for a pair of inputs; gates make them
-differ only by a factor g(x) g(x') of each unit. The next layer sums those factors: s ← s ∘ (g gᵀ), one Gram matrix of
-the batch in place of a forward pass for every pair. A layer that mixes differently (a convolution, a residual sum of
-gated signals) has no such form.
+With every weight 1, the units of a dense layer hold the same number, s(x, x') for a pair of inputs; gates multiply it
+by a factor g(x) g(x') for each unit. The next layer sums those factors: s ← s ∘ (g gᵀ), one Gram matrix of the batch
+in place of a forward pass for every pair. A layer that mixes differently (a convolution, a residual sum of gated
+signals) has no such form.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,23 +19,23 @@ from pkjax.paths.interpret import interpret
 from pkjax.paths.interpreter import PathSum
 from pkjax.trees import ApplyFn
 
-__all__ = ["NotUniformError", "uniform_pairs"]
+__all__ = ["NotDensePairsError", "dense_pairs"]
 
 
-class NotUniformError(ValueError):
-    """An operation makes the units of a layer differ by more than a factor of each input.
+class NotDensePairsError(ValueError):
+    """The units of a layer differ by more than a factor for each input, so ``dense_pairs`` does not apply.
 
-    Raised by ``uniform_pairs``.
+    Raised by ``dense_pairs``.
 
     >>> net = lambda w, x: jnp.maximum(x @ w, 0.) - x
-    >>> uniform_pairs(net, jnp.ones((2, 2)), jnp.ones((1, 2)), [jnp.ones((1, 1, 2))])
+    >>> dense_pairs(net, jnp.ones((2, 2)), jnp.ones((1, 2)), [jnp.ones((1, 1, 2))])
     Traceback (most recent call last):
         ...
-    pkjax.paths.uniform.NotUniformError: the operation 'sub' joins units that differ
+    pkjax.paths.dense_pairs.NotDensePairsError: the operation 'sub' joins units that differ
     """
 
 
-class Pairs(NamedTuple):
+class PairSignal(NamedTuple):
     """A signal of shape s for all pairs: level[x, x'] · factor[x] ∘ factor[x']."""
 
     level: Array
@@ -48,8 +48,8 @@ UNITS = "ones"
 """What a parameter, or a constant without zeros, holds."""
 
 
-class Uniform:
-    """The algebra of pairs: every weight and constant 1, gates as given."""
+class PairAlgebra:
+    """The algebra of pairs of inputs: every weight and constant 1, gates as given."""
 
     signed = False
     known = False
@@ -60,23 +60,23 @@ class Uniform:
         self.used = 0
 
     def lift(self, constant: Any) -> str:
-        """Hold a constant whose entries are all on paths."""
+        """Accept a constant without zeros: all of its entries lie on paths."""
         if isinstance(constant, jax.core.Tracer) or not np.all(np.asarray(constant)):
-            raise NotUniformError("a constant is 0, or not known")
+            raise NotDensePairsError("a constant holds zeros, or is traced")
         return UNITS
 
     def true_value(self, operand: PathSum) -> Any:
-        """Return nothing: true values are not known."""
+        """Return None: true values are unknown."""
         return None
 
-    def gated(self, operand: PathSum, gate: Callable[[], Any]) -> Pairs:
+    def gated(self, operand: PathSum, gate: Callable[[], Any]) -> PairSignal:
         """Multiply by the next gate."""
         held: Any = operand.value
         if held is UNITS or self.used == len(self.gates) or self.gates[self.used].shape[1:] != operand.shape:
-            raise NotUniformError("a gate of another shape than the signal's, as of max-pooling")
+            raise NotDensePairsError("a gate differs in shape from its signal, as in max-pooling")
         g = self.gates[self.used].astype(held.level.dtype)
         self.used += 1
-        return Pairs(held.level, g if held.factor is None else held.factor * g)
+        return PairSignal(held.level, g if held.factor is None else held.factor * g)
 
     def linear(self, op: str, fn: Callable[..., Any], operands: Sequence[PathSum]) -> Any:
         """Rearrange a signal, or add to one whose units are alike."""
@@ -86,10 +86,10 @@ class Uniform:
                 return operands[0].value
             return signals[0]._replace(factor=jax.vmap(fn)(signals[0].factor))
         if op not in ("add", "sub", "add_any") or any(s.factor is not None for s in signals):
-            raise NotUniformError(f"the operation '{op}' joins units that differ")
+            raise NotDensePairsError(f"the operation '{op}' joins units that differ")
         if not signals:
-            raise NotUniformError(f"the operation '{op}' joins parameters")
-        return Pairs(sum(s.level for s in signals) + (len(operands) - len(signals)), None)
+            raise NotDensePairsError(f"the operation '{op}' joins parameters")
+        return PairSignal(sum(s.level for s in signals) + (len(operands) - len(signals)), None)
 
     def bilinear(self, op: str, fn: Callable[..., Any], a: PathSum, b: PathSum) -> Any:
         """Scale a signal, or sum over its units."""
@@ -101,50 +101,50 @@ class Uniform:
             return held._replace(factor=jnp.broadcast_to(
                 held.factor, (len(held.factor), *np.broadcast_shapes(a.shape, b.shape))))
         if op != "dot_general" or held is UNITS:
-            raise NotUniformError(f"the operation '{op}' shares parameters between positions")
+            raise NotDensePairsError(f"the operation '{op}' shares parameters between positions")
         contracted, batch = fn.keywords["dimension_numbers"]  # type: ignore[attr-defined]
         axes = contracted[0] if signal is a else contracted[1]
         if any(batch) or any(n != 1 for d, n in enumerate(signal.shape) if d not in axes):
-            raise NotUniformError("a matrix acts on several positions")
+            raise NotDensePairsError("a matrix acts on several positions")
         if held.factor is None:
             return held._replace(level=held.level * int(np.prod([signal.shape[d] for d in axes])))
         units = held.factor.reshape(len(held.factor), -1)
-        return Pairs(held.level * (units @ units.T), None)
+        return PairSignal(held.level * (units @ units.T), None)
 
 
-def uniform_pairs(apply_fn: ApplyFn, params: PyTree, X: Float[Array, "N ..."], gates: Sequence[Shaped[Array, "N ..."]]
-                  ) -> Float[Array, "K N N"]:
+def dense_pairs(apply_fn: ApplyFn, params: PyTree, X: Float[Array, "N ..."], gates: Sequence[Shaped[Array, "N ..."]]
+                ) -> Float[Array, "K N N"]:
     """Sum a_p(x) a_p(x') x_s x'_s over the paths p to each output, for all pairs of inputs.
 
         A_k[x, x'] = Σ_{p→k} a_p(x) a_p(x') x_s x'_s
 
     Args:
-      apply_fn: the network.
-      params: its parameters; of them shapes and types count.
-      X: (N, *input).
-      gates: those of each example as a batch of one, stacked: (N, 1, ...).
+        apply_fn: the network.
+        params: its parameters, of which only shapes and types matter.
+        X: (N, *input), the examples.
+        gates: of each example as a batch of one, stacked: (N, 1, ...).
 
     Returns:
-      (K, N, N).
+        (K, N, N).
 
     Raises:
-      NotUniformError: a layer has no such form.
-      NotPathNetworkError: an operation has no paths.
+        NotDensePairsError: a layer has no such form.
+        NotPathNetworkError: an operation has no paths.
 
     Source: J_v^f J_v^fᵀ with the J_v^f below equation 10 of Gebhart, Saxena and Schrater (2021).
 
     >>> import jax.numpy as jnp
     >>> x = jnp.asarray([[1., 0.], [1., 2.]])
-    >>> uniform_pairs(lambda w, x: x @ w, jnp.ones((2, 1)), x, [])
+    >>> dense_pairs(lambda w, x: x @ w, jnp.ones((2, 1)), x, [])
     Array([[[1., 1.],
             [1., 5.]]], ...)
     """
     n = len(X)
-    algebra = Uniform(gates)
+    algebra = PairAlgebra(gates)
     out = interpret(algebra, apply_fn, params, X[:1], lambda _, leaf: UNITS,
-                    lambda x: Pairs(jnp.ones((n, n), x.dtype), X[:, None]))
+                    lambda x: PairSignal(jnp.ones((n, n), x.dtype), X[:, None]))
     if out.value is UNITS:
-        raise NotUniformError("the output does not depend on the input")
+        raise NotDensePairsError("the output does not depend on the input")
     level, factor = out.value
     if factor is None:
         return jnp.broadcast_to(level, (out.shape[1], n, n))

@@ -1,4 +1,4 @@
-"""Explicit factorisation of small networks: every path listed, by an algebra of path tables."""
+"""Explicit factorisation of small networks: an algebra of path tables lists every path."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -38,20 +38,25 @@ class Path(NamedTuple):
     """The output k."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Factorization:
     """The factors of a small network's Jacobian and NTK, one column of J_v^f (row of J_θ^v) for each path.
 
     ∇f = ``jvf @ jtv`` and Θ = ``jvf @ pi @ jvf.T``; rows of ``jvf`` run over (example, output), example first, and
     columns of ``jtv`` over the entries of all parameter leaves in flattening order.
 
-    Returned by ``factorize``. Shows itself as a short text and, in a notebook, as a table of its paths.
+    Returned by ``factorize``. Prints as a short text and, in a notebook, as a table of its paths.
 
     Source: Gebhart, Saxena and Schrater (2021), equation 10 and the two below it.
 
     >>> import jax.numpy as jnp
     >>> factorize(lambda w, x: x @ w, jnp.array([[3.0], [5.0]]), jnp.ones((1, 2)))
-    Factorization(jvf=float64[1,2], jtv=float64[2,2], values=float64[2] 3 … 5, paths=<2 of Path>)
+    Factorization(
+        jvf=float64[1,2],
+        jtv=float64[2,2],
+        values=float64[2] 3 … 5,
+        paths=<2 of Path>
+    )
     """
 
     jvf: Float[np.ndarray, "NK P"]
@@ -61,16 +66,17 @@ class Factorization:
     values: Float[np.ndarray, "P"]
     """v_p: the product of the constants and parameters on the path."""
     paths: tuple[Path, ...]
-    """What each path is."""
+    """Start, parameters and end of each path."""
 
     __repr__ = tables.brief
 
     def _repr_html_(self) -> str:
         rows = []
-        for i in tables.some(len(self.paths)):
+        for i in tables.spread(len(self.paths)):
             path, value = self.paths[i], float(self.values[i])
             start = "bias or constant" if path.source is None else f"input {path.source}"
-            rows.append([str(i), start, " · ".join(path.parameters), f"output {path.output}", tables.number(value)])
+            rows.append([str(i), start, " · ".join(path.parameters), f"output {path.output}",
+                         tables.format_number(value)])
         return tables.html(["path", "from", "parameters", "to", "value"], rows, caption=f"{len(self.paths):,} paths",
                            left=4)
 
@@ -80,7 +86,7 @@ class Factorization:
         return self.jtv @ self.jtv.T
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Table:
     """The paths that reach the entries of an array, one row each."""
 
@@ -99,7 +105,7 @@ class Table:
 MOVES = ("reshape", "transpose", "broadcast_in_dim", "slice", "rev", "squeeze", "expand_dims", "split", "gather",
          "dynamic_slice", "concatenate", "pad", "windows", "select_n", "add", "sub", "add_any", "neg", "copy",
          "convert_element_type")
-"""Operations that move entries, each to any number of places, and change no more than a sign."""
+"""Operations that move entries, each to any number of places, and change at most a sign."""
 
 
 class Enumeration:
@@ -129,7 +135,7 @@ class Enumeration:
         return self.start(node, constant=flat[node])
 
     def true_value(self, operand: PathSum) -> Any:
-        """Return nothing: gates are given."""
+        """Return None: gates are given."""
         return None
 
     def gated(self, operand: PathSum, gate: Callable[[], Any]) -> Table:
@@ -196,7 +202,7 @@ class Enumeration:
         if count > self.max_paths:
             raise ValueError(f"the network has more than max_paths = {self.max_paths:,} paths ({count:,} reach one of "
                              "its layers): enumerate a smaller network, raise max_paths, or use pkjax.path_kernel and "
-                             "pkjax.data_factor, which list none")
+                             "pkjax.data_factor, which do not list paths")
 
     def _affordable(self, op: str, entries: int) -> None:
         if entries > 2**28:
@@ -226,18 +232,18 @@ def factorize(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"
     Θ = J_v^f Π J_v^fᵀ, ∇f = J_v^f J_θ^v, f = J_v^f v.
 
     Args:
-      apply_fn: the network.
-      params: its parameters θ, concrete.
-      x: (N, *input), the examples; evaluated in float64 where JAX allows it.
-      max_paths: refuse networks with more paths than this.
-      masks: booleans like ``params``; a masked weight carries no path.
+        apply_fn: the network.
+        params: its parameters θ, concrete.
+        x: (N, *input), the examples; evaluated in float64 where JAX allows it.
+        max_paths: refuse networks with more paths than this.
+        masks: booleans like ``params``; a masked weight carries no path.
 
     Returns:
-      The factors, in float64. A path that no example activates is still listed.
+        The factors, in float64. A path that no example activates is still listed.
 
     Raises:
-      ValueError: there are more than ``max_paths`` paths.
-      NotPathNetworkError: an operation has no paths.
+        ValueError: the network has more than ``max_paths`` paths.
+        NotPathNetworkError: an operation has no paths.
 
     Source: Gebhart, Saxena and Schrater (2021), equations 9 to 11.
 

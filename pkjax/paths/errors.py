@@ -1,10 +1,10 @@
-"""The errors for networks that are no sum over paths, or not of the shape that a method needs."""
+"""The errors for networks that are not a sum over paths, or not of the form that a method requires."""
 
 __all__ = ["NotFullyConnectedError", "NotPathNetworkError"]
 
 
 class NotPathNetworkError(ValueError):
-    """The network holds an operation that has no paths; the message names it, its source line and the way out.
+    """The network has an operation without paths; the message names it, its source line and a remedy.
 
     Raised by whatever reads a network as a sum over paths.
 
@@ -18,7 +18,7 @@ class NotPathNetworkError(ValueError):
 
 
 class NotFullyConnectedError(ValueError):
-    """The network is no chain of fully connected layers, which exact eigenvalue counting needs.
+    """The network is not a chain of fully connected layers, which exact eigenvalue counting requires.
 
     Raised by ``paths.dense_layers`` and ``path_kernel.count_above``.
 

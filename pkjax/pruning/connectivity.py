@@ -34,7 +34,9 @@ class Connectivity:
 
     >>> import jax.numpy as jnp
     >>> connectivity(lambda w, x: x @ w, jnp.ones((5, 2)), jnp.ones((1, 5)))
-    Connectivity(connected=True, log10_paths=1, log10_effective_paths=1, layers=<1 of LayerReport>)
+    Connectivity(
+        connected=True, log10_paths=1, log10_effective_paths=1, layers=<1 of LayerReport>
+    )
     """
 
     connected: bool
@@ -52,8 +54,9 @@ class Connectivity:
 
     def _repr_html_(self) -> str:
         effective = "" if self.log10_effective_paths is None else (
-            f", of which 10^{tables.number(self.log10_effective_paths)} carry the path norm")
-        return layers_table(self.layers, f"10^{tables.number(self.log10_paths)} paths{effective}" if self.connected
+            f", of which 10^{tables.format_number(self.log10_effective_paths)} carry the path norm")
+        count = f"10^{tables.format_number(self.log10_paths)} paths{effective}"
+        return layers_table(self.layers, count if self.connected
                             else "no path from input to output: a constant function")
 
     def to_dict(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from pkjax.extras import needed
-from pkjax.trees import check_masks, is_boolean_tree, leaf_names
+from pkjax.trees import apply_masks, check_masks, is_boolean_tree, leaf_names
 
 if TYPE_CHECKING:
     import optax
@@ -26,38 +26,6 @@ FORMAT = "pkjax masks 1"
 
 Masks = Any
 """What ``masked`` takes: a tree of booleans, or a function from parameters to one."""
-
-
-def apply_masks(params: PyTree, masks: PyTree) -> PyTree:
-    """Set the weights that are pruned to exactly +0, whatever they hold, and leave the others as they are.
-
-        θ_j ↦ θ_j where mask_j, 0 elsewhere
-
-    A selection, not a product: NaN, infinity and −0 under the mask become +0 too. Types are kept. Works under
-    ``jit``, ``grad`` and ``vmap``.
-
-    Args:
-        params: parameters, or a tree like them.
-        masks: booleans of the same structure and shapes.
-
-    Returns:
-        A tree like ``params``.
-
-    Raises:
-        ValueError: the trees differ.
-        TypeError: the masks are not booleans.
-
-    >>> import jax.numpy as jnp
-    >>> apply_masks({"kernel": jnp.array([1.0, -2.0, jnp.nan])}, {"kernel": jnp.array([True, True, False])})
-    {'kernel': Array([ 1., -2.,  0.], dtype=float...)}
-    """
-    check_masks(masks, params)
-    return jax.tree.map(_select, params, masks)
-
-
-def _select(leaf: Any, mask: Any) -> jax.Array:
-    leaf = jnp.asarray(leaf)
-    return jnp.where(mask, leaf, jnp.zeros((), leaf.dtype))
 
 
 def masked(

@@ -35,7 +35,12 @@ class DisconnectedWarning(UserWarning):
     >>> import warnings, jax.numpy as jnp, pkjax as pk
     >>> with warnings.catch_warnings(record=True, action="always") as given:
     ...     pk.connectivity(lambda w, x: x @ w, jnp.ones((2, 1)), jnp.ones((1, 2)), masks=jnp.zeros((2, 1), bool))
-    Connectivity(connected=False, log10_paths=-inf, log10_effective_paths=None, layers=<1 of LayerReport>)
+    Connectivity(
+        connected=False,
+        log10_paths=-inf,
+        log10_effective_paths=None,
+        layers=<1 of LayerReport>
+    )
     >>> [warning.category.__name__ for warning in given]
     ['DisconnectedWarning']
     """
@@ -99,7 +104,13 @@ class PruneResult:
 
     >>> import jax.numpy as jnp, pkjax as pk
     >>> pk.prune(pk.magnitude, {"kernel": jnp.array([[3.0, -1.0], [0.5, 2.0]])}, density=0.5)
-    PruneResult(masks=<1 leaves, 4 entries>, kept=2, total=4, layers=<1 of LayerReport>, history=(2,))
+    PruneResult(
+        masks=<1 leaf, 4 entries>,
+        kept=2,
+        total=4,
+        layers=<1 of LayerReport>,
+        history=(2,)
+    )
     """
 
     masks: PyTree
@@ -160,6 +171,6 @@ def layers_table(layers: Sequence[LayerReport], caption: str) -> str:
     flow = any(layer.flow is not None for layer in layers)
     rows = [[layer.name, "×".join(map(str, layer.shape)), f"{layer.kept:,}", f"{layer.total:,}",
              "emptied" if layer.emptied else f"{layer.density:.4f}",
-             *([tables.number(layer.flow, 3)] if flow else [])] for layer in layers]
+             *([tables.format_number(layer.flow, 3)] if flow else [])] for layer in layers]
     return tables.html(["layer", "shape", "kept", "of", "density", *(["flow"] if flow else [])], rows,
                        caption=caption, left=2)

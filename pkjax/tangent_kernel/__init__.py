@@ -1,5 +1,6 @@
 """The tangent kernel Θ and the data factor A: layer by layer, in tiles, or by products alone."""
 
+from pkjax.linalg.stochastic import Estimate
 from pkjax.tangent_kernel.data_factor import data_factor
 from pkjax.tangent_kernel.kernel import ntk, ntk_plan
 from pkjax.tangent_kernel.plan import LeafPlan, NtkPlan
@@ -13,5 +14,6 @@ from pkjax.tangent_kernel.spectrum import (
     ntk_trace_estimate,
 )
 
-__all__ = ["LeafPlan", "NtkEigenpairs", "NtkPlan", "data_factor", "ntk", "ntk_density", "ntk_effective_rank",
-           "ntk_eigenpairs", "ntk_frobenius", "ntk_matvec", "ntk_plan", "ntk_trace", "ntk_trace_estimate"]
+__all__ = ["Estimate", "LeafPlan", "NtkEigenpairs", "NtkPlan", "data_factor", "ntk", "ntk_density",
+           "ntk_effective_rank", "ntk_eigenpairs", "ntk_frobenius", "ntk_matvec", "ntk_plan", "ntk_trace",
+           "ntk_trace_estimate"]

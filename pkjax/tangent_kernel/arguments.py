@@ -12,6 +12,7 @@ from jaxtyping import Array, PyTree
 from pkjax.trees import (
     ApplyFn,
     Trainable,
+    apply_masks,
     check_finite,
     check_masks,
     check_network,
@@ -33,9 +34,7 @@ def prepare(apply_fn: ApplyFn, params: PyTree, X: Array, masks: PyTree | None, t
     entries, whole = chosen(params, masks, trainable)
     check_finite(params, "params")
     check_finite(X, "X")
-    if masks is not None:
-        params = jax.tree.map(lambda p, m: jnp.where(m, p, jnp.zeros_like(p)), params, masks)
-    return params, entries, whole
+    return apply_masks(params, masks), entries, whole
 
 
 def chosen(params: PyTree, masks: PyTree | None, trainable: Trainable) -> tuple[list[Any], tuple[bool, ...]]:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from pkjax import paths
-from pkjax.trees import ApplyFn, check_finite, check_masks, check_network, is_floating
+from pkjax.trees import ApplyFn, apply_masks, check_finite, check_masks, check_network, is_floating
 
 __all__ = ["data_blocks", "data_factor"]
 
@@ -64,9 +64,7 @@ def data_factor(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array | np.ndarray,
 def data_blocks(apply_fn: ApplyFn, params: PyTree, X: Array, masks: PyTree | None, dtype: Any = None
                 ) -> Float[Array, "K N N"]:
     """A, unchecked. Gates are in the parameters' type, sums over paths in ``dtype`` (None: the same)."""
-    present = params
-    if masks is not None:
-        present = jax.tree.map(lambda p, m: jnp.where(m, p, jnp.zeros_like(p)), params, masks)
+    present = apply_masks(params, masks)
     n = X.shape[0]
     rows, columns = np.triu_indices(n)
 
@@ -79,8 +77,8 @@ def data_blocks(apply_fn: ApplyFn, params: PyTree, X: Array, masks: PyTree | Non
             gates = jax.vmap(lambda x: paths.gates(apply_fn, present, x[None]))(X)
             ones, X = jax.tree.map(wide, (paths.unit_weights(present), X))
             if masks is None:
-                with contextlib.suppress(paths.NotUniformError):
-                    full = paths.uniform_pairs(apply_fn, ones, X, gates)
+                with contextlib.suppress(paths.NotDensePairsError):
+                    full = paths.dense_pairs(apply_fn, ones, X, gates)
                     return jnp.triu(full) + jnp.triu(full, 1).transpose(0, 2, 1)
 
             def pair(ij: tuple[Array, Array]) -> Array:

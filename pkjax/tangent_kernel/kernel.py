@@ -9,9 +9,10 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree, Shaped
 
+from pkjax.tables import Progress
 from pkjax.tangent_kernel import layerwise, neural_tangents
 from pkjax.tangent_kernel.arguments import chosen, prepare, restrict
-from pkjax.tangent_kernel.plan import NtkPlan, make_plan
+from pkjax.tangent_kernel.plan import NtkPlan, plan_kernel
 from pkjax.tangent_kernel.tiles import fill
 from pkjax.trees import ApplyFn, Trainable, accumulator, check_finite, check_network, hashable
 
@@ -23,7 +24,7 @@ Engine = Literal["auto", "structured", "neural-tangents", "jacobian"]
 def ntk(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array | np.ndarray, "N ..."],
         X2: Shaped[Array | np.ndarray, "M ..."] | None = None, *, engine: str = "auto", masks: PyTree | None = None,
         trainable: Trainable = None, tile: int | None = None, memory_limit: int | None = None,
-        mesh: Mesh | None = None, progress: bool = False) -> Float[Array, "N M K K"]:
+        mesh: Mesh | None = None, progress: Progress = False) -> Float[Array, "N M K K"]:
     """Return the neural tangent kernel of a network, never averaged over outputs.
 
         Θ[x, x', k, l] = Σ_j ∂f_k(x)/∂θ_j · ∂f_l(x')/∂θ_j        over the parameters θ_j that train
@@ -46,7 +47,8 @@ def ntk(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array | np.ndarray, "N ..."
             its memory.
         mesh: devices that compute tiles side by side, in one program, those of other processes included (every
             process calls with the same arguments, and gets the whole kernel). None means the default device.
-        progress: report finished tiles on the standard error stream.
+        progress: where to report finished tiles, a line of text each: a function that takes the line, True for the
+            standard error stream, False for nowhere.
 
     Returns:
         Θ of shape (N, M, K, K). A matrix of NK rows is ``Θ.transpose(0, 2, 1, 3).reshape(N*K, M*K)``.
@@ -74,7 +76,7 @@ def ntk(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array | np.ndarray, "N ..."
         check_finite(columns, "X2")
     one = jax.ShapeDtypeStruct((1, *rows.shape[1:]), rows.dtype)
     sizes = (len(rows), None if columns is None else len(columns))
-    plan = make_plan(hashable(apply_fn), params, entries, whole, one, sizes, engine, tile=tile,
+    plan = plan_kernel(hashable(apply_fn), params, entries, whole, one, sizes, engine, tile=tile,
                      memory_limit=memory_limit, devices=1 if mesh is None else mesh.size)
     block = _Block(hashable(apply_fn), whole, plan.engine)
     return fill(block, (params, entries), rows, columns, plan.tile, mesh, progress)
@@ -106,7 +108,7 @@ def ntk_plan(apply_fn: ApplyFn, params: PyTree, X: Any, X2: Any = None, *, engin
     X, X2 = _check(X, X2, engine, tile, memory_limit)
     check_network(apply_fn, params, X)
     entries, whole = chosen(params, masks, trainable)
-    return make_plan(hashable(apply_fn), params, entries, whole, jax.ShapeDtypeStruct((1, *X.shape[1:]), X.dtype),
+    return plan_kernel(hashable(apply_fn), params, entries, whole, jax.ShapeDtypeStruct((1, *X.shape[1:]), X.dtype),
                      (X.shape[0], None if X2 is None else X2.shape[0]), engine, tile=tile, memory_limit=memory_limit,
                      devices=devices)
 

@@ -14,7 +14,7 @@ from pkjax.linalg.memory import default_memory_limit
 from pkjax.tangent_kernel.leaf_costs import Costs, Use, route, uses
 from pkjax.trees import ApplyFn, accumulator, leaf_names, shapes
 
-__all__ = ["LeafPlan", "NtkPlan", "make_plan"]
+__all__ = ["LeafPlan", "NtkPlan", "plan_kernel"]
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class _Request:
                 + 2 * min(side, max(self.n, self.m or 0)) * self.image)
 
 
-def make_plan(apply_fn: ApplyFn, params: PyTree, entries: list[Any], whole: tuple[bool, ...], x: Any,
+def plan_kernel(apply_fn: ApplyFn, params: PyTree, entries: list[Any], whole: tuple[bool, ...], x: Any,
               examples: tuple[int, int | None], engine: str, *, tile: int | None = None,
               memory_limit: int | None = None, devices: int = 1) -> NtkPlan:
     """Choose engine and tiles from shapes.
@@ -180,11 +180,11 @@ def make_plan(apply_fn: ApplyFn, params: PyTree, entries: list[Any], whole: tupl
     leaves, treedef = jax.tree.flatten(shapes((params, x)))
     limit = default_memory_limit(devices) if memory_limit is None else memory_limit
     trains = tuple(entry is not None for entry in entries)
-    return _make_plan(apply_fn, tuple(leaves), treedef, trains, whole, examples, engine, tile, limit, devices)
+    return _plan_kernel(apply_fn, tuple(leaves), treedef, trains, whole, examples, engine, tile, limit, devices)
 
 
 @lru_cache(maxsize=256)
-def _make_plan(apply_fn: ApplyFn, like: tuple[Any, ...], treedef: Any, trains: tuple[bool, ...],
+def _plan_kernel(apply_fn: ApplyFn, like: tuple[Any, ...], treedef: Any, trains: tuple[bool, ...],
                whole: tuple[bool, ...], examples: tuple[int, int | None], engine: str, tile: int | None, limit: int,
                devices: int) -> NtkPlan:
     params, x = jax.tree.unflatten(treedef, like)

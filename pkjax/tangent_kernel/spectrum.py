@@ -1,7 +1,8 @@
 """Spectral quantities of the tangent kernel from its products with vectors: for kernels too large to form.
 
 Every product is one backward and one forward derivative of the network over batches of examples, so memory does not
-grow with the square of NK. Arguments that all functions share are those of ``ntk`` and ``ntk_matvec``.
+grow with the square of NK. Random vectors are called probes. Arguments that all functions share are those of `ntk` and
+`ntk_matvec`.
 """
 
 from collections.abc import Callable
@@ -11,11 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float64, Key, PyTree, Shaped
+from jaxtyping import Array, Float64, Key, PyTree, Shaped
 
 from pkjax import tables
 from pkjax.linalg.block_lanczos import block_lanczos
-from pkjax.linalg.stochastic import SpectralDensity, frobenius, quadrature, trace
+from pkjax.linalg.stochastic import Estimate, SpectralDensity, frobenius, quadrature, trace
 from pkjax.tangent_kernel.products import ntk_matvec, ntk_trace
 from pkjax.trees import ApplyFn, Trainable
 
@@ -25,11 +26,11 @@ __all__ = ["NtkEigenpairs", "ntk_density", "ntk_effective_rank", "ntk_eigenpairs
 Inputs = Shaped[Array | np.ndarray, "N ..."]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class NtkEigenpairs:
     """The largest eigenpairs of Θ.
 
-    Returned by ``ntk_eigenpairs``. Shows itself as a short text and, in a notebook, as a table.
+    Returned by `ntk_eigenpairs`. Prints as a short text and, in a notebook, as a table.
 
     >>> import jax.numpy as jnp
     >>> ntk_eigenpairs(lambda w, x: x @ w, jnp.ones((2, 1)), jnp.diag(jnp.array([3., 2.])), k=2)
@@ -37,18 +38,19 @@ class NtkEigenpairs:
         values=float64[2] 9 … 4,
         vectors=float64[2,2,1],
         ...
-        converged=True)
+        converged=True
+    )
     """
 
     values: Float64[np.ndarray, "k"]
-    """λ, descending."""
+    """The eigenvalues λ, descending."""
     vectors: Float64[np.ndarray, "k N K"]
-    """u, orthonormal."""
+    """The eigenvectors u, orthonormal."""
     residuals: Float64[np.ndarray, "k"]
-    """``‖Θ u − λ u‖``: an eigenvalue lies within that of the value."""
+    """`‖Θ u − λ u‖`: an exact eigenvalue lies within this distance of the computed one."""
     converged: bool
-    """Whether all residuals are small and no larger eigenvalue is missing; a ``NotConvergedWarning`` was given if
-    not."""
+    """Whether all residuals are small and no larger eigenvalue is missing; if not, a `NotConvergedWarning` was
+    issued."""
 
     __repr__ = tables.brief
 
@@ -56,133 +58,188 @@ class NtkEigenpairs:
         return tables.pairs({"eigenvalue": self.values, "residual": self.residuals}, "largest eigenvalues of Θ")
 
 
-def ntk_trace_estimate(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, key: Key[Array, ""], samples: int = 16,
+def ntk_trace_estimate(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, key: Key[Array, ""], probes: int = 16,
                        masks: PyTree | None = None, trainable: Trainable = None, batch_size: int | None = None
-                       ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Estimate Tr Θ from 2 · samples products: (estimate, standard error).
+                       ) -> Estimate:
+    """Estimate Tr Θ from 2 · `probes` products.
 
         Tr Θ = Tr(Qᵀ Θ Q) + E[sᵀ (I − QQᵀ) Θ (I − QQᵀ) s],   Q an orthonormal basis of Θ times random vectors
 
-    XTrace, the successor of Hutch++ that also says how sure it is: the trace on a random range exactly, the rest by
-    sampling. ``ntk_trace`` is exact for K backward passes an example; this is for K in the thousands. With samples of
-    half of NK or more it is exact, and the error 0.
+    XTrace, the successor of Hutch++ with an error estimate, takes the trace on a random range exactly and estimates the
+    rest. With `probes` ≥ NK / 2 it is exact and its standard error is 0. `ntk_trace` is exact at the cost of K backward
+    passes per example; this function is for K in the thousands.
 
-    Raises: ValueError for samples < 2, and as ``ntk``.
+    Args:
+        apply_fn: the network.
+        params: its parameters θ.
+        X: (N, *input), the inputs.
+        key: a typed random key.
+        probes: number of random vectors.
+        masks: booleans like `params`; masked weights are absent and do not train.
+        trainable: which parameters Θ differentiates, as in `ntk`.
+        batch_size: number of examples taken at a time, as in `ntk_matvec`.
 
-    Source: Epperly, Tropp and Webber 2024, "XTrace", section 2 (Hutch++: Meyer, Musco, Musco and Woodruff 2021).
+    Returns:
+        The estimate with its standard error, scalars of the outputs' dtype.
 
-    >>> import jax, jax.numpy as jnp
-    >>> x = jnp.asarray([[1., 0.], [1., 1.]])
-    >>> estimate, error = ntk_trace_estimate(lambda w, x: x @ w, jnp.ones((2, 3)), x, key=jax.random.key(0), samples=6)
-    >>> round(float(estimate), 3)
-    9.0
+    Raises:
+        ValueError: fewer than 2 probes; and as for `ntk`.
+
+    Source: Epperly, Tropp and Webber (2024), "XTrace", section 2; Meyer, Musco, Musco and Woodruff (2021), Hutch++.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> x = jnp.asarray([[1., 0.], [1., 1.]])
+        >>> trace, error = ntk_trace_estimate(lambda w, x: x @ w, jnp.ones((2, 3)), x, key=jax.random.key(0), probes=6)
+        >>> round(float(trace), 3)
+        9.0
     """
     multiply, shape = _flat(apply_fn, params, X, masks, trainable, batch_size)
-    samples = min(_several(samples), int(np.prod(shape.shape)))
-    return trace(multiply, jnp.zeros(int(np.prod(shape.shape)), shape.dtype), key, samples)
+    dimension = int(np.prod(shape.shape))
+    return trace(multiply, jnp.zeros(dimension, shape.dtype), key, min(_several(probes), dimension))
 
 
-def ntk_frobenius(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, key: Key[Array, ""], samples: int = 32,
-                  masks: PyTree | None = None, trainable: Trainable = None, batch_size: int | None = None
-                  ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Estimate ``‖Θ‖_F`` from so many products: (estimate, standard error).
+def ntk_frobenius(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, key: Key[Array, ""], probes: int = 32,
+                  masks: PyTree | None = None, trainable: Trainable = None, batch_size: int | None = None) -> Estimate:
+    """Estimate the Frobenius norm `‖Θ‖_F` from one product per probe.
 
         ‖Θ‖_F² = E ‖Θ s‖²   over random signs s
 
-    Raises: ValueError for samples < 2, and as ``ntk``.
+    Args:
+        apply_fn: the network.
+        params: its parameters θ.
+        X: (N, *input), the inputs.
+        key: a typed random key.
+        probes: number of random vectors s.
+        masks: booleans like `params`; masked weights are absent and do not train.
+        trainable: which parameters Θ differentiates, as in `ntk`.
+        batch_size: number of examples taken at a time, as in `ntk_matvec`.
+
+    Returns:
+        The estimate with its standard error, scalars of the outputs' dtype.
+
+    Raises:
+        ValueError: fewer than 2 probes; and as for `ntk`.
 
     Source: Hutchinson (1990).
 
-    >>> import jax, jax.numpy as jnp
-    >>> norm, error = ntk_frobenius(lambda w, x: x @ w, jnp.ones((2, 1)), jnp.eye(2), key=jax.random.key(0))
-    >>> round(float(norm), 3), round(float(error), 3)      # Θ is the identity
-    (1.414, 0.0)
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> norm, error = ntk_frobenius(lambda w, x: x @ w, jnp.ones((2, 1)), jnp.eye(2), key=jax.random.key(0))
+        >>> round(float(norm), 3), round(float(error), 3)      # Θ is the identity
+        (1.414, 0.0)
     """
-    multiply, shape = _flat(apply_fn, params, X, masks, trainable, batch_size)
-    scale = ntk_trace(apply_fn, params, X, masks=masks, trainable=trainable).astype(shape.dtype)
-    mean, error = frobenius(multiply, _signs(key, _several(samples), shape), scale)
+    mean, error, scale = _mean_square(apply_fn, params, X, key, probes, masks, trainable, batch_size)
     norm = jnp.sqrt(mean)
-    return norm * scale, error / (2 * norm) * scale
+    return Estimate(norm * scale, error / (2 * norm) * scale)
 
 
-def ntk_effective_rank(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, key: Key[Array, ""], samples: int = 32,
+def ntk_effective_rank(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, key: Key[Array, ""], probes: int = 32,
                        masks: PyTree | None = None, trainable: Trainable = None, batch_size: int | None = None
-                       ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Estimate ``Tr(Θ)² / ‖Θ‖_F²``, how many equal eigenvalues Θ amounts to: (estimate, standard error).
+                       ) -> Estimate:
+    """Estimate how many equal eigenvalues would have the trace and the Frobenius norm of Θ.
 
-    The trace is exact, the norm estimated as by ``ntk_frobenius``.
+        Tr(Θ)² / ‖Θ‖_F²
 
-    Raises: as ``ntk_frobenius``.
+    the participation ratio of its eigenvalues. The trace is exact, the norm is estimated as in `ntk_frobenius`, whose
+    arguments and errors this function shares.
 
-    Source: definition: the participation ratio of Θ's eigenvalues.
+    Returns:
+        The estimate with its standard error, scalars of the outputs' dtype.
 
-    >>> import jax, jax.numpy as jnp
-    >>> rank, error = ntk_effective_rank(lambda w, x: x @ w, jnp.ones((2, 1)), jnp.eye(2), key=jax.random.key(0))
-    >>> round(float(rank), 3), round(float(error), 3)
-    (2.0, 0.0)
+    Raises:
+        ValueError: as for `ntk_frobenius`.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> rank, error = ntk_effective_rank(lambda w, x: x @ w, jnp.ones((2, 1)), jnp.eye(2), key=jax.random.key(0))
+        >>> round(float(rank), 3), round(float(error), 3)
+        (2.0, 0.0)
     """
-    multiply, shape = _flat(apply_fn, params, X, masks, trainable, batch_size)
-    scale = ntk_trace(apply_fn, params, X, masks=masks, trainable=trainable).astype(shape.dtype)
-    mean, error = frobenius(multiply, _signs(key, _several(samples), shape), scale)
-    return 1 / mean, error / mean**2
+    mean, error, _ = _mean_square(apply_fn, params, X, key, probes, masks, trainable, batch_size)
+    return Estimate(1 / mean, error / mean**2)
 
 
 def ntk_eigenpairs(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, k: int, masks: PyTree | None = None,
                    trainable: Trainable = None, batch_size: int | None = None, tolerance: float | None = None
                    ) -> NtkEigenpairs:
-    """The k largest eigenvalues of Θ with multiplicities and their eigenvectors, by block Lanczos.
+    """Compute the k largest eigenvalues of Θ, with multiplicities, and their eigenvectors, by block Lanczos.
 
         Θ u_i = λ_i u_i,   λ_1 ≥ λ_2 ≥ …
 
-    Args: as in ``ntk_matvec``, and
-        k: how many, at most NK.
-        tolerance: residual at which a pair has converged, relative to the largest eigenvalue; None means 100 times
-            the spacing of the numbers of the outputs' type.
+    Args:
+        apply_fn: the network.
+        params: its parameters θ.
+        X: (N, *input), the inputs.
+        k: number of pairs, at most NK.
+        masks: booleans like `params`; masked weights are absent and do not train.
+        trainable: which parameters Θ differentiates, as in `ntk`.
+        batch_size: number of examples taken at a time, as in `ntk_matvec`.
+        tolerance: the residual, relative to the largest eigenvalue, at which a pair has converged; None means 100 times
+            the machine epsilon of the outputs' dtype.
 
-    Returns: values (k,), vectors (k, N, K), residuals (k,).
+    Returns:
+        Eigenvalues (k,), eigenvectors (k, N, K) and residuals (k,), in float64.
 
-    Raises: ValueError for k out of range, and as ``ntk``.
+    Raises:
+        ValueError: `k` is out of range; and as for `ntk`.
 
     Source: Gebhart, Saxena and Schrater (2021), λ_i of theorem 1; Golub and Underwood (1977) for block Lanczos.
 
-    >>> import jax.numpy as jnp
-    >>> x = jnp.asarray([[3., 0.], [0., 2.]])
-    >>> ntk_eigenpairs(lambda w, x: x @ w, jnp.ones((2, 1)), x, k=1).values.round(3)
-    array([9.])
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> x = jnp.asarray([[3., 0.], [0., 2.]])
+        >>> ntk_eigenpairs(lambda w, x: x @ w, jnp.ones((2, 1)), x, k=1).values.round(3)
+        array([9.])
     """
     multiply, shape = _flat(apply_fn, params, X, masks, trainable, batch_size)
     size = int(np.prod(shape.shape))
     if not 1 <= k <= size:
         raise ValueError(f"k must be between 1 and NK = {size}, got {k}")
     rows = jax.jit(lambda v: jax.lax.map(multiply, v))
-    found = block_lanczos(lambda v: np.asarray(rows(jnp.asarray(v, shape.dtype)), np.float64), size, k,
+    pairs = block_lanczos(lambda v: np.asarray(rows(jnp.asarray(v, shape.dtype)), np.float64), size, k,
                           tolerance=100 * float(jnp.finfo(shape.dtype).eps) if tolerance is None else tolerance)
-    return NtkEigenpairs(np.maximum(found.values, 0), found.vectors.reshape(k, *shape.shape), found.residuals,
-                         found.converged)
+    return NtkEigenpairs(np.maximum(pairs.values, 0), pairs.vectors.reshape(k, *shape.shape), pairs.residuals,
+                         pairs.converged)
 
 
-def ntk_density(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, key: Key[Array, ""], samples: int = 8, depth: int = 64,
+def ntk_density(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, key: Key[Array, ""], probes: int = 8, depth: int = 64,
                 points: int = 200, decades: float = 6.0, width: float = 0.08, masks: PyTree | None = None,
                 trainable: Trainable = None, batch_size: int | None = None) -> SpectralDensity:
-    """Spectral density of Θ by stochastic Lanczos quadrature.
+    """Estimate the spectral density of Θ by stochastic Lanczos quadrature.
 
-    Args: as in ``ntk_matvec``, and those of ``path_kernel.density``.
+    Args:
+        apply_fn: the network.
+        params: its parameters θ.
+        X: (N, *input), the inputs.
+        key: a typed random key.
+        probes: number of random vectors.
+        depth: Lanczos steps per probe.
+        points: number of eigenvalues to evaluate the density at, from the largest downwards.
+        decades: how far down they go.
+        width: standard deviation, in decades, of the Gaussian that replaces each node of the quadrature.
+        masks: booleans like `params`; masked weights are absent and do not train.
+        trainable: which parameters Θ differentiates, as in `ntk`.
+        batch_size: number of examples taken at a time, as in `ntk_matvec`.
 
-    Returns: the density (eigenvalues to a decade), and its nodes and weights.
+    Returns:
+        The density in eigenvalues per decade, with its nodes and weights.
 
-    Raises: as ``ntk``.
+    Raises:
+        ValueError: as for `ntk`.
 
     Source: Ghorbani, Krishnan and Xiao (2019), section 3; Lanczos by matfree.
 
-    >>> import jax, jax.numpy as jnp
-    >>> estimate = ntk_density(lambda w, x: x @ w, jnp.ones((2, 3)), jnp.eye(2), key=jax.random.key(0))
-    >>> float(estimate.weights[0].sum().round(2))          # NK eigenvalues
-    6.0
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> estimate = ntk_density(lambda w, x: x @ w, jnp.ones((2, 3)), jnp.eye(2), key=jax.random.key(0))
+        >>> float(estimate.weights[0].sum().round(2))          # NK eigenvalues
+        6.0
     """
     multiply, shape = _flat(apply_fn, params, X, masks, trainable, batch_size)
-    draws = _signs(key, samples, shape)
-    mass = jnp.asarray(draws.shape[1], shape.dtype)
-    return quadrature(multiply, draws, mass, key, depth=depth, points=points, decades=decades, width=width)
+    signs = _signs(key, probes, shape)
+    mass = jnp.asarray(signs.shape[1], shape.dtype)
+    return quadrature(multiply, signs, mass, key, depth=depth, points=points, decades=decades, width=width)
 
 
 def _flat(apply_fn: ApplyFn, params: PyTree, X: Inputs, masks: PyTree | None, trainable: Trainable,
@@ -194,11 +251,19 @@ def _flat(apply_fn: ApplyFn, params: PyTree, X: Inputs, masks: PyTree | None, tr
     return lambda v: product(v.reshape(shape.shape)).ravel(), shape
 
 
-def _several(samples: int) -> int:
-    if samples < 2:
-        raise ValueError(f"samples must be at least 2, got {samples}")
-    return samples
+def _mean_square(apply_fn: ApplyFn, params: PyTree, X: Inputs, key: Array, probes: int, masks: PyTree | None,
+                 trainable: Trainable, batch_size: int | None) -> tuple[Array, Array, Array]:
+    """The estimate of `‖Θ‖_F² / Tr(Θ)²`, its standard error, and the trace."""
+    multiply, shape = _flat(apply_fn, params, X, masks, trainable, batch_size)
+    scale = ntk_trace(apply_fn, params, X, masks=masks, trainable=trainable).astype(shape.dtype)
+    return *frobenius(multiply, _signs(key, _several(probes), shape), scale), scale
 
 
-def _signs(key: Array, samples: int, shape: Any) -> Array:
-    return jax.random.rademacher(key, (samples, int(np.prod(shape.shape))), shape.dtype)
+def _several(probes: int) -> int:
+    if probes < 2:
+        raise ValueError(f"probes must be at least 2, got {probes}")
+    return probes
+
+
+def _signs(key: Array, probes: int, shape: Any) -> Array:
+    return jax.random.rademacher(key, (probes, int(np.prod(shape.shape))), shape.dtype)

@@ -1,6 +1,5 @@
 """The tangent kernel tile by tile: on one device, or on all devices of a mesh side by side."""
 
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -11,6 +10,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
+from pkjax.tables import Progress, reporter
+
 __all__ = ["fill"]
 
 Block = Callable[..., Array]
@@ -18,7 +19,7 @@ Block = Callable[..., Array]
 
 
 def fill(block: Block, network: tuple[PyTree, ...], X: Array, X2: Array | None, tile: int, mesh: Mesh | None,
-         progress: bool) -> Array:
+         progress: Progress) -> Array:
     """Compute Θ in tiles of ``tile`` by ``tile`` examples; with X2 None, those on one side of the diagonal.
 
     The last tile of each side is filled up with its last example, so that one shape compiles.
@@ -33,6 +34,7 @@ def fill(block: Block, network: tuple[PyTree, ...], X: Array, X2: Array | None, 
               if X2 is not None or c >= r]
     tiles = _one_by_one(block, network, X, X2, starts, tile) if mesh is None else (
         _side_by_side(block, network, X, Y, starts, tile, mesh))
+    report = reporter(progress)
     out: Any = None
     for done, ((r, c), values) in enumerate(zip(starts, tiles, strict=True), start=1):
         # Finished tiles wait on the host: the accelerator holds one at a time.
@@ -42,9 +44,7 @@ def fill(block: Block, network: tuple[PyTree, ...], X: Array, X2: Array | None, 
         out = _put(out, r, c, cut)
         if X2 is None and r != c:
             out = _put(out, c, r, cut.transpose(1, 0, 3, 2))
-        if progress:
-            sys.stderr.write(f"\rntk: tile {done} of {len(starts)}" + ("\n" if done == len(starts) else ""))
-            sys.stderr.flush()
+        report(f"ntk: tile {done} of {len(starts)}")
     return jnp.asarray(out)
 
 

@@ -40,11 +40,12 @@ class Fit:
     >>> row = {"epoch": 0, "test_loss": 2.3, "test_accuracy": 0.1}
     >>> Fit({"kernel": jnp.ones((2, 3))}, {}, {"kernel": jnp.ones((2, 3), bool)}, (row,), finished=False)
     Fit(
-        params=<1 leaves, 6 entries>,
+        params=<1 leaf, 6 entries>,
         state=<0 leaves, 0 entries>,
-        masks=<1 leaves, 6 entries>,
+        masks=<1 leaf, 6 entries>,
         history=<1 of dict>,
-        finished=False)
+        finished=False
+    )
     """
 
     params: PyTree
@@ -61,10 +62,14 @@ class Fit:
     __repr__ = tables.brief
 
     def _repr_html_(self) -> str:
-        shown = [self.history[i] for i in tables.some(len(self.history))]
+        def cell(row: Mapping[str, Any], name: str) -> str:
+            if name not in row:
+                return ""
+            return str(row[name]) if name == "epoch" else tables.format_number(float(row[name]))
+
+        shown = [self.history[i] for i in tables.spread(len(self.history))]
         names = list(dict.fromkeys(name for row in shown for name in row))
-        rows = [["" if name not in row else str(row[name]) if name == "epoch" else tables.number(float(row[name]))
-                 for name in names] for row in shown]
+        rows = [[cell(row, name) for name in names] for row in shown]
         return tables.html([name.replace("_", " ") for name in names], rows, left=0,
                            caption="finished" if self.finished else "not finished: to be continued from a checkpoint")
 

@@ -12,7 +12,6 @@ from pkjax.analysis.analyze import analyze
 from tests.cases import coins, normal
 
 analysis = importlib.import_module("pkjax.analysis.analyze")
-eigensolvers = importlib.import_module("pkjax.path_kernel.solvers")
 
 
 def net(w, x):
@@ -28,32 +27,33 @@ def case(dtype=jnp.float64):
 @pytest.fixture
 def large(monkeypatch):
     """Treat nine examples as very many."""
-    monkeypatch.setattr(gram_spectra, "WHOLE", 5)
-    monkeypatch.setattr(gram_spectra, "LARGEST", 7)
+    monkeypatch.setattr(spectra, "WHOLE", 5)
+    monkeypatch.setattr(spectra, "LARGEST", 7)
 
 
 def test_the_largest_eigenvalues_of_a_kernel_that_is_formed_are_those_of_the_whole(large, monkeypatch):
     w, X = case()
-    some = {"a": True, "b": False, "c": False, "e": True}
-    found = spectra.tangent_spectrum(net, w, X, 27, masks=None, trainable=some)
-    theta = np.asarray(spectra.ntk(net, w, X, trainable=some)).transpose(0, 2, 1, 3).reshape(27, 27)
-    np.testing.assert_allclose(found.values, np.linalg.eigvalsh(theta)[::-1][:7], rtol=1e-9)
-    np.testing.assert_allclose([found.trace, found.rest], [np.trace(theta), np.trace(theta) - found.values.sum()])
-    np.testing.assert_allclose(found.multiply(np.eye(2, 27)), theta[:2], rtol=1e-12)
-    assert found.converged
+    chosen = {"a": True, "b": False, "c": False, "e": True}
+    spectrum = spectra.tangent_spectrum(net, w, X, 27, masks=None, trainable=chosen)
+    theta = np.asarray(spectra.ntk(net, w, X, trainable=chosen)).transpose(0, 2, 1, 3).reshape(27, 27)
+    np.testing.assert_allclose(spectrum.values, np.linalg.eigvalsh(theta)[::-1][:7], rtol=1e-9)
+    np.testing.assert_allclose(spectrum.trace, np.trace(theta))
+    np.testing.assert_allclose(spectrum.rest, np.trace(theta) - spectrum.values.sum())
+    np.testing.assert_allclose(spectrum.multiply(np.eye(2, 27)), theta[:2], rtol=1e-12)
+    assert spectrum.converged
 
 
 def test_the_largest_eigenvalues_and_what_follows_from_them_are_those_of_the_whole(large, monkeypatch):
     w, X = case()
     masks = {n: coins(i, 0.8, v.shape) for i, (n, v) in enumerate(w.items())}
     with monkeypatch.context() as small:
-        small.setattr(gram_spectra, "WHOLE", 4096)
+        small.setattr(spectra, "WHOLE", 4096)
         whole = analyze(net, w, X, masks=masks, k=10)
-    monkeypatch.setattr(gram_spectra, "default_memory_limit", lambda: 3 * 27**2 * 8 - 1)
-    monkeypatch.setattr(gram_spectra, "ntk", None)      # Θ is not formed
+    monkeypatch.setattr(spectra, "default_memory_limit", lambda: 3 * 27**2 * 8 - 1)
+    monkeypatch.setattr(spectra, "ntk", None)      # Θ is not formed
     m = sum(int(v.sum()) for v in masks.values())
-    monkeypatch.setattr(analysis, "BYTES", 10 * 8 * m + 7)
-    monkeypatch.setattr(gram_spectra, "LARGEST", 11)
+    monkeypatch.setattr(analysis, "VECTOR_BYTES", 10 * 8 * m + 7)
+    monkeypatch.setattr(spectra, "LARGEST", 11)
     part = analyze(net, w, X, masks=masks)
     assert len(part.pi) == 10, "no more eigenvectors of Π than memory is allowed for"
     assert whole.lam.shape == (27,)
@@ -74,18 +74,10 @@ def test_the_largest_eigenvalues_and_what_follows_from_them_are_those_of_the_who
 def test_a_search_that_does_not_end_is_reported(large, monkeypatch):
     w, X = case()
     real = spectra.block_lanczos
-    monkeypatch.setattr(gram_spectra, "block_lanczos", lambda *a, **k: real(*a, **k, most_products=9))
+    monkeypatch.setattr(spectra, "block_lanczos", lambda *a, **k: real(*a, **k, most_products=9))
     with pytest.warns(UserWarning, match="eigenpairs converged"):
-        found = spectra.tangent_spectrum(net, w, X, 27, masks=None, trainable=None)
-    assert not found.converged
-
-
-def test_blocks_of_lanczos_shrink_before_memory_ends(monkeypatch):
-    monkeypatch.setattr(eigensolvers, "default_memory_limit", lambda: 8 * 1000 * 60)
-    assert eigensolvers._block(1000, 4) == 6
-    assert eigensolvers._block(1000, 17) == 1
-    with pytest.raises(ValueError, match=r"18 eigenpairs of 1000 parameters take 4.96e\+05 bytes.* at most 17 fit"):
-        eigensolvers._block(1000, 18)
+        spectrum = spectra.tangent_spectrum(net, w, X, 27, masks=None, trainable=None)
+    assert not spectrum.converged
 
 
 def test_paths_beyond_float32_are_counted():
@@ -95,7 +87,7 @@ def test_paths_beyond_float32_are_counted():
         return x
 
     w = [normal(i, (8, 8), jnp.float32) / 8**0.5 for i in range(44)]
-    data, _ = spectra.data_spectrum(deep, w, jnp.ones((2, 8), jnp.float32), masks=None)
+    data = spectra.data_spectrum(deep, w, jnp.ones((2, 8), jnp.float32), masks=None)
     np.testing.assert_allclose(data.values[0], 2 * 8.0**44, rtol=1e-12)
     with pytest.raises(FloatingPointError, match="beyond what float64 holds"):
         spectra.data_spectrum(deep, w * 8, jnp.ones((2, 8), jnp.float32), masks=None)

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
+from pkjax import ntk
 from pkjax.dynamics import fit_forecast, flow, forecast, linearize, linearized, predict, weight_change
 
-from tests.cases import normal
-from tests.tangent_kernel.test_kernel import half_masks
+from tests.cases import half_masks, normal
 
 T = np.array([0.0, 0.3, 2.0, 17.0])
 

@@ -47,18 +47,18 @@ def imports(file):
     skipped = {id(node) for block in ast.walk(tree) if isinstance(block, ast.If)
                and ast.unparse(block.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
                for statement in block.body for node in ast.walk(statement)}
-    found = set()
+    targets = set()
     for node in ast.walk(tree):
         if id(node) in skipped:
             continue
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names if alias.name.split(".")[0] == "pkjax"}
+            targets |= {alias.name for alias in node.names if alias.name.split(".")[0] == "pkjax"}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file.name} has a relative import; the package writes them in full"
             if node.module and node.module.split(".")[0] == "pkjax":
-                found |= {f"{node.module}.{alias.name}" if f"{node.module}.{alias.name}" in MODULES
+                targets |= {f"{node.module}.{alias.name}" if f"{node.module}.{alias.name}" in MODULES
                           else node.module for alias in node.names}
-    return found
+    return targets
 
 
 GRAPH = {name: imports(file) for name, file in MODULES.items()}

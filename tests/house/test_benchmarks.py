@@ -49,9 +49,9 @@ def test_a_turn_lasts_and_counts_as_the_median_of_its_calls(monkeypatch):
 
 
 def test_growth_is_fitted_and_drawn(tmp_path):
-    found = common.fit([1, 2, 4], [3.0, 12.0, 48.0])
-    assert found["exponent"] == pytest.approx(2)
-    common.draw_growth({"width": found, "depth": common.fit([1, 2], [1.0, 1.0])}, tmp_path / "growth.png")
+    fitted = common.fit([1, 2, 4], [3.0, 12.0, 48.0])
+    assert fitted["exponent"] == pytest.approx(2)
+    common.draw_growth({"width": fitted, "depth": common.fit([1, 2], [1.0, 1.0])}, tmp_path / "growth.png")
     assert (tmp_path / "growth.png").stat().st_size > 5000
 
 

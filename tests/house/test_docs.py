@@ -1,6 +1,7 @@
 """The documentation builds without a warning, says what the code says, and what it shows runs."""
 
 import doctest
+import html
 import importlib
 import importlib.util
 import inspect
@@ -16,8 +17,10 @@ from pathlib import Path
 import numpy as np
 import pkjax as pk
 import pytest
-from pkjax import cli
+from pkjax.cli import main as command_line
 from pkjax.experiments.settings import read_grid
+
+from tests.house.test_architecture import FLOOR, FLOORS
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -38,6 +41,14 @@ def name(page):
     return str(page.relative_to(DOCS))
 
 
+def loaded(file):
+    """The module that a file outside of any package defines."""
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 # What the pages show
 
 
@@ -46,11 +57,11 @@ def examples(text):
     return re.findall(r"^```python\n(.*?)^```$(?:\n\n```text\n(.*?)^```$)?", text, re.DOTALL | re.MULTILINE)
 
 
-def assert_same(said, shown):
+def assert_same(printed, shown):
     """The same words, and the same numbers but for rounding."""
-    assert NUMBER.sub("#", said).split() == NUMBER.sub("#", shown).split(), f"said:\n{said}\nshown:\n{shown}"
-    np.testing.assert_allclose([float(n) for n in NUMBER.findall(said)], [float(n) for n in NUMBER.findall(shown)],
-                               rtol=CLOSE, err_msg=said)
+    assert NUMBER.sub("#", printed).split() == NUMBER.sub("#", shown).split(), f"printed:\n{printed}\nshown:\n{shown}"
+    np.testing.assert_allclose([float(n) for n in NUMBER.findall(printed)], [float(n) for n in NUMBER.findall(shown)],
+                               rtol=CLOSE, err_msg=printed)
 
 
 def marked(page):
@@ -59,16 +70,16 @@ def marked(page):
 
 @pytest.mark.parametrize("page", [marked(page) for page in PAGES if fenced(page.read_text(), "python")])
 def test_examples_run_from_top_to_bottom_and_print_what_the_page_says(page, tmp_path, request):
-    found = examples(page.read_text())
-    assert len(found) == len(fenced(page.read_text(), "python"))
-    code = "\nprint('\\x1e')\n".join(code for code, _ in found)
+    shown_examples = examples(page.read_text())
+    assert len(shown_examples) == len(fenced(page.read_text(), "python"))
+    code = "\nprint('\\x1e')\n".join(code for code, _ in shown_examples)
     compiled = request.config.cache.mkdir("compiled")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path,
                           env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(compiled),
                                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"})
     assert done.returncode == 0, done.stderr
-    for said, (_, shown) in zip(done.stdout.split("\x1e\n"), found, strict=True):
-        assert_same(said, shown)
+    for printed, (_, shown) in zip(done.stdout.split("\x1e\n"), shown_examples, strict=True):
+        assert_same(printed, shown)
 
 
 def test_a_wrong_number_and_a_wrong_word_are_noticed():
@@ -84,31 +95,40 @@ def commands(text):
 
 
 def test_every_command_line_is_one():
-    found = [(name(page), argv) for page in PAGES for argv in commands(page.read_text())]
-    assert len(found) > 15
-    for page, argv in found:
+    lines = [(name(page), argv) for page in PAGES for argv in commands(page.read_text())]
+    assert len(lines) > 15
+    for page, argv in lines:
         try:
-            cli._parse(argv)
-        except cli._UsageError as error:
+            command_line._parse(argv)
+        except command_line._UsageError as error:
             pytest.fail(f"{page}: pkjax {shlex.join(argv)}: {error.args}")
 
 
 def test_every_sweep_is_one(tmp_path):
-    found = [block for page in PAGES for block in fenced(page.read_text(), "toml")]
-    assert found
-    for block in found:
+    grids = [block for page in PAGES for block in fenced(page.read_text(), "toml")]
+    assert grids
+    for block in grids:
         (tmp_path / "grid.toml").write_text(block)
         assert len(read_grid(tmp_path / "grid.toml")) > 1
 
 
 def test_the_picture_shows_a_product_of_three_matrices():
-    spec = importlib.util.spec_from_file_location("picture", DOCS / "pictures" / "sum_over_paths.py")
-    picture = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(picture)
+    picture = loaded(DOCS / "pictures" / "sum_over_paths.py")
     shown = picture.matrices()
     assert shown["Π"].shape == (12, 12)
     np.testing.assert_allclose(shown["J"] @ shown["Π"] @ shown["J"].T, shown["Θ"], atol=1e-12)
     assert len(picture.draw().axes) == 5
+
+
+def test_the_picture_of_the_package_shows_its_imports_and_they_point_down():
+    pytest.importorskip("matplotlib")
+    house = loaded(DOCS / "pictures" / "house.py")
+    drawn = html.unescape((DOCS / "pictures" / "house.svg").read_text())
+    assert repr(house.arrows()) in drawn, "python -m docs.pictures.house docs/pictures/house.svg draws it anew"
+    rows = {name: row for name, (_, row, _) in house.ROOMS.items()}
+    assert all(rows[source] > rows[end] for source, end in house.arrows())
+    assert set(house.ROOMS) == {house.GROUND, *FLOOR} - {*FLOORS[0], "__main__"}
+    assert len(house.draw().axes) == 1
 
 
 # Measured figures are those of the benchmarks
@@ -137,16 +157,16 @@ def test_the_comparison_of_tangent_kernels_is_the_benchmarks():
     measured, compared = result("ntk.json"), 0
     for row, cells in rows("comparison.md", "Machine: two cores").items():
         network, examples = row.split(", ")
-        found = measured.get(f"{network}, N = {examples}", measured[network])
-        assert found["examples"] == int(examples)
+        figures = measured.get(f"{network}, N = {examples}", measured[network])
+        assert figures["examples"] == int(examples)
         for side, cell in zip(("pkjax", "neural-tangents 1", "neural-tangents 2"), cells, strict=True):
-            if side not in found["seconds"]:
+            if side not in figures["seconds"]:
                 assert "ms" not in cell
                 continue
-            want = [found["seconds"][side]["median"], found["peak_bytes"][side]]
+            want = [figures["seconds"][side]["median"], figures["peak_bytes"][side]]
             np.testing.assert_allclose(quantities(cell), want, rtol=0.05, err_msg=f"{row}, {side}")
             compared += 1
-    assert compared == sum(len(found["seconds"]) for found in measured.values())
+    assert compared == sum(len(figures["seconds"]) for figures in measured.values())
 
 
 def test_the_comparison_of_pruning_is_the_benchmarks():
@@ -154,12 +174,12 @@ def test_the_comparison_of_pruning_is_the_benchmarks():
     table = rows("comparison.md", "two threads each")
     assert len(table) == len(measured)
     for row, cells in table.items():
-        found = measured["VGG-16-BN" if row.startswith("VGG") else row]
-        want = [found["seconds"][what][side][which] for what, which in (("loop, per step", "median"),
+        figures = measured["VGG-16-BN" if row.startswith("VGG") else row]
+        want = [figures["seconds"][what][side][which] for what, which in (("loop, per step", "median"),
                                                                        ("score alone", "median"))
                 for side in ("pkjax", "pytorch")]
-        want += [found["peak_bytes"][side] for side in ("pkjax", "pytorch")]
-        want += [found["seconds"]["one step"][side]["first"] for side in ("pkjax", "pytorch")]
+        want += [figures["peak_bytes"][side] for side in ("pkjax", "pytorch")]
+        want += [figures["seconds"]["one step"][side]["first"] for side in ("pkjax", "pytorch")]
         np.testing.assert_allclose([value for cell in cells for value in quantities(cell)], want, rtol=0.07,
                                    err_msg=row)
 
@@ -257,13 +277,9 @@ def test_no_docstring_shows_its_markup(site):
             assert left not in prose, f"{page.name} shows {left}"
 
 
-@pytest.mark.parametrize("plugin", ["mathml", "docstrings"])
-def test_what_the_build_adds_does_as_its_examples_say(plugin):
+def test_the_hook_that_draws_formulae_does_as_its_example_says():
     pytest.importorskip("latex2mathml")
-    pytest.importorskip("griffe")
-    spec = importlib.util.spec_from_file_location(plugin, DOCS / "plugins" / f"{plugin}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = loaded(DOCS / "plugins" / "mathml.py")
     tried = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
     assert tried.attempted > 0
     assert tried.failed == 0

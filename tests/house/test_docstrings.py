@@ -1,4 +1,4 @@
-"""Everything public says what it computes, from what, what it raises and where it is from, and shows an example."""
+"""Everything public says what it computes, from what and what it raises, and shows an example, in one style."""
 
 import ast
 import importlib
@@ -19,17 +19,18 @@ ARRAYS = {"Array", "ndarray", "ArrayLike"}
 
 def collected():
     """Public functions and classes, and the names of public constants, each once."""
-    found, constants = {}, set()
+    things, constants = {}, set()
     for module in map(importlib.import_module, MODULES):
         for name in module.__all__:
             thing = getattr(module, name)
             if inspect.isclass(thing) or inspect.isfunction(thing):
-                found[f"{thing.__module__}.{thing.__name__}"] = thing
+                things[f"{thing.__module__}.{thing.__name__}"] = thing
             elif not inspect.ismodule(thing):
                 constants.add(name)
-    return found, constants
+    return things, constants
 
 
+FILES = sorted(Path(pkjax.__file__).parent.rglob("*.py"))
 PUBLIC, CONSTANTS = collected()
 everything = pytest.mark.parametrize("name", PUBLIC)
 
@@ -44,8 +45,8 @@ def documented(body):
     for statement, after in zip(body, [*body[1:], None], strict=True):
         if isinstance(statement, ast.AnnAssign | ast.Assign):
             target = statement.target if isinstance(statement, ast.AnnAssign) else statement.targets[0]
-            said = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and after.value.value
-            yield ast.unparse(target), isinstance(said, str)
+            text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and after.value.value
+            yield ast.unparse(target), isinstance(text, str)
 
 
 def unshaped(annotation):
@@ -85,21 +86,13 @@ def test_there_is_an_example(name):
 
 
 @everything
-def test_the_errors_are_named(name):
+def test_the_errors_that_a_body_raises_are_named(name):
     thing, text = PUBLIC[name], inspect.getdoc(PUBLIC[name])
     errors = raised(tree(thing)) if inspect.isfunction(thing) or hasattr(thing, "__post_init__") else set()
-    if inspect.isfunction(thing) or errors:
-        assert re.search(r"\bRaises\b", text)
+    if errors:
+        assert re.search(r"\bRaises:?\b", text)
     for error in errors:
         assert error in text
-
-
-@everything
-def test_the_source_is_named(name):
-    """Of a result, that is the function it comes from; of what is this library's own, "definition"."""
-    text = inspect.getdoc(PUBLIC[name])
-    given = r"|(Returned|Raised|Given|returned) by ``\w+|Raised by whatever" if inspect.isclass(PUBLIC[name]) else ""
-    assert re.search(rf"\bSource: \S{given}", text)
 
 
 @everything
@@ -123,18 +116,45 @@ def test_arguments_are_annotated_and_arrays_have_shapes(name):
 def test_fields_are_annotated_with_shapes_and_documented_where_they_stand(name):
     body = tree(PUBLIC[name]).body
     fields = {ast.unparse(part.target): part for part in body if isinstance(part, ast.AnnAssign)}
-    said = dict(documented(body))
+    has_text = dict(documented(body))
     for field, part in fields.items():
-        assert said[field], field
+        assert has_text[field], field
         assert not unshaped(part.annotation), field
 
 
 def test_public_constants_are_documented_where_they_stand():
-    said = {}
-    for file in Path(pkjax.__file__).parent.rglob("*.py"):
-        said |= {name: ok for name, ok in documented(ast.parse(file.read_text()).body) if name in CONSTANTS}
-    assert said == dict.fromkeys(CONSTANTS, True)
+    has_text = {}
+    for file in FILES:
+        has_text |= {name: ok for name, ok in documented(ast.parse(file.read_text()).body) if name in CONSTANTS}
+    assert has_text == dict.fromkeys(CONSTANTS, True)
     assert "erk_scope" in CONSTANTS
+
+
+FOREIGN = re.compile(r"^ *\.\. \w+::|:(?:func|class|mod|data|meth):`|^ *:(?:param|returns?|raises)\b"
+                     r"|^(?:Args|Returns|Raises|Examples): +\S.*$", re.MULTILINE)
+EMPTY = re.compile(r"Raises (?:nothing|none)|Source: definition", re.IGNORECASE)
+
+
+def badly_written(text):
+    """What a docstring holds that is not Google's style with Markdown, or that says nothing."""
+    faults = [match[0].strip() for pattern in (FOREIGN, EMPTY) for match in pattern.finditer(text)]
+    section, examples = 0, False
+    for line in text.split("\n"):
+        depth = len(line) - len(line.lstrip())
+        if line.strip() == "Examples:":
+            section, examples = depth, True
+        elif line.strip() and depth <= section:
+            examples = False
+        if line.lstrip().startswith(">>> ") and not examples:
+            return [*faults, "an example outside of an Examples section"]
+    return faults
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(FILES[0].parent)))
+def test_docstrings_have_one_style(file):
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            assert not badly_written(ast.get_docstring(node) or ""), getattr(node, "name", file.name)
 
 
 def test_the_checks_can_fail():
@@ -143,4 +163,8 @@ def test_the_checks_can_fail():
     assert unshaped(ast.parse("tuple[np.ndarray, int]", mode="eval").body) == {"ndarray"}
     assert not unshaped(ast.parse("Float[Array | np.ndarray, 'N'] | Callable[[Array], Array]", mode="eval").body)
     assert raised(bad) == {"ValueError"}
+    assert badly_written("See :func:`f`.\n\n.. math:: x\n\n>>> 1\n1\n\nRaises nothing.\nSource: definition.") == [
+        ":func:`", ".. math::", "Raises nothing", "Source: definition", "an example outside of an Examples section"]
+    assert badly_written("Add.\n\nArgs: as in `f`, and\n    x: more.") == ["Args: as in `f`, and"]
+    assert not badly_written("Add.\n\nSource: equation 1.\n\nExamples:\n    >>> 1 + 1\n    2\n")
     assert dict(documented(ast.parse("a: int\n'''about a'''\nb: int").body)) == {"a": True, "b": False}

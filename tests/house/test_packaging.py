@@ -51,25 +51,25 @@ def test_the_sdist_holds_what_tests_and_documents_need_and_no_leftovers(built):
 def test_the_metadata_say_what_pyproject_says(built):
     with zipfile.ZipFile(built[0]) as wheel:
         info = f"pkjax-{PROJECT['version']}.dist-info"
-        said = email.message_from_bytes(wheel.read(f"{info}/METADATA"))
+        metadata = email.message_from_bytes(wheel.read(f"{info}/METADATA"))
         scripts = wheel.read(f"{info}/entry_points.txt").decode()
-    assert said["Name"] == "pkjax"
-    assert said["Version"] == PROJECT["version"]
-    assert said["License-Expression"] == "Apache-2.0"
-    assert said["Requires-Python"] == "<3.15,>=3.11"
-    assert set(said.get_all("Provides-Extra")) == set(PROJECT["optional-dependencies"])
-    needed = said.get_all("Requires-Dist")
+    assert metadata["Name"] == "pkjax"
+    assert metadata["Version"] == PROJECT["version"]
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert metadata["Requires-Python"] == "<3.15,>=3.11"
+    assert set(metadata.get_all("Provides-Extra")) == set(PROJECT["optional-dependencies"])
+    needed = metadata.get_all("Requires-Dist")
     plain = {re.split(r"[<>=!~;\[ ]", line)[0] for line in needed if "extra ==" not in line}
     assert plain == {re.split(r"[<>=]", line)[0] for line in PROJECT["dependencies"]}
-    assert "pkjax = pkjax.cli:main" in scripts
-    assert said.get_payload(decode=True).decode() == (ROOT / "README.md").read_text()
+    assert "pkjax = pkjax.cli.main:main" in scripts
+    assert metadata.get_payload(decode=True).decode() == (ROOT / "README.md").read_text()
 
 
 def test_the_citation_names_this_version_and_the_paper():
-    said = (ROOT / "CITATION.cff").read_text()
-    assert re.search(r"^version: (.+)$", said, re.M)[1] == PROJECT["version"]
-    assert re.search(r"^license: (.+)$", said, re.M)[1] == PROJECT["license"]
-    assert "doi: 10.48550/arXiv.2101.10552" in said
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert re.search(r"^version: (.+)$", citation, re.M)[1] == PROJECT["version"]
+    assert re.search(r"^license: (.+)$", citation, re.M)[1] == PROJECT["license"]
+    assert "doi: 10.48550/arXiv.2101.10552" in citation
 
 
 # A user's mypy: pkjax as installed packages are, read for its types alone.
@@ -117,7 +117,7 @@ def test_a_users_typed_code_passes_in_strict_mode(tmp_path):
 def test_wrong_uses_are_found_before_they_run(tmp_path):
     file = tmp_path / "wrong.py"
     file.write_text(WRONG)
-    code, said = mypy(file, tmp_path)
+    code, output = mypy(file, tmp_path)
     assert code == 1
     wrong = {number for number, line in enumerate(WRONG.splitlines(), 1) if "  # " in line}
-    assert {int(number) for number in re.findall(r"wrong\.py:(\d+): error", said)} == wrong, said
+    assert {int(number) for number in re.findall(r"wrong\.py:(\d+): error", output)} == wrong, output

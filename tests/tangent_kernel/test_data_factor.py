@@ -152,8 +152,8 @@ def test_networks_whose_units_differ_go_pair_by_pair(name, monkeypatch):
     calls = count_pair_passes(monkeypatch)
     data_factor(apply_fn, params, x)
     assert calls
-    with pytest.raises(paths.NotUniformError):
-        paths.uniform_pairs(apply_fn, params, x, jax.vmap(lambda x: paths.gates(apply_fn, params, x[None]))(x))
+    with pytest.raises(paths.NotDensePairsError):
+        paths.dense_pairs(apply_fn, params, x, jax.vmap(lambda x: paths.gates(apply_fn, params, x[None]))(x))
 
 
 def test_too_many_paths_for_the_type_are_an_error_and_not_infinity():

@@ -1,8 +1,6 @@
 """Three engines, one kernel: Θ is the Gram matrix of the Jacobian of the parameters that train."""
 
-import functools
 import importlib.util
-import math
 
 import jax
 import jax.numpy as jnp
@@ -10,86 +8,16 @@ import numpy as np
 import pytest
 from pkjax import paths
 from pkjax.paths import NotPathNetworkError
+from pkjax.tangent_kernel import leaf_costs
 from pkjax.tangent_kernel.kernel import ntk
 from pkjax.tangent_kernel.products import ntk_matvec, ntk_trace
 
-from tests.cases import coins, normal
+from tests.cases import NETWORKS, drawn_like, half_masks, jacobian, mlp, named_network, normal
 
 ENGINES = ["structured", "jacobian"]
 if importlib.util.find_spec("neural_tangents") is not None:
     ENGINES.append("neural-tangents")
 relu = jax.nn.relu
-
-
-def mlp(p, x):
-    for w, b in p[:-1]:
-        x = relu(x @ w + b)
-    return x @ p[-1][0] + p[-1][1]
-
-
-def convnet(p, x):
-    def conv(x, k, stride=1):
-        return jax.lax.conv_general_dilated(x, k, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-
-    x = relu(conv(x, p["stem"]) + p["stem_bias"])
-    x = x + conv(relu(conv(x, p["first"])), p["second"])
-    x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
-    x = conv(relu(x), p["down"], 2).mean((1, 2))
-    return x @ p["head"] + p["head_bias"]
-
-
-def frozen_norm(p, x):
-    x = (x @ p["a"] - 0.25) * (1 / jnp.sqrt(jnp.asarray(1.5, x.dtype))) * p["scale"] + p["shift"]
-    return jnp.where(x > 0, x, 0.2 * x) @ p["b"]
-
-
-def shared(p, x):
-    for _ in range(3):
-        x = relu(x @ p["again"] + p["bias"])
-    return x @ p["again"][:, :3]
-
-
-def positions(p, x):
-    x = relu(x @ p["each"] + p["bias"])          # (N, T, features): one weight at every position
-    return x.mean(1) @ p["head"]
-
-
-def draw(shapes, seed=0, dtype=jnp.float64):
-    leaves, treedef = jax.tree.flatten(shapes, is_leaf=lambda s: isinstance(s, tuple) and isinstance(s[0], int))
-    rng = np.random.default_rng(seed)
-    values = [rng.normal(size=s) / math.prod(s[:-1])**0.5 + (0.1 if len(s) == 1 else 0) for s in leaves]
-    return jax.tree.unflatten(treedef, [jnp.asarray(v, dtype) for v in values])
-
-
-NETS = {
-    "mlp": (mlp, [((6, 9), (9,)), ((9, 8), (8,)), ((8, 3), (3,))], (6,)),
-    "convnet": (convnet, dict(stem=(3, 3, 2, 4), stem_bias=(4,), first=(3, 3, 4, 4), second=(3, 3, 4, 4),
-                              down=(1, 1, 4, 5), head=(5, 3), head_bias=(3,)), (6, 6, 2)),
-    "frozen norm": (frozen_norm, dict(a=(5, 7), scale=(7,), shift=(7,), b=(7, 3)), (5,)),
-    "shared": (shared, dict(again=(5, 5), bias=(5,)), (5,)),
-    "positions": (positions, dict(each=(4, 6), bias=(6,), head=(6, 3)), (3, 4)),
-}
-
-
-@functools.cache
-def case(name, dtype=jnp.float64, n=7):
-    apply_fn, shapes, shape = NETS[name]
-    params = draw(shapes, dtype=dtype)
-    x = normal(1, (n, *shape), dtype)
-    for leaf in jax.tree.leaves(jacobian(apply_fn)(params, x)):
-        assert jnp.abs(leaf).max() > 1e-3, "a parameter that no output feels tests nothing"
-        assert jnp.abs(leaf - leaf[:1]).max() > 1e-6 or leaf.shape[2:] == (3,), "gates that never change test little"
-    return apply_fn, params, x
-
-
-@functools.cache
-def jacobian(apply_fn):
-    return jax.jit(jax.jacobian(apply_fn))
-
-
-def half_masks(params, seed=3):
-    leaves, treedef = jax.tree.flatten(params)
-    return jax.tree.unflatten(treedef, [coins((seed, i), 0.6, v.shape) for i, v in enumerate(leaves)])
 
 
 def oracle(apply_fn, params, x1, x2, moving=None):
@@ -109,9 +37,9 @@ def zeroed(params, masks):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_every_engine_gives_the_gram_matrix_of_the_jacobian(name, engine):
-    apply_fn, params, x = case(name)
+    apply_fn, params, x = named_network(name)
     want = oracle(apply_fn, params, x, x)
     np.testing.assert_allclose(ntk(apply_fn, params, x, engine=engine), want, rtol=1e-10, atol=1e-10)
     if engine == "structured":
@@ -119,9 +47,9 @@ def test_every_engine_gives_the_gram_matrix_of_the_jacobian(name, engine):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_masked_weights_are_absent_and_do_not_train(name, engine):
-    apply_fn, params, x = case(name)
+    apply_fn, params, x = named_network(name)
     masks = half_masks(params)
     want = oracle(apply_fn, zeroed(params, masks), x, x, masks)
     assert np.abs(want - oracle(apply_fn, zeroed(params, masks), x, x)).max() > 1e-3
@@ -133,7 +61,7 @@ def test_masked_weights_are_absent_and_do_not_train(name, engine):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_only_the_chosen_leaves_and_entries_train(engine):
-    apply_fn, params, x = case("frozen norm")
+    apply_fn, params, x = named_network("frozen norm")
     names = {"a": True, "scale": False, "shift": False, "b": True}
     moving = {k: jnp.full(v.shape, names[k]) for k, v in params.items()}
     want = oracle(apply_fn, params, x, x, moving)
@@ -146,10 +74,10 @@ def test_only_the_chosen_leaves_and_entries_train(engine):
 
 @pytest.mark.skipif("neural-tangents" not in ENGINES, reason="neural-tangents is not installed")
 @pytest.mark.parametrize("implementation", [1, 2])
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_structured_agrees_with_neural_tangents_in_float32(name, implementation):
     from pkjax.tangent_kernel import neural_tangents
-    apply_fn, params, x = case(name, jnp.float32)
+    apply_fn, params, x = named_network(name, jnp.float32)
     ours = ntk(apply_fn, params, x)
     theirs = jax.jit(lambda p: neural_tangents.ntk_fn(apply_fn, implementation=implementation)(x, None, p))(params)
     assert ours.dtype == theirs.dtype == jnp.float32
@@ -159,7 +87,7 @@ def test_structured_agrees_with_neural_tangents_in_float32(name, implementation)
 @pytest.mark.parametrize(("engine", "tile"), [(engine, 3) for engine in ENGINES]
                          + [("structured", tile) for tile in (1, 2, 7, 50)])
 def test_tiles_do_not_change_the_kernel(engine, tile):
-    apply_fn, params, x = case("mlp")
+    apply_fn, params, x = named_network("mlp")
     masks = half_masks(params)
     whole = ntk(apply_fn, params, x, engine=engine, masks=masks)
     np.testing.assert_allclose(ntk(apply_fn, params, x, engine=engine, masks=masks, tile=tile), whole, rtol=1e-10,
@@ -170,22 +98,31 @@ def test_tiles_do_not_change_the_kernel(engine, tile):
 
 
 def test_without_x2_only_one_triangle_of_tiles_is_computed(capsys):
-    apply_fn, params, x = case("mlp")
+    apply_fn, params, x = named_network("mlp")
     ntk(apply_fn, params, x, tile=2, progress=True)
     assert capsys.readouterr().err.endswith("tile 10 of 10\n")       # 4 of the 16 on the diagonal, 6 beside it
     ntk(apply_fn, params, x, x, tile=2, progress=True)
     assert capsys.readouterr().err.endswith("tile 16 of 16\n")
 
 
+def test_progress_is_a_line_for_each_tile_given_to_a_function_or_to_nobody(capsys):
+    apply_fn, params, x = named_network("mlp")
+    lines = []
+    ntk(apply_fn, params, x, tile=4, progress=lines.append)
+    assert lines == [f"ntk: tile {n} of 3" for n in (1, 2, 3)]
+    ntk(apply_fn, params, x, tile=4, progress=False)
+    assert capsys.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize("name", ["mlp", pytest.param("convnet", marks=pytest.mark.slow), "shared"])
 def test_small_blocks_do_not_change_the_kernel(name, monkeypatch):
-    apply_fn, params, x = case(name)
+    apply_fn, params, x = named_network(name)
     masks = half_masks(params)
 
     def fresh(p, z):                                                  # a new key of the compilation cache
         return apply_fn(p, z)
 
-    monkeypatch.setattr(routes, "ENTRIES", 400)          # "shared": outputs in blocks of 2 and 1
+    monkeypatch.setattr(leaf_costs, "ENTRIES", 400)          # "shared": outputs in blocks of 2 and 1
     for m in (None, masks):
         want = ntk(apply_fn, params, x, engine="jacobian", masks=m)
         np.testing.assert_allclose(ntk(fresh, params, x, masks=m), want, rtol=1e-10, atol=1e-12)
@@ -208,11 +145,11 @@ def oddly_convolved(p, x):
 @pytest.mark.parametrize("over_places", [True, False])
 def test_convolutions_contract_exactly_by_either_route(over_places, monkeypatch):
     shapes = {"first": (4, 2, 3, 2), "groups": (2, 2, 2, 6), "large": (5, 5, 6, 3), "positions": (3, 3)}
-    params = draw(shapes)
+    params = drawn_like(shapes)
     x = normal(1, (5, 2, 5, 6))
     found, _ = paths.sites(oddly_convolved, params, x[:1])
     assert [site.kind for site in found] == ["convolution", "other", "convolution", "dense"]
-    monkeypatch.setattr(routes, "over_places", lambda *sizes: over_places)
+    monkeypatch.setattr(leaf_costs, "over_places", lambda *sizes: over_places)
 
     def fresh(p, z):                                                  # a new key of the compilation cache
         return oddly_convolved(p, z)
@@ -229,7 +166,7 @@ def test_convolutions_contract_exactly_by_either_route(over_places, monkeypatch)
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_kernel_is_the_same_under_jit_with_masks_known_or_traced(engine):
-    apply_fn, params, x = case("mlp")
+    apply_fn, params, x = named_network("mlp")
     masks = half_masks(params)
     want = ntk(apply_fn, params, x, engine=engine, masks=masks)
     known = jax.jit(lambda p, x: ntk(apply_fn, p, x, engine=engine, masks=masks))(params, x)
@@ -257,7 +194,7 @@ def test_a_network_may_close_over_traced_constants(engine, transform):
 
 
 def test_a_second_call_compiles_nothing():
-    apply_fn, params, x = case("mlp")
+    apply_fn, params, x = named_network("mlp")
     count = 0
 
     def counted(p, z):
@@ -272,9 +209,9 @@ def test_a_second_call_compiles_nothing():
     assert count - first <= 1                                         # the check of the shape of the outputs
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_trace_and_products_agree_with_the_kernel(name):
-    apply_fn, params, x = case(name)
+    apply_fn, params, x = named_network(name)
     masks = half_masks(params)
     v = normal(5, apply_fn(params, x).shape)
     for m in (None, masks):
@@ -286,7 +223,7 @@ def test_trace_and_products_agree_with_the_kernel(name):
 
 
 def test_half_precision_contracts_in_float32():
-    apply_fn, params, x = case("mlp", jnp.bfloat16)
+    apply_fn, params, x = named_network("mlp", jnp.bfloat16)
     theta = ntk(apply_fn, params, x)
     assert theta.dtype == jnp.float32
     x = x.astype(jnp.float64)
@@ -296,51 +233,51 @@ def test_half_precision_contracts_in_float32():
 
 class TestBadInput:
     def test_inputs_of_another_shape(self):
-        apply_fn, params, x = case("mlp")
+        apply_fn, params, x = named_network("mlp")
         with pytest.raises(ValueError, match=r"X2 must hold .* shape \(6,\) .* got X2 of shape \(7, 5\)"):
             ntk(apply_fn, params, x, x[:, :5])
         with pytest.raises(ValueError, match=r"inputs must be a batch of shape"):
             ntk(apply_fn, params, x[:0])
 
     def test_unknown_engine(self):
-        apply_fn, params, x = case("mlp")
+        apply_fn, params, x = named_network("mlp")
         with pytest.raises(ValueError, match=r"engine must be one of 'auto', .* got 'fast'"):
             ntk(apply_fn, params, x, engine="fast")
 
     @pytest.mark.parametrize("tile", [0, -3, True])
     def test_tile_below_one(self, tile):
-        apply_fn, params, x = case("mlp")
+        apply_fn, params, x = named_network("mlp")
         with pytest.raises(ValueError, match=r"tile must be a whole number of examples, 1 or more"):
             ntk(apply_fn, params, x, tile=tile)
 
     def test_outputs_that_are_no_vectors(self):
-        _, params, x = case("mlp")
+        _, params, x = named_network("mlp")
         with pytest.raises(ValueError, match=r"returned shapes \[\(7,\)\]"):
             ntk(lambda p, x: mlp(p, x)[:, 0], params, x)
         with pytest.raises(ValueError, match=r"returned shapes"):
             ntk_trace(lambda p, x: (mlp(p, x), x), params, x)
 
     def test_masks_of_another_structure(self):
-        apply_fn, params, x = case("mlp")
+        apply_fn, params, x = named_network("mlp")
         with pytest.raises(ValueError, match=r"masks must have the tree structure of params"):
             ntk(apply_fn, params, x, masks=half_masks(params)[:2])
         with pytest.raises(TypeError, match=r"masks are booleans"):
             ntk_matvec(apply_fn, params, x, masks=params)
 
     def test_parameters_that_are_nan(self):
-        apply_fn, params, x = case("mlp")
+        apply_fn, params, x = named_network("mlp")
         params = [(params[0][0].at[0, 0].set(jnp.nan), params[0][1]), *params[1:]]
         with pytest.raises(ValueError, match=r"params leaf '0/0' holds 1 values that are NaN"):
             ntk(apply_fn, params, x)
 
     def test_a_vector_of_another_shape(self):
-        apply_fn, params, x = case("mlp")
+        apply_fn, params, x = named_network("mlp")
         with pytest.raises(ValueError, match=r"v must have the shape \(7, 3\)"):
             ntk_matvec(apply_fn, params, x)(jnp.ones((7, 2)))
 
 
 def test_auto_takes_the_jacobian_where_a_network_has_no_paths():
-    _, params, x = case("mlp")
+    _, params, x = named_network("mlp")
 
     def net(p, x):
         return jnp.tanh(mlp(p, x))

@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from pkjax import NotPathNetworkError, ntk_plan
+from pkjax import NotPathNetworkError, ntk, ntk_plan
 from pkjax.tangent_kernel.arguments import prepare
 from pkjax.tangent_kernel.kernel import _Block
 
-from tests.tangent_kernel.test_kernel import case, half_masks
+from tests.cases import half_masks, named_network
 
 
 def shapes(tree):
@@ -16,7 +16,7 @@ def shapes(tree):
 
 
 def test_a_plan_needs_shapes_alone_and_names_a_route_for_every_leaf():
-    apply_fn, params, x = case("convnet")
+    apply_fn, params, x = named_network("convnet")
     plan = ntk_plan(apply_fn, shapes(params), shapes(x))
     assert plan == ntk_plan(apply_fn, params, x)
     assert [leaf.name for leaf in plan.leaves] == [jax.tree_util.keystr(p, simple=True, separator="/")
@@ -30,7 +30,7 @@ def test_a_plan_needs_shapes_alone_and_names_a_route_for_every_leaf():
 
 
 def test_masks_and_what_trains_change_the_routes():
-    apply_fn, params, x = case("mlp")
+    apply_fn, params, x = named_network("mlp")
     masks = half_masks(params)
     assert "masked Gram" in {leaf.route for leaf in ntk_plan(apply_fn, params, x, masks=masks).leaves}
     names = {leaf.name for leaf in ntk_plan(apply_fn, params, x, trainable=lambda _, leaf: leaf.ndim == 2).leaves}
@@ -49,7 +49,7 @@ def test_a_linear_layer_takes_the_operations_counted_by_hand():
 @pytest.mark.parametrize("engine", ["structured", "jacobian"])
 @pytest.mark.parametrize(("name", "examples"), [("mlp", 60), ("convnet", 40)])
 def test_peak_memory_is_that_of_the_compiled_program(name, examples, engine):
-    apply_fn, params, x = case(name)
+    apply_fn, params, x = named_network(name)
     x = jnp.concatenate([x] * (examples // len(x) + 1))[:examples]
     plan = ntk_plan(apply_fn, params, x, engine=engine)
     params, entries, whole = prepare(apply_fn, params, x, None, None)
@@ -60,7 +60,7 @@ def test_peak_memory_is_that_of_the_compiled_program(name, examples, engine):
 
 @pytest.mark.parametrize("share", [0.7, 0.3])
 def test_a_memory_limit_chooses_tiles_that_do_not_change_the_kernel(share, capsys):
-    apply_fn, params, x = case("convnet")
+    apply_fn, params, x = named_network("convnet")
     whole = ntk_plan(apply_fn, params, x)
     limit = int(share * whole.peak_memory)
     plan = ntk_plan(apply_fn, params, x, memory_limit=limit)
@@ -72,7 +72,7 @@ def test_a_memory_limit_chooses_tiles_that_do_not_change_the_kernel(share, capsy
 
 
 def test_a_kernel_that_cannot_fit_says_what_would():
-    apply_fn, params, x = case("mlp")
+    apply_fn, params, x = named_network("mlp")
     least = ntk_plan(apply_fn, params, x, tile=1).peak_memory
     with pytest.raises(ValueError, match=r"memory_limit=1000 .*at least memory_limit=\d+ is needed.*ntk_matvec"):
         ntk(apply_fn, params, x, memory_limit=1000)
@@ -94,7 +94,7 @@ def test_the_structured_engine_plans_nothing_for_a_network_without_paths():
 
 @pytest.mark.parametrize("value", [0, -5, True])
 def test_memory_limits_are_whole_numbers_of_bytes(value):
-    apply_fn, params, x = case("mlp")
+    apply_fn, params, x = named_network("mlp")
     with pytest.raises(ValueError, match="memory_limit must be a whole number of bytes"):
         ntk(apply_fn, params, x, memory_limit=value)
     with pytest.raises(ValueError, match="memory_limit must be a whole number of bytes"):

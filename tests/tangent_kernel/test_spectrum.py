@@ -17,13 +17,12 @@ from pkjax import (
     ntk_trace_estimate,
 )
 
-from tests.cases import normal
-from tests.tangent_kernel.test_kernel import case, half_masks
+from tests.cases import half_masks, named_network, normal
 
 
 @functools.cache
 def network(name="mlp"):
-    apply_fn, params, x = case(name)
+    apply_fn, params, x = named_network(name)
     x = jnp.concatenate([x, x[:4] * 1.3 + 0.1, x[::-1] - 0.2])
     theta = np.asarray(ntk(apply_fn, params, x, engine="jacobian"))
     n, _, k, _ = theta.shape
@@ -38,20 +37,20 @@ def test_products_do_not_depend_on_the_batch(batch_size):
     np.testing.assert_allclose(got.ravel(), theta @ v.ravel(), rtol=1e-11)
 
 
-@pytest.mark.parametrize("samples", [4, 12])
-def test_the_estimate_of_the_trace_is_within_its_error(samples):
+@pytest.mark.parametrize("probes", [4, 12])
+def test_the_estimate_of_the_trace_is_within_its_error(probes):
     apply_fn, params, x, theta = network()
     estimates, errors = jax.lax.map(lambda key: jnp.stack(ntk_trace_estimate(
-        apply_fn, params, x, key=key, samples=samples)), jax.random.split(jax.random.key(3), 40)).T
+        apply_fn, params, x, key=key, probes=probes)), jax.random.split(jax.random.key(3), 40)).T
     spread = float(estimates.std(ddof=1))
     assert abs(float(estimates.mean()) - np.trace(theta)) < 5 * spread / 40**0.5 + 1e-9
     assert 0.3 < float(errors.mean()) / spread < 3                   # the error said is the error made
     assert spread < 0.2 * np.trace(theta)
 
 
-def test_with_half_as_many_samples_as_rows_the_trace_is_exact():
+def test_with_half_as_many_probes_as_rows_the_trace_is_exact():
     apply_fn, params, x, theta = network()
-    estimate, error = ntk_trace_estimate(apply_fn, params, x, key=jax.random.key(1), samples=len(theta))
+    estimate, error = ntk_trace_estimate(apply_fn, params, x, key=jax.random.key(1), probes=len(theta))
     np.testing.assert_allclose(estimate, np.trace(theta), rtol=1e-11)
     assert float(error) < 1e-9 * np.trace(theta)
 
@@ -59,10 +58,10 @@ def test_with_half_as_many_samples_as_rows_the_trace_is_exact():
 def test_norm_and_effective_rank_are_within_their_errors():
     apply_fn, params, x, theta = network()
     norm = np.linalg.norm(theta)
-    estimate, error = ntk_frobenius(apply_fn, params, x, key=jax.random.key(1), samples=300)
+    estimate, error = ntk_frobenius(apply_fn, params, x, key=jax.random.key(1), probes=300)
     assert abs(float(estimate) - norm) < 5 * float(error) < 0.5 * norm
     rank = np.trace(theta) ** 2 / norm**2
-    estimate, error = ntk_effective_rank(apply_fn, params, x, key=jax.random.key(1), samples=300)
+    estimate, error = ntk_effective_rank(apply_fn, params, x, key=jax.random.key(1), probes=300)
     assert abs(float(estimate) - rank) < 5 * float(error) < rank
 
 
@@ -89,7 +88,7 @@ def test_every_copy_of_a_multiple_eigenvalue_is_found():
 
 def test_the_density_counts_every_eigenvalue():
     apply_fn, params, x, theta = network()
-    density = ntk_density(apply_fn, params, x, key=jax.random.key(2), samples=60, depth=54)
+    density = ntk_density(apply_fn, params, x, key=jax.random.key(2), probes=60, depth=54)
     np.testing.assert_allclose(density.weights.sum(1), len(theta), rtol=1e-6)
     np.testing.assert_allclose((density.nodes * density.weights).sum(1).mean(), np.trace(theta), rtol=0.1)
     assert abs(float(density.nodes.max()) / np.linalg.eigvalsh(theta)[-1] - 1) < 1e-6
@@ -107,13 +106,13 @@ def test_statistics_of_a_kernel_of_two_hundred_thousand_rows():
 
     np.testing.assert_allclose(ntk_trace(linear, w, x), values.sum(), rtol=1e-5)
     np.testing.assert_allclose(ntk_eigenpairs(linear, w, x, k=12).values, values[:12], rtol=1e-4)
-    norm, error = ntk_frobenius(linear, w, x, key=jax.random.key(1), samples=16)
+    norm, error = ntk_frobenius(linear, w, x, key=jax.random.key(1), probes=16)
     assert abs(float(norm) - np.linalg.norm(values)) < 6 * float(error)
 
 
 @pytest.mark.parametrize(("function", "options", "message"), [
-    (ntk_trace_estimate, {"key": jax.random.key(0), "samples": 1}, "samples must be at least 2"),
-    (ntk_frobenius, {"key": jax.random.key(0), "samples": 1}, "samples must be at least 2"),
+    (ntk_trace_estimate, {"key": jax.random.key(0), "probes": 1}, "probes must be at least 2"),
+    (ntk_frobenius, {"key": jax.random.key(0), "probes": 1}, "probes must be at least 2"),
     (ntk_eigenpairs, {"k": 0}, "k must be between 1 and NK = 54"),
     (ntk_eigenpairs, {"k": 55}, "k must be between 1 and NK = 54"),
     (ntk_eigenpairs, {"k": 1, "batch_size": 0}, "batch_size must be 1 or more"),

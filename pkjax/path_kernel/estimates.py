@@ -1,0 +1,150 @@
+"""Random estimates of the path kernel's spectrum: effective rank and spectral density.
+
+Both multiply the dual Gram matrix G, which has the non-zero eigenvalues of Π, with random vectors ("probes").
+"""
+
+from typing import NamedTuple
+
+import jax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Key, PyTree, Shaped
+
+from pkjax.linalg.stochastic import SpectralDensity, frobenius, quadrature
+from pkjax.path_kernel.gram import check_start, flat_product, make_problem, trace_of
+from pkjax.trees import ApplyFn, Trainable
+
+__all__ = ["Estimate", "density", "effective_rank", "effective_rank_estimate"]
+
+
+class Estimate(NamedTuple):
+    """A random estimate with its standard error.
+
+    Returned by ``path_kernel.effective_rank_estimate``.
+
+    >>> import jax.numpy as jnp
+    >>> float(Estimate(jnp.array(3.0), standard_error=jnp.array(0.1)).value)
+    3.0
+    """
+
+    value: Float[Array, ""]
+    """The estimate."""
+    standard_error: Float[Array, ""]
+    """The standard deviation of the estimate, itself estimated."""
+
+
+def effective_rank(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], *, key: Key[Array, ""],
+                   probes: int = 64, masks: PyTree | None = None, trainable: Trainable = None) -> Float[Array, ""]:
+    """Effective rank of the path kernel: how many equal eigenvalues would have its trace and its Frobenius norm.
+
+        Tr(Π)² / ‖Π‖_F²
+
+    The trace is exact; the norm is Hutchinson's estimate, the mean of ``‖G s‖²`` over random signs s.
+
+    Args:
+        apply_fn: the network.
+        params: its parameters θ.
+        x: (1, *input), the start values.
+        key: a typed random key.
+        probes: number of random vectors s.
+        masks: booleans like ``params``; a masked weight carries no path and does not train.
+        trainable: which parameters Π differentiates; all floating-point leaves by default.
+
+    Returns:
+        A scalar of the parameters' dtype. Works under jit. ``effective_rank_estimate`` returns the standard error too.
+
+    Raises:
+        ValueError: as for ``trace``, and for fewer than 2 probes.
+        NotPathNetworkError: an operation has no paths.
+
+    Source: Hutchinson (1990) for the norm; the ratio is the participation ratio of Π's eigenvalues.
+
+    >>> import jax.numpy as jnp
+    >>> w = {"a": jnp.ones((2, 1)), "b": jnp.ones((1, 1))}
+    >>> rank = effective_rank(lambda w, x: x @ w["a"] @ w["b"], w, jnp.ones((1, 2)), key=jax.random.key(0))
+    >>> 1.0 < float(rank) < 3.0
+    True
+    """
+    return effective_rank_estimate(apply_fn, params, x, key=key, probes=probes, masks=masks, trainable=trainable).value
+
+
+def effective_rank_estimate(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], *,
+                            key: Key[Array, ""], probes: int = 64, masks: PyTree | None = None,
+                            trainable: Trainable = None) -> Estimate:
+    """Effective rank of the path kernel with its standard error.
+
+        Tr(Π)² / ‖Π‖_F²
+
+    Args:
+        apply_fn: the network.
+        params: its parameters θ.
+        x: (1, *input), the start values.
+        key: a typed random key.
+        probes: number of random vectors.
+        masks: booleans like ``params``; a masked weight carries no path and does not train.
+        trainable: which parameters Π differentiates; all floating-point leaves by default.
+
+    Returns:
+        The estimate and its standard error, scalars of the parameters' dtype. Works under jit.
+
+    Raises:
+        ValueError: as for ``trace``, and for fewer than 2 probes.
+        NotPathNetworkError: an operation has no paths.
+
+    Source: Hutchinson (1990) for the norm, the delta method for its error.
+
+    >>> import jax.numpy as jnp
+    >>> w = {"a": jnp.ones((2, 1)), "b": jnp.ones((1, 1))}
+    >>> net = lambda w, x: x @ w["a"] @ w["b"]
+    >>> rank, error = effective_rank_estimate(net, w, jnp.ones((1, 2)), key=jax.random.key(0))
+    >>> abs(float(rank) - 1.6) < 4 * float(error)     # the eigenvalues are 3 and 1: 4² / (3² + 1²)
+    True
+    """
+    if probes < 2:
+        raise ValueError(f"probes must be at least 2, got {probes}")
+    problem = make_problem(apply_fn, params, check_start(params, x), masks, trainable)
+    multiply, flat, train = flat_product(problem)
+    scale = trace_of(problem)
+    # Products of G divided by its trace neither overflow nor vanish when squared. Signs are drawn as they are needed.
+    mean, deviation = frobenius(lambda draw: multiply(jax.random.rademacher(draw, flat.shape, flat.dtype) * train),
+                                jax.random.split(key, probes), scale, batch_size=max(1, min(8, 2**22 // flat.size)))
+    return Estimate((1 / mean).astype(scale.dtype), (deviation / mean**2).astype(scale.dtype))
+
+
+def density(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], *, key: Key[Array, ""],
+            probes: int = 8, depth: int = 64, points: int = 200, decades: float = 6.0, width: float = 0.08,
+            masks: PyTree | None = None, trainable: Trainable = None) -> SpectralDensity:
+    """Spectral density of the path kernel by stochastic Lanczos quadrature.
+
+        Σ_i δ(λ − π_i),   each δ a Gaussian in log10 λ
+
+    Args:
+        apply_fn: the network.
+        params: its parameters θ.
+        x: (1, *input), the start values.
+        key: a typed random key.
+        probes: number of random vectors.
+        depth: Lanczos steps with each, at most the number of parameters that train.
+        points: how many eigenvalues to evaluate the density at, from the largest downwards.
+        decades: how far down they go.
+        width: standard deviation in decades of the Gaussian that stands for a node.
+        masks: booleans like ``params``; a masked weight carries no path and does not train.
+        trainable: which parameters Π differentiates; all floating-point leaves by default.
+
+    Returns:
+        The density (eigenvalues per decade), and its nodes and weights.
+
+    Raises:
+        ValueError: as for ``trace``.
+        NotPathNetworkError: an operation has no paths.
+
+    Source: Ghorbani, Krishnan and Xiao (2019), section 3, for Hessians; Lanczos by matfree.
+
+    >>> import jax.numpy as jnp
+    >>> w = {"a": jnp.ones((2, 3)), "b": jnp.ones((3, 2))}
+    >>> estimate = density(lambda w, x: x @ w["a"] @ w["b"], w, jnp.ones((1, 2)), key=jax.random.key(0))
+    >>> float(estimate.weights[0].sum().round(2))
+    12.0
+    """
+    multiply, flat, train = flat_product(make_problem(apply_fn, params, check_start(params, x), masks, trainable))
+    draws = jax.random.rademacher(key, (probes, flat.size), flat.dtype) * train
+    return quadrature(multiply, draws, train.sum(), key, depth=depth, points=points, decades=decades, width=width)

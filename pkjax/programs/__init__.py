@@ -1,0 +1,1 @@
+"""Networks as programs: traced, compared, followed example by example; integers as signals."""
