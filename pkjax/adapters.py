@@ -6,6 +6,7 @@ mode: BatchNorm is frozen at its running averages and Dropout is inert, so that 
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ from jaxtyping import Array, Float, PyTree, Shaped
 
 from pkjax.trees import ApplyFn
 
-__all__ = ["from_linen", "from_nnx", "mean_input", "mode_flags", "ones_input"]
+__all__ = ["ModuleFunction", "from_linen", "from_nnx", "mean_input", "mode_flags", "ones_input"]
 
 # The names under which a module's __call__ chooses between training and evaluation; the value for evaluation.
 _EVALUATION = {"train": False, "training": False, "is_training": False, "use_running_average": True,
@@ -60,7 +61,6 @@ def from_linen(module: Any, variables: Mapping[str, Any]) -> tuple[ApplyFn, PyTr
     Array([[12., 12.]], dtype=float32)
     """
     import flax.linen as nn
-    from flax import errors
 
     if not isinstance(module, nn.Module):
         raise TypeError(f"from_linen takes a flax.linen.Module, got {type(module).__name__}"
@@ -70,32 +70,62 @@ def from_linen(module: Any, variables: Mapping[str, Any]) -> tuple[ApplyFn, PyTr
         raise ValueError(f"variables has no collection 'params' (it {held}); pass what "
                          "module.init(key, x) returns, or {'params': params}")
     constants = {name: value for name, value in variables.items() if name != "params"}
-    flags = mode_flags(type(module).__call__, training=False)
+    return _LinenFunction(module, _Arrays(constants)), _plain(variables["params"])
 
-    def evaluate(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        layer = context.module
-        if context.method_name == "__call__":
-            if isinstance(layer, nn.Dropout):
-                return args[0] if args else kwargs["inputs"]
-            if isinstance(layer, nn.BatchNorm) and layer.use_running_average is None:
-                args, kwargs = args[:1], {**kwargs, "use_running_average": True}
-        return call(*args, **kwargs)
 
-    def apply_fn(params: PyTree, x: Array) -> Array:
+class ModuleFunction:
+    """A frozen function made from a module: where two are equal they compute the same, so that one tracing serves."""
+
+
+class _Arrays:
+    """A tree of arrays that equals itself and trees of the same array objects."""
+
+    def __init__(self, tree: PyTree):
+        self.tree = tree
+        self._leaves, self._structure = jax.tree.flatten(tree)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Arrays) and self._structure == other._structure and all(
+            a is b for a, b in zip(self._leaves, other._leaves, strict=True))
+
+    def __hash__(self) -> int:
+        return hash((self._structure, *map(id, self._leaves)))
+
+
+@dataclass(frozen=True)
+class _LinenFunction(ModuleFunction):
+    """A Linen module in evaluation mode, with all its collections but the parameters."""
+
+    module: Any
+    constants: _Arrays
+
+    def __hash__(self) -> int:
+        return hash((type(self.module), self.constants))     # modules may hold what cannot be hashed
+
+    def __call__(self, params: PyTree, x: Array) -> Array:
+        import flax.linen as nn
+        from flax import errors
+
+        def evaluate(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+            layer = context.module
+            if context.method_name == "__call__":
+                if isinstance(layer, nn.Dropout):
+                    return args[0] if args else kwargs["inputs"]
+                if isinstance(layer, nn.BatchNorm) and layer.use_running_average is None:
+                    args, kwargs = args[:1], {**kwargs, "use_running_average": True}
+            return call(*args, **kwargs)
+
+        name, flags = type(self.module).__name__, mode_flags(type(self.module).__call__, training=False)
         try:
             with nn.intercept_methods(evaluate):
-                return module.apply({"params": params, **constants}, x, **flags)
+                return self.module.apply({"params": params, **self.constants.tree}, x, **flags)
         except errors.ModifyScopeVariableError as error:
-            raise ValueError(f"{type(module).__name__} updates its state when it evaluates, as BatchNorm "
-                             "in training mode does: use running averages (give __call__ an argument `train` "
-                             "and build BatchNorm(use_running_average=not train)). "
-                             f"Flax says: {error}") from error
+            raise ValueError(f"{name} updates its state when it evaluates, as BatchNorm in training mode does: use "
+                             "running averages (give __call__ an argument `train` and build "
+                             f"BatchNorm(use_running_average=not train)). Flax says: {error}") from error
         except errors.InvalidRngError as error:
-            raise ValueError(f"{type(module).__name__} draws random numbers when it evaluates, so it is no "
-                             "fixed function of its parameters: switch that off. "
-                             f"Flax says: {error}") from error
-
-    return apply_fn, _plain(variables["params"])
+            raise ValueError(f"{name} draws random numbers when it evaluates, so it is not a fixed function of its "
+                             f"parameters: switch that off. Flax says: {error}") from error
 
 
 def from_nnx(module: Any) -> tuple[ApplyFn, PyTree]:
@@ -128,22 +158,30 @@ def from_nnx(module: Any) -> tuple[ApplyFn, PyTree]:
     params = nnx.to_pure_dict(state)
     if not jax.tree.leaves(params):
         raise ValueError(f"{type(module).__name__} has no nnx.Param: nothing to analyse")
-    flags = mode_flags(type(module).__call__, training=False)
+    return _NnxFunction(definition, _Arrays((state, constants)), type(module)), params
 
-    frozen = jax.tree.leaves(constants)
 
-    def apply_fn(params: PyTree, x: Array) -> Array:
+@dataclass(frozen=True)
+class _NnxFunction(ModuleFunction):
+    """An NNX module in evaluation mode, without its parameters."""
+
+    definition: Any
+    arrays: _Arrays
+    kind: type
+
+    def __call__(self, params: PyTree, x: Array) -> Array:
+        from flax import nnx
+
+        state, constants = self.arrays.tree
         filled = jax.tree.map(lambda leaf: leaf, state)
         nnx.replace_by_pure_dict(filled, params)
-        merged = nnx.merge(definition, filled, constants, copy=True)   # a call must not write into constants
-        out = merged(x, **flags)
+        merged = nnx.merge(self.definition, filled, constants, copy=True)   # a call must not write into constants
+        out = merged(x, **mode_flags(self.kind.__call__, training=False))
         after = jax.tree.leaves(nnx.state(merged, nnx.Not(nnx.Param)))
-        if any(new is not old for new, old in zip(after, frozen, strict=True)):
-            raise ValueError(f"{type(module).__name__} updates its state when it evaluates, as BatchNorm in "
-                             "training mode does: use running averages")
+        if any(new is not old for new, old in zip(after, jax.tree.leaves(constants), strict=True)):
+            raise ValueError(f"{self.kind.__name__} updates its state when it evaluates, as BatchNorm in training mode "
+                             "does: use running averages")
         return out
-
-    return apply_fn, params
 
 
 def _is_nnx(module: Any) -> bool:

@@ -14,16 +14,17 @@ __all__ = ["folder", "replacing", "to_json"]
 
 
 def to_json(content: Any) -> str:
-    """Write as JSON; what it cannot hold (NaN, infinity) becomes null.
+    """Write a value as JSON; NaN and infinity become null.
 
-    >>> to_json({"λ": [1.5, float("inf")]})
-    '{"λ": [1.5, null]}'
+    Examples:
+        >>> to_json({"λ": [1.5, float("inf")]})
+        '{"λ": [1.5, null]}'
     """
     return json.dumps(_finite(content), allow_nan=False, ensure_ascii=False)
 
 
 def _finite(value: Any) -> Any:
-    """Replace what JSON cannot hold (NaN, infinity) by null."""
+    """Replace NaN and infinity, which JSON lacks, by None."""
     if isinstance(value, dict):
         return {name: _finite(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -33,7 +34,7 @@ def _finite(value: Any) -> Any:
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """Write a file beside its place and move it there when the block ends well; else leave nothing behind."""
+    """Write a file beside its target, and move it there when the block succeeds; otherwise leave nothing behind."""
     part = target.with_name(f".{target.name}.{secrets.token_hex(8)}.part")
     try:
         yield part
@@ -44,15 +45,19 @@ def replacing(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def folder(target: Path) -> Iterator[Path]:
-    """Fill a folder beside its place and move it there when the block ends well; else leave nothing behind.
+    """Fill a folder beside its target, and move it there when the block succeeds; otherwise leave nothing behind.
 
-    Where the folder is there already, its files of the same names are replaced, one by one and whole.
+    In a folder that exists, files of the same names are replaced one by one, each of them whole.
+
+    Raises:
+        NotADirectoryError: the target is a file.
+        FileNotFoundError: the target's parent folder does not exist.
     """
     if target.exists() and not target.is_dir():
-        raise NotADirectoryError(f"{target} is a file; --output names the folder to write")
+        raise NotADirectoryError(f"{target} is a file; give --output the folder to write to")
     parent = target.absolute().parent
     if not parent.is_dir():
-        raise FileNotFoundError(f"no folder {target.parent} to write {target.name} into")
+        raise FileNotFoundError(f"there is no folder {target.parent} for {target.name}")
     part = parent / f".{target.absolute().name}.{secrets.token_hex(8)}.part"
     part.mkdir()
     try:

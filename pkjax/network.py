@@ -15,14 +15,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import source_info_util
 from jaxtyping import Array, PyTree
 
 from pkjax.adapters import ModuleFunction
 from pkjax.programs.independence import EXAMPLES, Free, Joined, Rows, Uncertain, follow
 from pkjax.programs.integers import encode, encoded
 from pkjax.programs.program import BoundProgram, trace
-from pkjax.trees import ApplyFn, Choice, apply_masks, check_finite, check_masks, is_floating, leaf_names, trained_entries
+from pkjax.programs.source import module_scope, source_line
+from pkjax.trees import (
+    ApplyFn,
+    Choice,
+    apply_masks,
+    check_finite,
+    check_masks,
+    is_floating,
+    leaf_names,
+    trained_entries,
+)
 
 __all__ = ["Network", "read"]
 
@@ -77,11 +86,16 @@ class Network:
             ValueError: inputs of another structure, shape or type, no example, NaN or infinity.
         """
         X = jax.tree.map(jnp.asarray, X)
+        self.count(X, name)
+        check_finite(X, name)
+        return X if self.raw is None else encode(self.raw.program, self.raw.constants, self.params, X)
+
+    def count(self, X: PyTree, name: str = "X") -> int:
+        """Check the shapes of a batch (``jax.ShapeDtypeStruct`` suffice), and return N; ValueError as of ``batch``."""
         if (structure := _structure(X, name)) != self.inputs:
             raise ValueError(f"{name} holds examples of {_told(structure)}, but the network was read for "
                              f"{_told(self.inputs)}")
-        check_finite(X, name)
-        return X if self.raw is None else encode(self.raw.program, self.raw.constants, self.params, X)
+        return int(jax.tree.leaves(X)[0].shape[0])
 
     def over(self, params: PyTree, X: Array) -> Array:
         """Evaluate a batch, (N, K), each example by itself."""
@@ -172,7 +186,7 @@ def _output(apply_fn: ApplyFn, params: PyTree, x: PyTree, n: int) -> Array:
     try:
         out = apply_fn(params, x)
     except Exception as error:
-        raise ValueError(f"apply_fn(params, x) failed on an input of {received} (batch first): {error}") from error
+        raise ValueError(f"apply_fn(params, x) failed on a batch of {n}, {received}: {error}") from error
     leaves = jax.tree.leaves(out)
     if len(leaves) != 1:
         raise ValueError(f"apply_fn(params, x) must return one array (N, *out), but returned {len(leaves)} of shapes "
@@ -195,11 +209,12 @@ def _check_rows(fn: Callable[..., Array], program: Any, constants: Any, params: 
         (place,) = follow(closed.jaxpr, closed.consts, inputs)
     except Joined as error:
         (eqn,) = error.args
+        module = module_scope([eqn])
         raise ValueError(
             "each row of the output must depend on its own example alone, but the operation "
-            f"'{eqn.primitive.name}' joins the examples of a batch\n  source: "
-            f"{source_info_util.summarize(eqn.source_info)}\n  what to do: use running averages in the place of "
-            "statistics of the batch (BatchNorm in evaluation mode)") from error
+            f"'{eqn.primitive.name}' joins the examples of a batch\n  source: {source_line([eqn])}"
+            + (f"\n  module: {module}" if module else "") + "\n  what to do: freeze statistics of the batch: BatchNorm "
+            "with running averages (train=False, use_running_average=True, or module.eval())") from None
     except Uncertain:
         place = None
     if place != Rows(0) and not _rows_agree(*trace(fn, params, x), program, constants, params, x):

@@ -25,9 +25,10 @@ stream, False for nowhere."""
 def reporter(progress: Progress) -> Callable[[str], None]:
     """Return the function to call with each line of progress.
 
-    >>> lines = []
-    >>> reporter(lines.append)("tile 1 of 4"), reporter(False)("tile 2 of 4"), lines
-    (None, None, ['tile 1 of 4'])
+    Examples:
+        >>> lines = []
+        >>> reporter(lines.append)("tile 1 of 4"), reporter(False)("tile 2 of 4"), lines
+        (None, None, ['tile 1 of 4'])
     """
     if callable(progress):
         return progress
@@ -43,8 +44,9 @@ class Raw(str):
 def formula(text: str) -> Raw:
     """Escape a text and turn its indices, `λ_i` and `Σ_{i≤n}`, into subscripts.
 
-    >>> formula("λ_{i+j-1} ≤ ν_1 π_j")
-    'λ<sub>i+j-1</sub> ≤ ν<sub>1</sub> π<sub>j</sub>'
+    Examples:
+        >>> formula("λ_{i+j-1} ≤ ν_1 π_j")
+        'λ<sub>i+j-1</sub> ≤ ν<sub>1</sub> π<sub>j</sub>'
     """
     return Raw(re.sub(r"_(?:\{([^}]+)\}|([A-Za-z0-9θ]+))", lambda index: f"<sub>{index[1] or index[2]}</sub>",
                       escape(text)))
@@ -53,8 +55,9 @@ def formula(text: str) -> Raw:
 def format_number(value: float | None, digits: int = 4) -> str:
     """Format a number for reading: thousands in groups, very large and very small ones as powers of ten.
 
-    >>> format_number(12345.678), format_number(6.02e23), format_number(0.0), format_number(None)
-    ('12,346', '6.02e+23', '0', '–')
+    Examples:
+        >>> format_number(12345.678), format_number(6.02e23), format_number(0.0), format_number(None)
+        ('12,346', '6.02e+23', '0', '–')
     """
     if value is None or math.isnan(value):
         return "–"
@@ -72,10 +75,11 @@ def html(heads: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str = 
     Only alignment is styled, so that the table stays readable in the page's own colours, light or dark. A negative
     exponent does not wrap.
 
-    >>> print(html(["layer", "kept"], [["<b>", "3"]]))
-    <table><thead><tr><th style=text-align:left>layer</th><th style=text-align:right>kept</th></tr></thead><tbody>
-    <tr><td style=text-align:left>&lt;b&gt;</td><td style=text-align:right>3</td></tr>
-    </tbody></table>
+    Examples:
+        >>> print(html(["layer", "kept"], [["<b>", "3"]]))
+        <table><thead><tr><th style=text-align:left>layer</th><th style=text-align:right>kept</th></tr></thead><tbody>
+        <tr><td style=text-align:left>&lt;b&gt;</td><td style=text-align:right>3</td></tr>
+        </tbody></table>
     """
     def text(cell: str) -> str:
         return cell if isinstance(cell, Raw) else re.sub(r"(?<=\de)-", "\N{NON-BREAKING HYPHEN}", escape(cell))
@@ -92,8 +96,9 @@ def html(heads: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str = 
 def pairs(columns: Mapping[str, np.ndarray], caption: str) -> str:
     """Build the HTML table of arrays (k,) side by side with an index from 1; long arrays are sampled.
 
-    >>> pairs({"eigenvalue": np.array([9.0])}, "of Θ").count("<td")
-    2
+    Examples:
+        >>> pairs({"eigenvalue": np.array([9.0])}, "of Θ").count("<td")
+        2
     """
     shown = spread(len(next(iter(columns.values()))))
     rows = [[str(i + 1), *(format_number(float(values[i])) for values in columns.values())] for i in shown]
@@ -103,8 +108,9 @@ def pairs(columns: Mapping[str, np.ndarray], caption: str) -> str:
 def spread(count: int, most: int = 12) -> list[int]:
     """Choose which rows of a long table to show: all of a few; else the first, the last, and some evenly between.
 
-    >>> spread(3), spread(100, 4)
-    ([0, 1, 2], [0, 33, 66, 99])
+    Examples:
+        >>> spread(3), spread(100, 4)
+        ([0, 1, 2], [0, 33, 66, 99])
     """
     return list(range(count)) if count <= most else sorted({round(i * (count - 1) / (most - 1)) for i in range(most)})
 
@@ -115,11 +121,12 @@ def brief(result: Any) -> str:
     Meant as a class's `__repr__ = brief`. It also works on tracers, on deleted arrays and on whatever JAX puts into a
     tree of that structure.
 
-    >>> from pkjax.pruning.result import LayerReport
-    >>> print(brief(LayerReport("kernel", (2, 5), 4, 10, False)))
-    LayerReport(
-        name='kernel', shape=(2, 5), kept=4, total=10, emptied=False, flow=None
-    )
+    Examples:
+        >>> from pkjax.pruning.result import LayerReport
+        >>> print(brief(LayerReport("kernel", (2, 5), 4, 10, False)))
+        LayerReport(
+            name='kernel', shape=(2, 5), kept=4, total=10, emptied=False, flow=None
+        )
     """
     return wl.pformat(result, width=WIDTH, indent=4, hide_defaults=False, custom=_summary)
 

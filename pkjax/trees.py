@@ -150,9 +150,9 @@ def _kept(leaf: Any, mask: Any) -> Array:
 
 
 def check_finite(tree: PyTree, what: str) -> None:
-    """Raise ValueError naming the first leaf of ``tree`` that holds NaN or infinity (traced leaves pass)."""
+    """Raise ValueError naming the first leaf of ``tree`` that holds NaN or infinity (traced leaves and shapes pass)."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if isinstance(leaf, jax.core.Tracer) or not is_floating(leaf):
+        if isinstance(leaf, jax.core.Tracer | jax.ShapeDtypeStruct) or not is_floating(leaf):
             continue
         values = np.asarray(leaf)  # NumPy's own functions run at once, under jit too
         finite = np.isfinite(values if values.dtype.kind == "f" else values.astype(np.float32))
@@ -277,7 +277,8 @@ def trained_entries(params: PyTree, masks: PyTree | None = None, trainable: Trai
     check_masks(masks, params)
     leaves = jax.tree.leaves(trainable_leaves(params, trainable))
     if masks is None and all(isinstance(train, bool) for train in leaves):
-        return [np.ones((), bool) if train else None for train in leaves], tuple(leaves)
+        moving = [train and jnp.size(leaf) > 0 for train, leaf in zip(leaves, jax.tree.leaves(params), strict=True)]
+        return [np.ones((), bool) if train else None for train in moving], tuple(moving)
     given = [leaf for leaf in jax.tree.leaves((masks, trainable)) if not callable(leaf)]
     # Booleans known while tracing stay known, so that whole layers keep their cheaper route under jit.
     known = not any(isinstance(leaf, jax.core.Tracer) for leaf in given)

@@ -1,1 +1,1 @@
-"""The command line: its options, what the commands do, and what they show."""
+"""The command line: options, commands, and what they print."""

@@ -1,4 +1,4 @@
-"""One self-contained HTML page for reports side by side: pictures inside, nothing loaded from elsewhere."""
+"""One self-contained HTML page for reports side by side, with embedded pictures."""
 
 import base64
 import io
@@ -44,10 +44,12 @@ def page(reports: Mapping[str, Report], *, title: str, settings: Mapping[str, ob
          environment: Mapping[str, object]) -> str:
     """Write the reports, by name and side by side, as one HTML page.
 
-    Claims that are false in general are shown as found: their failing is no error. A theorem or an exactness check
-    that fails is one, and is shown in red.
+    A claim that is false in general may fail without an error. A theorem or an exactness check that fails is an error,
+    shown in red.
 
-    Raises ValueError where there is no report, ImportError where Matplotlib is missing.
+    Raises:
+        ValueError: there is no report.
+        ImportError: Matplotlib is missing.
     """
     if not reports:
         raise ValueError("a page needs at least one report")
@@ -60,7 +62,7 @@ def page(reports: Mapping[str, Report], *, title: str, settings: Mapping[str, ob
         "<h2>Theorem 1, claim by claim</h2>",
         "<p class=note>All eigenvalues sorted downwards: λ of Θ, ν of A, π of Π. The number is the largest left "
         "side as a multiple of its bound, with the index; for products, per factor. Claims that are false in "
-        "general are reported as found.</p>",
+        "general are marked as such.</p>",
         claims_table(reports),
         "<h2>Exactness checks</h2>",
         "<p class=note>The same quantities, computed a second way.</p>",

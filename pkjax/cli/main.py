@@ -6,9 +6,11 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Union
 
 import pkjax
+from pkjax.extras import needed
 
 if TYPE_CHECKING:
     from pkjax.cli.options import Options
@@ -17,24 +19,24 @@ __all__ = ["main"]
 
 DESCRIPTION = """Neural networks as sums over paths: path kernels, tangent kernels, pruning.
 
-`pkjax analyze` alone does the main job, on images that need no download.
+Start with `pkjax analyze`, which needs no options and no download.
 
-`pkjax COMMAND --help` lists what a command takes; there is `pkjax --version`.
+See `pkjax COMMAND --help` for options, `pkjax --version` for the version.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 0, or 2 for options or files that do not fit, in one line on stderr."""
+    """Run a command and return its exit code.
+
+    0 for success; 2 for an error, which is one line on the standard error stream; 130 after an interruption.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["--version"]:
         print(f"pkjax {pkjax.__version__}")
         return 0
     try:
-        import rich  # noqa: F401
-        import tyro  # noqa: F401
-    except ImportError as error:
-        return _fail(f"the command line needs {error.name}: pip install 'pkjax[cli]'")
-    try:
+        for module in ("rich", "tyro"):
+            needed(module, "cli", f"the command line needs {module}")
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
             _run(_parse(arguments))
@@ -50,14 +52,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, ImportError, FloatingPointError) as error:
         return _fail(str(error))
     except KeyboardInterrupt:
-        kept = ("what was complete is kept, the same command goes on" if arguments[:1] in (["train"], ["sweep"])
-                else "nothing written")
+        kept = ("finished work is saved; run the same command to resume" if arguments[:1] in (["train"], ["sweep"])
+                else "nothing was written")
         print(f"pkjax: interrupted, {kept}", file=sys.stderr)
         return 130
 
 
 class _UsageError(Exception):
-    """Holds (exit code, message); no message where the parser has said everything, as after --help."""
+    """Holds (exit code, message); the message is empty where the parser has printed everything, as after --help."""
 
 
 def _line(text: str) -> str:
@@ -70,17 +72,17 @@ def _fail(text: str) -> int:
 
 
 def _parse(arguments: list[str]) -> "Options":
-    """Parse with tyro, whose framed error messages become one line."""
+    """Parse with tyro, and turn its framed error messages into one line."""
     import tyro
 
     from pkjax.cli.options import COMMANDS
 
     command, listed = next(iter(arguments), ""), ", ".join(COMMANDS)
     if command not in (*COMMANDS, "-h", "--help"):
-        said = (f"name a command first: {listed}" if not command or command.startswith("-") else
-                f"no command {command!r}; there are {listed}")
-        raise _UsageError(2, f"{said} (pkjax --help says what they do)")
-    commands: Any = Union[tuple(  # noqa: UP007 (made from a list)
+        message = (f"name a command first: {listed}" if not command or command.startswith("-") else
+                   f"unknown command {command!r}; choose from {listed}")
+        raise _UsageError(2, f"{message} (see pkjax --help)")
+    commands: Any = Union[tuple(  # noqa: UP007 (built from a table)
         Annotated[kind, tyro.conf.subcommand(name)] for name, kind in COMMANDS.items())]
     box = io.StringIO()
     try:
@@ -92,13 +94,13 @@ def _parse(arguments: list[str]) -> "Options":
         code = stop.code if isinstance(stop.code, int) else 2
         if not code:
             raise _UsageError(0, "") from None
-        raise _UsageError(code, f"{_unframed(box.getvalue())} (pkjax {command} --help lists what it takes)") from None
+        raise _UsageError(code, f"{_unframed(box.getvalue())} (see pkjax {command} --help)") from None
 
 
 def _unframed(box: str) -> str:
-    """Take the message out of a framed error: the first part between rules, and what may have been meant.
+    """Extract the message from a framed error: the first part between rules, and the suggested option.
 
-    Where the terminal has no box characters, tyro writes the title, which says nothing, as a part of its own.
+    Where the terminal has no box characters, tyro writes the uninformative title as a part of its own.
     """
     parts: list[list[str]] = [[]]
     for row in box.splitlines():
@@ -109,8 +111,8 @@ def _unframed(box: str) -> str:
             parts[-1].append(text)
     parts = [part for part in parts if part]
     message, *more = parts if "╭" in box else parts[1:]
-    meant = [word for part in more if part[0].startswith("Perhaps you meant") for word in part[1].split()[:1]]
-    return " ".join(message).rstrip(".") + (f"; perhaps you meant {meant[0]}" if meant else "")
+    suggested = [word for part in more if part[0].startswith("Perhaps you meant") for word in part[1].split()[:1]]
+    return " ".join(message).rstrip(".") + (f"; did you mean {suggested[0]}" if suggested else "")
 
 
 def _run(options: "Options") -> None:
@@ -123,29 +125,28 @@ def _run(options: "Options") -> None:
     with _progress() as progress:
         result: Any = getattr(commands, type(options).__name__.lower())(options, progress)
     if isinstance(options, Analyze):
-        screen.show(console, result, commands.settings(options))
-        said = f"report: {options.output / 'report.html'}"
+        screen.print_reports(console, result, commands.settings(options))
+        ending = f"report: {options.output / 'report.html'}"
     elif isinstance(options, Prune):
-        console.print(screen.layers(result))
-        said = f"masks: {options.output}"
+        console.print(screen.layers_table(result))
+        ending = f"masks: {options.output}"
     elif isinstance(options, Train):
-        console.print(screen.training(result))
-        said = f"record, masks, picture and checkpoint: {options.output}"
+        console.print(screen.history_table(result))
+        ending = f"record, masks, picture and checkpoint: {options.output}"
     elif isinstance(options, Sweep):
         (run, failed, before), table = result
-        said = f"{run} runs, {failed} of them failed, {before} recorded before; table: {table}"
+        ending = f"{run} runs, {failed} of them failed, {before} recorded before; table: {table}"
+    elif isinstance(result, Path):
+        ending = f"picture: {result}"
     else:
-        found, picture = result
-        if found is not None:
-            console.print(screen.claims(found))
-        said = "" if picture is None else f"picture: {picture}"
-    if said:
-        console.print(said, soft_wrap=True)
+        console.print(screen.verdicts_table(result))
+        return
+    console.print(ending, soft_wrap=True)
 
 
 @contextlib.contextmanager
 def _progress(after: float = 1.0) -> Iterator[Callable[[str], None]]:
-    """Show on a terminal what is being done and for how long, once the first second is over."""
+    """Show on a terminal what is running and for how long, after the first second."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 

@@ -1,6 +1,6 @@
-"""Options of the command line, and the networks and images that they choose."""
+"""Options of the command line, and the network and images that they choose."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,14 +12,15 @@ from tyro.conf import arg
 
 import pkjax as pk
 from pkjax.data.dataset import Dataset
-from pkjax.experiments.methods import PRUNERS, model
+from pkjax.experiments.methods import MODELS, PRUNERS, model
 from pkjax.trees import ApplyFn
 
-__all__ = ["COMMANDS", "Analyze", "Figures", "Network", "Options", "Prune", "Sweep", "Train", "check", "network"]
+__all__ = ["COMMANDS", "FIGURES", "Analyze", "Common", "Figures", "Network", "Options", "Prune", "Sweep", "Train",
+           "check", "network"]
 
 
 def _value(metavar: str, parse: Callable[[str], Any], wanted: str) -> Any:
-    """Say how an option reads its one value, so that help and errors name INT and a whole number, not types."""
+    """Read an option of one value, with INT in help and "a whole number" in errors in place of type names."""
     def read(words: list[str]) -> Any:
         try:
             return parse(words[0])
@@ -32,156 +33,167 @@ def _value(metavar: str, parse: Callable[[str], Any], wanted: str) -> Any:
 
 
 def _unset(default: str) -> Any:
-    """Say in help what an option left out amounts to."""
+    """Describe in help what happens without the option."""
     return arg(help_behavior_hint=f"(default: {default})")
+
+
+def _or(names: Sequence[str]) -> str:
+    """Join names for help.
+
+    Examples:
+        >>> _or(("snip", "grasp", "synflow"))
+        'snip, grasp or synflow'
+    """
+    return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 INT, FLOAT = _value("INT", int, "a whole number"), _value("FLOAT", float, "a number")
 INTS = _value("INT,INT,…", lambda text: tuple(int(part) for part in text.split(",")),
               "whole numbers with commas between them")
 STR, PATH = _value("STR", str, "a word"), _value("PATH", Path, "a path")
-STEPS = _unset("100 for the synflow family and path-exclusion, 1 for the others")
+MODEL = arg(help=f"Network: fc-WIDTH (six hidden layers), fc-WIDTHxDEPTH, {_or(MODELS)}. -plain at the end of a name "
+                 "leaves out BatchNorm.")
+DATA = arg(help=f"Data set: {_or(pk.data.names)}. All but digits are downloaded or read from a folder.")
+STEPS = _unset(f"100 for {_or([name for name, pruner in PRUNERS.items() if pruner.steps == 100])}, else 1")
 RECIPE = _unset("as in the paper's tables")
+FIGURES = {
+    "1": "training against Tr Π, with the forecast",
+    "2": "training against Tr Π at initialisation",
+    "3": "accuracy against compression",
+    "predictors": "which number at initialisation predicts training best",
+    "captured": "the share of Tr Θ in the top path eigenvectors",
+    "claims": "the paper's claims and whether they held, as a table on the screen",
+}
+"""What `pkjax figures` draws → what it shows."""
 
 
 @dataclass(frozen=True)
 class Common:
-    """What every command takes."""
+    """Options of the commands that prune one network."""
 
-    model: str = "fc-100"
-    """Network: fc-WIDTH (six hidden layers), fc-WIDTHxDEPTH, vgg11, vgg16, resnet18, resnet20, wide_resnet18 or
-    wide_resnet20; with -plain, without BatchNorm."""
-    data: str = "digits"
-    """Data set: digits (ships with scikit-learn), mnist, fashion_mnist, cifar10, cifar100, tiny_imagenet."""
-    pruner: str = "synflow-l2"
-    """Score: random, magnitude, snip, grasp, synflow, synflow-l2, synflow-dist, synflow-l2-dist, path-exclusion or
-    ntk-trace."""
+    model: Annotated[str, MODEL] = "fc-100"
+    data: Annotated[str, DATA] = "digits"
+    pruner: Annotated[str, arg(help=f"Score to prune by: {_or(tuple(PRUNERS))}.")] = "synflow-l2"
     compression: Annotated[float, FLOAT] = 1.0
-    """ρ: keep the fraction 10^-ρ of the weights."""
+    """Compression ρ: keep the fraction 10^-ρ of the weights."""
     steps: Annotated[int | None, INT, STEPS] = None
-    """Pruning steps."""
+    """Number of pruning steps."""
     samples: Annotated[int, INT] = 32
-    """Images to use, chosen by the seed."""
+    """Number of images, chosen by the seed."""
     seed: Annotated[int, INT] = 0
-    """Seed of the initialisation, of the choice of images and of random scores."""
+    """Seed of the initialisation, the choice of images and random scores."""
 
 
 @dataclass(frozen=True)
 class Analyze(Common):
     """Compare tangent kernel, path kernel and data factor, dense and pruned.
 
-    Writes report.html, report.json, pictures and masks into a folder.
+    Writes a folder with report.html, report.json, pictures and masks.
     """
 
-    masks: Annotated[Path | None, PATH, _unset("prune")] = None
-    """Take the masks of this file instead of pruning."""
-    k: Annotated[int | None, INT, _unset("as many as images times outputs")] = None
-    """Eigenpairs of the path kernel."""
+    masks: Annotated[Path | None, PATH, _unset("prune by --pruner")] = None
+    """File of masks to use instead of pruning."""
+    k: Annotated[int | None, INT, _unset("images times outputs, fewer for large networks")] = None
+    """Number of eigenpairs of the path kernel."""
     output: Path = Path("pkjax-report")
-    """Folder to write."""
+    """Folder to write to."""
 
 
 @dataclass(frozen=True)
 class Prune(Common):
-    """Prune a network at initialisation; write its masks, show its layers."""
+    """Prune a network at initialisation, write its masks and print its layers."""
 
     output: Path = Path("masks.npz")
-    """File to write: bit-packed npz, to be read by pkjax.load_masks."""
+    """File of masks to write, which pkjax.load_masks reads."""
 
 
 @dataclass(frozen=True)
 class Train:
-    """Train a network, dense or pruned at initialisation, as the paper does.
+    """Train a network, dense or pruned at initialisation, as in the paper.
 
-    Writes record.json, masks.npz, training.png and a checkpoint into a folder.
+    Writes a folder with record.json, masks.npz, training.png and a checkpoint.
 
-    After an interruption the same command goes on.
+    The same command resumes an interrupted training.
     """
 
-    model: str = "fc-100"
-    """Network: fc-WIDTH (six hidden layers), fc-WIDTHxDEPTH, vgg11, vgg16, resnet18, resnet20, wide_resnet18 or
-    wide_resnet20; with -plain, without BatchNorm."""
-    data: str = "digits"
-    """Data set: digits (ships with scikit-learn), mnist, fashion_mnist, cifar10, cifar100, tiny_imagenet."""
-    pruner: str = "none"
-    """Score: none (train all weights), random, magnitude, snip, grasp, synflow, synflow-l2, synflow-dist,
-    synflow-l2-dist, path-exclusion, ntk-trace."""
-    compression: Annotated[float | None, FLOAT, _unset("1.0, with a pruner")] = None
-    """ρ: keep the fraction 10^-ρ of the weights."""
+    model: Annotated[str, MODEL] = "fc-100"
+    data: Annotated[str, DATA] = "digits"
+    pruner: Annotated[str, arg(help=f"Score to prune by: none, {_or(tuple(PRUNERS))}.")] = "none"
+    compression: Annotated[float | None, FLOAT, _unset("1.0 with a pruner")] = None
+    """Compression ρ: keep the fraction 10^-ρ of the weights."""
     steps: Annotated[int | None, INT, STEPS] = None
-    """Pruning steps."""
+    """Number of pruning steps."""
     epochs: Annotated[int | None, INT, RECIPE] = None
-    """Epochs."""
+    """Number of epochs."""
     learning_rate: Annotated[float | None, FLOAT, RECIPE] = None
-    """Learning rate of Adam at the beginning."""
+    """Learning rate of Adam in the first epoch."""
     batch_size: Annotated[int | None, INT, RECIPE] = None
     """Images in a batch."""
     weight_decay: Annotated[float | None, FLOAT, RECIPE] = None
-    """Weight of the ℓ2 term in the gradient."""
+    """Factor of the ℓ2 term in the gradient."""
     drops: Annotated[tuple[int, ...] | None, INTS, RECIPE] = None
-    """Epochs after which the learning rate falls to a tenth, as in 60,120."""
+    """Epochs after which the learning rate drops to a tenth, such as 60,120."""
     train_samples: Annotated[int | None, INT, _unset("all")] = None
-    """Training images, chosen by the seed."""
+    """Number of training images, chosen by the seed."""
     seed: Annotated[int, INT] = 0
-    """Seed of everything random."""
+    """Seed of everything that is random."""
     output: Path = Path("pkjax-run")
-    """Folder to write."""
+    """Folder to write to."""
 
 
 @dataclass(frozen=True)
 class Sweep:
     """Run a grid of experiments from a TOML file.
 
-    Writes a folder with a record of every run, and table.parquet of them all.
+    Writes a folder with a record of every run, and all of them in table.parquet.
 
-    After an interruption of any kind the same command goes on.
+    The same command resumes a sweep that was interrupted or killed.
     """
 
     config: Annotated[Path, arg(metavar="CONFIG")]
-    """TOML file with [defaults] and tables [[grid]]; a list of values is an axis of the grid."""
+    """TOML file with a table [defaults] and tables [[grid]]; a list of values is an axis of the grid."""
     output: Annotated[Path | None, PATH, _unset("the name of CONFIG without .toml")] = None
-    """Folder of results."""
+    """Folder of results to write to."""
     workers: Annotated[int, INT] = 1
-    """Local processes; one is right where there is an accelerator."""
-    ray: Annotated[str | None, STR, _unset("run on this machine")] = None
-    """Address of a Ray cluster to run on, auto for the running one."""
+    """Number of local processes; keep 1 where there is an accelerator."""
+    ray: Annotated[str | None, STR, _unset("run in local processes")] = None
+    """Address of a Ray cluster to run on; auto for the running one."""
     gpus: Annotated[float, FLOAT] = 0.0
-    """GPUs that one run takes of the cluster."""
+    """GPUs of the cluster that one run occupies."""
     retry: bool = False
-    """Run again what failed before."""
+    """Repeat the runs that failed before."""
 
 
 @dataclass(frozen=True)
 class Figures:
-    """Draw a figure of the paper, or one that it lacks, from a sweep.
+    """Draw a figure from the results of a sweep."""
 
-    - 1: training against Tr Π, with the forecast
-    - 2: training against Tr Π at initialisation
-    - 3: accuracy against compression
-    - predictors: traces and bounds side by side
-    - captured: the share of Tr Θ in the top path eigenvectors
-    - claims: what the paper claims and what came out, as a table on the screen
-    """
-
-    figure: Annotated[str, arg(metavar="FIGURE")]
-    """One of 1, 2, 3, predictors, captured, claims."""
+    figure: Annotated[str, arg(metavar="FIGURE", help=f"Which figure: {_or(tuple(FIGURES))}.")]
     results: Annotated[Path, arg(metavar="RESULTS")]
-    """Folder that pkjax sweep has written, or the table.parquet in it."""
-    output: Annotated[Path | None, PATH, _unset("figure-FIGURE.png there")] = None
+    """Folder that pkjax sweep wrote, or the table.parquet in it."""
+    output: Annotated[Path | None, PATH, _unset("figure-FIGURE.png in that folder")] = None
     """Picture to write."""
+
+
+Figures.__doc__ = f"{Figures.__doc__}\n\nFIGURE is one of:\n" + "\n".join(
+    f"- {name}: {text}" for name, text in FIGURES.items())
 
 
 Options = Analyze | Prune | Train | Sweep | Figures
 COMMANDS = {kind.__name__.lower(): kind for kind in (Analyze, Prune, Train, Sweep, Figures)}
-"""Name → options."""
+"""Command → its options."""
 
 
 def check(options: Common) -> None:
-    """Raise ValueError for options that no run could satisfy, before anything is computed."""
+    """Refuse options that no run could satisfy, before anything is computed.
+
+    Raises:
+        ValueError: an option does not fit; the message names it.
+    """
     if options.pruner not in PRUNERS:
-        raise ValueError(f"no pruner {options.pruner!r}; there are {', '.join(PRUNERS)}")
+        raise ValueError(f"unknown pruner {options.pruner!r}; choose from {', '.join(PRUNERS)}")
     if options.data not in pk.data.names:
-        raise ValueError(f"no data set {options.data!r}; there are {', '.join(pk.data.names)}")
+        raise ValueError(f"unknown data set {options.data!r}; choose from {', '.join(pk.data.names)}")
     model(options.model, 10)
     for name in ("samples", "steps"):
         value = getattr(options, name)
@@ -193,9 +205,9 @@ def check(options: Common) -> None:
         raise ValueError(f"--compression must be a number of at least 0, got {options.compression}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Network:
-    """A network at initialisation with the images it is looked at on."""
+    """A network at initialisation, and images."""
 
     apply_fn: ApplyFn
     params: PyTree
@@ -203,7 +215,7 @@ class Network:
 
 
 def network(options: Common) -> Network:
-    """Load the images that the options choose and initialise the network they name."""
+    """Load the images that the options choose, and initialise the network that they name."""
     dataset = pk.data.load(options.data, samples=options.samples, seed=options.seed)
     module = model(options.model, dataset.classes)
     variables = jax.jit(module.init)(jax.random.key(options.seed), dataset.images[:1])

@@ -1,4 +1,4 @@
-"""Reports and pruning results as tables for a terminal, readable in 80 columns."""
+"""Reports and results as tables for a terminal of 80 columns."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -11,11 +11,12 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-__all__ = ["claims", "layers", "show", "training"]
+__all__ = ["history_table", "layers_table", "print_reports", "verdicts_table"]
 
 
-def show(console: "Console", reports: Mapping[str, Report], settings: Mapping[str, object]) -> None:
-    """Print reports side by side: the summary, every claim, and the exactness checks that failed."""
+def print_reports(console: "Console", reports: Mapping[str, Report], settings: Mapping[str, object]
+                  ) -> None:
+    """Print reports side by side: the summary, every claim, and failed exactness checks."""
     from rich.text import Text
 
     console.print(Text(", ".join(f"{name} {value}" for name, value in settings.items()), style="dim"))
@@ -27,12 +28,12 @@ def show(console: "Console", reports: Mapping[str, Report], settings: Mapping[st
     for name, claim in next(iter(reports.values())).claims.items():
         cells = []
         for report in reports.values():
-            found = report.claims[name]
-            style = "green" if found.holds else "bold red" if found.proven else "yellow"
-            cells.append(Text(finding(found), style=style))
+            result = report.claims[name]
+            style = "green" if result.holds else "bold red" if result.proven else "yellow"
+            cells.append(Text(finding(result), style=style))
         table.add_row(Text(f"{claim.text}\n") + Text(status(claim), style="dim"), *cells)
     console.print(table)
-    console.print(Text("(largest left side as a multiple of its bound, and where)\n", style="dim"))
+    console.print(Text("(the largest left side as a multiple of its bound, and at which index)\n", style="dim"))
     for name, report in reports.items():
         failed = [check.text for check in report.checks.values() if not check.passed]
         for text in failed:
@@ -42,7 +43,7 @@ def show(console: "Console", reports: Mapping[str, Report], settings: Mapping[st
                       f"{sum(report.seconds.values()):.1f} s")
 
 
-def layers(result: PruneResult) -> "Table":
+def layers_table(result: PruneResult) -> "Table":
     """Build the table of what every layer keeps."""
     from rich.text import Text
 
@@ -57,8 +58,8 @@ def layers(result: PruneResult) -> "Table":
     return table
 
 
-def training(record: Mapping[str, Any]) -> "Table":
-    """Build the table of a training's epochs: all of up to twelve, else the first, the last and some between."""
+def history_table(record: Mapping[str, Any]) -> "Table":
+    """Build the table of a training's epochs; of more than twelve, the first, the last and some in between."""
     history = record["history"]
     table = _table("epoch", "train loss", "train acc.", "test loss", "test acc.", "‖ω‖", "ln Tr Π")
     for column in table.columns:
@@ -67,19 +68,19 @@ def training(record: Mapping[str, Any]) -> "Table":
         accuracies = [f"{100 * row[name]:.2f} %" if name in row else "" for name in ("train_accuracy", "test_accuracy")]
         losses = [f"{row[name]:.4f}" if name in row else "" for name in ("train_loss", "test_loss")]
         table.add_row(str(row["epoch"]), losses[0], accuracies[0], losses[1], accuracies[1],
-                      f"{row['weight_change']:.2f}", f"{row['log_trace_pi']:.2f}")
+                      f"{row['weight_change']:.2f}", f"{row['ln_trace_pi']:.2f}")
     return table
 
 
-def claims(found: Any) -> "Table":
-    """Build the table of the paper's claims, as ``findings.claims`` finds them."""
+def verdicts_table(verdicts: Any) -> "Table":
+    """Build the table of the paper's claims with the verdicts of `paper_claims.judge_claims`."""
     from rich.text import Text
 
     table = _table("claim and finding", "data, model", "held")
-    verdict = {True: ("yes", "green"), False: ("no", "yellow"), None: ("cannot tell", "dim")}
-    for row in found.itertuples():
-        text, style = verdict[row.held]
-        table.add_row(Text(f"{row.claim}\n") + Text(row.found, style="dim"), f"{row.data}\n{row.model}",
+    held = {True: ("yes", "green"), False: ("no", "yellow"), None: ("undecided", "dim")}
+    for row in verdicts.itertuples():
+        text, style = held[row.held]
+        table.add_row(Text(f"{row.claim}\n") + Text(row.finding, style="dim"), f"{row.data}\n{row.model}",
                       Text(text, style=style))
     return table
 

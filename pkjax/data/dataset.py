@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float32, Int, UInt8
 
 from pkjax import tables
+from pkjax.extras import needed
 
 __all__ = ["Dataset", "load", "names"]
 
@@ -28,38 +29,39 @@ names = tuple(_CLASSES)
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dataset:
-    """Labelled images, held as they are stored: one byte a pixel and channel.
+    """Labelled images in their stored form: one byte per pixel and channel.
 
-    ``images`` is (raw − mean) / std with ``raw`` the pixels in [0, 1]. Returned by ``load``.
+    `images` is (raw − mean) / std, where `raw` are the pixels in [0, 1]. Returned by `load`.
 
-    >>> load("digits", samples=32)
-    Dataset(
-        pixels=uint8[32,8,8,1],
-        labels=int64[32] 6 … 4,
-        mean=float32[1] 0.3054,
-        std=float32[1] 0.3755,
-        classes=10,
-        name='digits',
-        levels=16
-    )
+    Examples:
+        >>> load("digits", samples=32)
+        Dataset(
+            pixels=uint8[32,8,8,1],
+            labels=int64[32] 6 … 4,
+            mean=float32[1] 0.3054,
+            std=float32[1] 0.3755,
+            classes=10,
+            name='digits',
+            levels=16
+        )
     """
 
     pixels: UInt8[np.ndarray, "n h w c"]
-    """Grey levels, from 0 to ``levels``."""
+    """Grey levels, from 0 to `levels`."""
     labels: Int[np.ndarray, " n"]
     """Classes, counted from 0."""
     mean: Float32[np.ndarray, " c"]
-    """Mean of each channel of the training images in [0, 1]; 0 where the images are not to be normalised."""
+    """Mean of each channel of the training images in [0, 1]; 0 without normalisation."""
     std: Float32[np.ndarray, " c"]
-    """Standard deviation of each channel of the training images in [0, 1]; 1 where they are not to be normalised."""
+    """Standard deviation of each channel of the training images in [0, 1]; 1 without normalisation."""
     classes: int
-    """How many classes there are."""
+    """Number of classes."""
     name: str
-    """What ``load`` calls the data set."""
+    """Name of the data set for `load`."""
     levels: int
-    """Steps of the pixels' scale from black to white."""
+    """Grey level of white."""
 
     __repr__ = tables.brief
 
@@ -74,11 +76,11 @@ class Dataset:
 
     @property
     def raw(self) -> Float32[np.ndarray, "n h w c"]:
-        """The pixels in [0, 1], whose mean over examples serves the -Dist scores."""
+        """The pixels in [0, 1]; their mean over examples is the input of the -Dist scores."""
         return self.pixels.astype(np.float32) / np.float32(self.levels)
 
     def normalized(self, raw: T) -> T:
-        """Normalise pixels in [0, 1], NumPy's or JAX's, as ``images`` are."""
+        """Normalise pixels in [0, 1], an array of NumPy or JAX, like `images`."""
         return (raw - self.mean) / self.std
 
 
@@ -88,26 +90,38 @@ def load(name: str = "digits", *, split: str = "train", samples: int | None = No
     """Load labelled images, all of a split or a seeded choice of them.
 
     "digits" are the 8×8 images that scikit-learn ships, the last 360 of them the test split. "tiny_imagenet" is read
-    from its unpacked folder ``tiny-imagenet-200`` in ``data_dir``, its validation images the test split. The others
-    come through TFDS, without TensorFlow, and are downloaded first where they are missing and ``download`` allows it.
-    ``data_dir`` is ``$TFDS_DATA_DIR`` by default, else ``~/tensorflow_datasets``. The first n samples of a seed are
-    the same whatever ``samples`` asks for.
+    from its unpacked folder `tiny-imagenet-200`; its validation images are the test split. The others come through
+    TFDS, without TensorFlow. The first n samples of a seed are the same for every value of `samples`.
 
-    Shapes: images (N, H, W, C), normalised per channel unless ``normalize`` is False; labels (N,).
-    Units: pixels in [0, 1], or standard deviations of the training images.
+    Args:
+        name: one of `names`.
+        split: "train" or "test".
+        samples: how many images to choose; None takes all.
+        seed: seed of the choice.
+        data_dir: the folder of TFDS, or the one that holds `tiny-imagenet-200`; `$TFDS_DATA_DIR` by default, else
+            `~/tensorflow_datasets`.
+        normalize: whether images are in standard deviations of the training images per channel; otherwise they are
+            pixels in [0, 1].
+        download: whether TFDS may download what is missing.
 
-    Raises ValueError for an unknown name or split or a number of samples that the split does not have,
-    FileNotFoundError where the data is missing and cannot be had, ImportError where the extra is missing.
+    Returns:
+        images (N, H, W, C) and labels (N,).
 
-    Source: the data sets of Gebhart, Saxena and Schrater (2021), section 5, and digits; statistics of the channels as
-    the PyTorch codes of the field have them.
+    Raises:
+        ValueError: the name or split is unknown, or the split does not have that many samples.
+        FileNotFoundError: the data is missing and cannot be downloaded.
+        ImportError: the extra is missing.
 
-    >>> digits = load("digits", samples=32)
-    >>> digits.images.shape, digits.classes
-    ((32, 8, 8, 1), 10)
+    Source: the data sets of Gebhart, Saxena and Schrater (2021), section 5, and digits; the channels' statistics are
+    the usual ones of PyTorch code.
+
+    Examples:
+        >>> digits = load("digits", samples=32)
+        >>> digits.images.shape, digits.classes
+        ((32, 8, 8, 1), 10)
     """
     if name not in _CLASSES:
-        raise ValueError(f"no data set {name!r}; there are {', '.join(names)}")
+        raise ValueError(f"unknown data set {name!r}; choose from {', '.join(names)}")
     if split not in ("train", "test"):
         raise ValueError(f"split must be 'train' or 'test', got {split!r}")
     source = _source(name, split, data_dir, download)
@@ -126,7 +140,7 @@ def load(name: str = "digits", *, split: str = "train", samples: int | None = No
 
 
 def _source(name: str, split: str, data_dir: str | os.PathLike[str] | None, download: bool) -> Any:
-    """Find the examples of a split: something with a length, to be indexed by an array."""
+    """Find the examples of a split: a sequence that an array of indices can index."""
     if name == "digits":
         return _digits(split)
     folder = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
@@ -138,7 +152,7 @@ def _source(name: str, split: str, data_dir: str | os.PathLike[str] | None, down
 
 
 class _Arrays:
-    """Examples in memory, chosen by an array of indices."""
+    """Examples in memory."""
 
     def __init__(self, pixels: np.ndarray, labels: np.ndarray) -> None:
         self.pixels, self.labels = pixels, labels
@@ -151,7 +165,7 @@ class _Arrays:
 
 
 class _Source:
-    """Examples of a TFDS data source, decoded when they are chosen."""
+    """Examples of a TFDS data source, decoded on access."""
 
     def __init__(self, source: Any) -> None:
         self.source = source
@@ -166,11 +180,7 @@ class _Source:
 
 
 def _digits(split: str) -> _Arrays:
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise ImportError("digits come with scikit-learn: pip install 'pkjax[data]'") from error
-    bunch = load_digits()
+    bunch = needed("sklearn.datasets", "data", "digits come with scikit-learn").load_digits()
     kept = slice(-360, None) if split == "test" else slice(-360)
     return _Arrays(bunch.images[kept][..., None], bunch.target[kept].astype(np.int64))
 
@@ -181,21 +191,18 @@ def _digit_statistics() -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def _tfds(name: str, split: str, folder: Path, download: bool) -> _Source:
-    try:
-        # Read without TensorFlow, TFDS still needs these two, and says so only deep inside.
-        import importlib_resources  # noqa: F401
-        import PIL  # noqa: F401
-        import tensorflow_datasets as tfds
-    except ImportError as error:
-        raise ImportError(f"{name} is read through tensorflow-datasets, which is not all there "
-                          f"(no module {error.name!r}): pip install 'pkjax[data]'") from error
-    way_out = (f"download it once where there is a network, with tfds.data_source({name!r}, "
-               f"data_dir={str(folder)!r}), or point data_dir or TFDS_DATA_DIR at a folder that holds it")
+    # Without TensorFlow, TFDS still needs the first two, and fails without them only deep inside.
+    for module in ("importlib_resources", "PIL", "tensorflow_datasets"):
+        needed(module, "data", f"{name} is read through tensorflow-datasets, which needs {module}")
+    import tensorflow_datasets as tfds
+
+    remedy = (f"download it once with network access, by tfds.data_source({name!r}, "
+               f"data_dir={str(folder)!r}), or set data_dir or TFDS_DATA_DIR to a folder that holds it")
     if not download and not any(folder.glob(f"{name}/*/dataset_info.json")):
-        raise FileNotFoundError(f"no {name} in {folder}: {way_out}")
+        raise FileNotFoundError(f"no {name} in {folder}: {remedy}")
     try:
         return _Source(tfds.data_source(name, split=split, data_dir=folder))
-    except Exception as error:  # TFDS lets through whatever its downloader, file reader or decoder raises
+    except Exception as error:  # TFDS passes on whatever its downloader, file reader or decoder raises
         reason = str(error).strip().split("\n")[0][:200]
         raise FileNotFoundError(f"no {name} in {folder}, and it could not be downloaded "
-                                f"({type(error).__name__}: {reason}): {way_out}") from error
+                                f"({type(error).__name__}: {reason}): {remedy}") from error

@@ -1,4 +1,4 @@
-"""Training of the linearised network, solved from its tangent kernel, and forecasts of it from Tr Π."""
+"""Training of the linearised network, solved from its tangent kernel, and its forecast from Tr Π."""
 
 from pkjax.dynamics.forecast import ForecastFit, fit_forecast, forecast
 from pkjax.dynamics.tangent_network import linearize, predict, weight_change

@@ -1,4 +1,4 @@
-"""What the functions about linearised training check and convert before they begin."""
+"""Checks and conversions of the arguments that the functions about linearised training share."""
 
 from typing import Any
 
@@ -12,12 +12,12 @@ __all__ = ["batched", "common_shape", "floats", "matrix_of", "nonnegative", "pro
 
 
 def floats(value: ArrayLike) -> Array:
-    """An array of the widest floating type that is enabled."""
+    """Return an array of the widest enabled floating-point dtype."""
     return jnp.asarray(value, jnp.result_type(float))
 
 
 def nonnegative(name: str, value: ArrayLike) -> Array:
-    """Such an array; raise ValueError where an entry is negative or not finite (traced values pass)."""
+    """Return such an array; raise ValueError if an entry is negative or not finite (traced values pass)."""
     numbers = floats(value)
     if not isinstance(numbers, jax.core.Tracer):
         known = np.asarray(numbers)
@@ -27,21 +27,21 @@ def nonnegative(name: str, value: ArrayLike) -> Array:
 
 
 def common_shape(**arrays: Array) -> tuple[int, ...]:
-    """The shape that named arrays broadcast to, or ValueError that says theirs."""
+    """Return the shape that named arrays broadcast to, or raise ValueError with their shapes."""
     try:
         return np.broadcast_shapes(*(a.shape for a in arrays.values()))
     except ValueError:
-        found = ", ".join(f"{name} {a.shape}" for name, a in arrays.items())
-        raise ValueError(f"the arguments must have shapes that broadcast, got {found}") from None
+        shapes = ", ".join(f"{name} {a.shape}" for name, a in arrays.items())
+        raise ValueError(f"the arguments must have shapes that broadcast, got {shapes}") from None
 
 
 def rounding_of(theta: Any) -> float:
-    """How far a computed Θ may be from symmetric or positive, relative to its largest entry or eigenvalue."""
+    """Return how far a computed Θ may be from symmetric or positive, relative to its largest entry or eigenvalue."""
     return float(jnp.finfo(theta.dtype).eps) ** 0.5
 
 
 def matrix_of(theta: Any, rows: tuple[int, ...], columns: int, name: str) -> Array:
-    """Θ as a matrix of ``rows[0]`` · K rows and ``columns`` · K columns."""
+    """Return Θ as a matrix of `rows[0]` · K rows and `columns` · K columns."""
     n, k = rows
     if theta.shape not in ((n, columns, k, k), (n * k, columns * k)):
         raise ValueError(f"{name} must have the shape {(n, columns, k, k)} that pkjax.ntk returns, or "
@@ -55,7 +55,7 @@ def _flat(theta: Array) -> Array:
 
 
 def problem(theta: Any, f0: Any, learning_rate: ArrayLike, t: ArrayLike) -> tuple[Array, Array, Array, Array]:
-    """Check what all dynamics share: symmetric matrix, outputs, times and learning rate."""
+    """Check what all trajectories share: symmetric matrix, outputs, times and learning rate; return them as arrays."""
     start, times, rate = floats(f0), nonnegative("t", t), nonnegative("learning_rate", learning_rate)
     if times.ndim > 1 or rate.ndim:
         raise ValueError(f"t must be a number or a vector and learning_rate a number, got shapes {times.shape} and "
@@ -76,7 +76,7 @@ def _symmetric(matrix: Array) -> tuple[Array, Array, Array]:
 
 
 def batched(coefficients: Any, shape: tuple[int, ...]) -> Array:
-    """Coefficients as an array, or ValueError where they are not (N, K) or (T, N, K)."""
+    """Return coefficients as an array, or raise ValueError if they are not (N, K) or (T, N, K)."""
     c = jnp.asarray(coefficients)
     if c.ndim not in (2, 3) or c.shape[-2:] != shape:
         raise ValueError(f"coefficients must have the shape {shape} of the outputs on the training set, or "

@@ -1,8 +1,6 @@
 """The network linearised at its parameters: its outputs, on the training set and elsewhere, and its weights."""
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +9,9 @@ from jax import lax
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from pkjax.dynamics.arguments import batched, floats, matrix_of
-from pkjax.tangent_kernel.arguments import prepare, restrict
-from pkjax.trees import ApplyFn, Trainable, check_like, hashable
+from pkjax.network import Network, read
+from pkjax.tangent_kernel.arguments import restrict
+from pkjax.trees import ApplyFn, Trainable, check_like
 
 __all__ = ["linearize", "predict", "weight_change"]
 
@@ -23,25 +22,28 @@ def linearize(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array | np.ndarray, "
 
         f⁻(X, θ_t) = f(X, θ_0) + ∇_θ f(X, θ_0) (θ_t − θ_0)
 
-    by one forward derivative, which ``grad`` and ``jit`` go through. Arguments are those of ``ntk``; what is masked or
-    does not train counts as unmoved.
+    It takes one forward derivative and works under `grad` and `jit`. Arguments are those of `ntk`; entries that are
+    masked or do not train count as unchanged.
 
-    Raises: as ``ntk``; the function that is returned raises ValueError for parameters θ_t of another structure or
-    shapes.
+    Returns:
+        The function; it raises ValueError for parameters θ_t of another structure or other shapes.
+
+    Raises:
+        ValueError: as for `ntk`.
 
     Source: Gebhart, Saxena and Schrater (2021), equation 4.
 
-    >>> square = linearize(lambda w, x: w**2 * x, jnp.asarray(3.), jnp.asarray([[1.]]))
-    >>> square(jnp.asarray(4.))                                    # 9 + 6 · 1
-    Array([[15.]], ...)
+    Examples:
+        >>> square = linearize(lambda w, x: w**2 * x, jnp.asarray(3.), jnp.asarray([[1.]]))
+        >>> square(jnp.asarray(4.))                                    # 9 + 6 · 1
+        Array([[15.]], ...)
     """
-    X = jnp.asarray(X)
-    params, entries, _ = prepare(apply_fn, params, X, masks, trainable)
-    net = hashable(apply_fn)
+    network = read(apply_fn, params, X, masks=masks, trainable=trainable)
+    X = network.batch(X)
 
     def tangent(params_t: PyTree) -> Float[Array, "N K"]:
         check_like(params_t, params, "params_t")
-        return _push(net, params, entries, X, params_t)
+        return network.shaped(_push(network, X, params_t), 1)
 
     return tangent
 
@@ -49,35 +51,35 @@ def linearize(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array | np.ndarray, "
 def weight_change(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array | np.ndarray, "N ..."],
                   coefficients: Float[Array | np.ndarray, "..."], *, masks: PyTree | None = None,
                   trainable: Trainable = None) -> PyTree:
-    """Return the change of the parameters that coefficients stand for.
+    """Return the change of the parameters that coefficients represent.
 
         ω_t = −∇_θ f(X, θ_0)ᵀ c_t
 
     Args:
         apply_fn: the network.
         params: its parameters θ_0.
-        X: (N, *input) the training set.
-        coefficients: (N, K) or (T, N, K), as in ``Trajectory``.
-        masks: booleans like ``params``; weights that are absent do not change.
-        trainable: which parameters train; masks and trainable are to be those that ``ntk`` had.
+        X: (N, *input), the training set.
+        coefficients: (N, K) or (T, N, K), as in `Trajectory`.
+        masks: booleans like `params`; masked weights do not change. Pass the masks that `ntk` had.
+        trainable: which parameters train. Pass what `ntk` had.
 
     Returns:
-        A tree like ``params``, with leading axis T where the coefficients have it; 0 in what does not train.
+        A tree like `params`, with a leading axis T if the coefficients have one; 0 in entries that do not train.
 
-    Raises: ValueError for coefficients of another shape, and as ``ntk``.
+    Raises:
+        ValueError: coefficients have another shape; and as for `ntk`.
 
     Source: Gebhart, Saxena and Schrater (2021), equation 7.
 
-    >>> weight_change(lambda w, x: x @ w, jnp.zeros((2, 1)), jnp.asarray([[3., 4.]]), jnp.asarray([[-0.5]]))
-    Array([[1.5],
-           [2. ]], ...)
+    Examples:
+        >>> weight_change(lambda w, x: x @ w, jnp.zeros((2, 1)), jnp.asarray([[3., 4.]]), jnp.asarray([[-0.5]]))
+        Array([[1.5],
+               [2. ]], ...)
     """
-    X = jnp.asarray(X)
-    params, entries, _ = prepare(apply_fn, params, X, masks, trainable)
-    net = hashable(apply_fn)
-    out = jax.eval_shape(net, params, X)
-    c = batched(coefficients, out.shape).astype(out.dtype)
-    moved = iter(_pull(net, params, entries, X, c))
+    network = read(apply_fn, params, X, masks=masks, trainable=trainable)
+    X, entries = network.batch(X), network.entries
+    c = batched(coefficients, (len(X), network.size)).astype(network.fn.out.dtype)
+    moved = iter(_pull(network, X, c))
     leaves, treedef = jax.tree.flatten(params)
     return jax.tree.unflatten(treedef, [
         jnp.zeros((*c.shape[:-2], *jnp.shape(leaf)), jnp.result_type(leaf)) if mask is None else next(moved)
@@ -91,18 +93,21 @@ def predict(theta_cross: Float[Array | np.ndarray, "..."], f0: Float[Array | np.
         f⁻(x, θ_t) = f(x, θ_0) − Θ(x, X) c_t
 
     Args:
-        theta_cross: (M, N, K, K) as ``ntk(apply_fn, params, X2, X)`` returns it, or its matrix (MK, NK).
-        f0: (M, K) the network's outputs on X2 at the start.
-        coefficients: (N, K) or (T, N, K), as in ``Trajectory``.
+        theta_cross: (M, N, K, K) as `ntk(apply_fn, params, X2, X)` returns it, or its matrix (MK, NK).
+        f0: (M, K), the network's initial outputs on X2.
+        coefficients: (N, K) or (T, N, K), as in `Trajectory`.
 
-    Returns: outputs (M, K) or (T, M, K). Works under ``jit``, ``vmap`` and ``grad``.
+    Returns:
+        Outputs (M, K) or (T, M, K). Works under `jit`, `vmap` and `grad`.
 
-    Raises: ValueError for shapes that do not fit.
+    Raises:
+        ValueError: shapes do not fit.
 
     Source: Gebhart, Saxena and Schrater (2021), equations 4 and 7.
 
-    >>> predict(jnp.ones((1, 2, 1, 1)), jnp.zeros((1, 1)), jnp.asarray([[-1.], [-2.]]))
-    Array([[3.]], ...)
+    Examples:
+        >>> predict(jnp.ones((1, 2, 1, 1)), jnp.zeros((1, 1)), jnp.asarray([[-1.], [-2.]]))
+        Array([[3.]], ...)
     """
     start = floats(f0)
     columns = np.shape(coefficients)[-2] if np.ndim(coefficients) > 1 else 0
@@ -112,12 +117,12 @@ def predict(theta_cross: Float[Array | np.ndarray, "..."], f0: Float[Array | np.
     return start - moved.reshape(*c.shape[:-2], *start.shape)
 
 
-@partial(jax.jit, static_argnames="apply_fn")
-def _pull(apply_fn: ApplyFn, params: PyTree, entries: list[Any], X: Array, c: Array) -> list[Array]:
-    """−Jᵀ c, one example of c after the other."""
+@jax.jit
+def _pull(network: Network, X: Array, c: Array) -> list[Array]:
+    """Return −Jᵀ c, one time of c after the other."""
     with jax.default_matmul_precision("highest"):
-        f, theta = restrict(apply_fn, params, entries)
-        _, pullback = jax.vjp(lambda p: f(p, X), theta)
+        f, theta = restrict(network.fn, network.params, network.entries)
+        _, pullback = jax.vjp(lambda p: jax.vmap(f, (None, 0))(p, X), theta)
 
         def change(v: Array) -> list[Array]:
             return [-g for g in pullback(v)[0]]
@@ -125,12 +130,13 @@ def _pull(apply_fn: ApplyFn, params: PyTree, entries: list[Any], X: Array, c: Ar
         return change(c) if c.ndim == 2 else lax.map(change, c)
 
 
-@partial(jax.jit, static_argnames="apply_fn")
-def _push(apply_fn: ApplyFn, params: PyTree, entries: list[Any], X: Array, params_t: PyTree) -> Array:
+@jax.jit
+def _push(network: Network, X: Array, params_t: PyTree) -> Array:
     """Evaluate f + J (θ_t − θ_0)."""
     with jax.default_matmul_precision("highest"):
-        f, theta = restrict(apply_fn, params, entries)
-        there = [leaf for leaf, mask in zip(jax.tree.leaves(params_t), entries, strict=True) if mask is not None]
+        f, theta = restrict(network.fn, network.params, network.entries)
+        moving = zip(jax.tree.leaves(params_t), network.entries, strict=True)
+        there = [leaf for leaf, mask in moving if mask is not None]
         omega = [jnp.asarray(a).astype(b.dtype) - b for a, b in zip(there, theta, strict=True)]
-        out, change = jax.jvp(lambda p: f(p, X), (theta,), (omega,))
+        out, change = jax.jvp(lambda p: jax.vmap(f, (None, 0))(p, X), (theta,), (omega,))
         return out + change

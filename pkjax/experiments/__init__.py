@@ -22,7 +22,7 @@ if not TYPE_CHECKING:                                    # to a type checker it 
         if name == "figures":
             return importlib.import_module("pkjax.experiments.figures")
         if name not in _HOME:
-            raise AttributeError(f"pkjax.experiments has no {name!r}; it has {', '.join(__all__)}")
+            raise AttributeError(f"module 'pkjax.experiments' has no attribute {name!r}; it has {', '.join(__all__)}")
         return getattr(importlib.import_module(f"pkjax.experiments.{_HOME[name]}"), name)
 
 

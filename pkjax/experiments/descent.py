@@ -1,4 +1,4 @@
-"""Training of a real network beside that of its linearisation and the paper's one-number forecast."""
+"""Training of a network beside that of its linearisation and the forecast by Tr Π."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,29 +15,30 @@ from pkjax.trees import ApplyFn
 __all__ = ["Trajectories", "trajectories"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Trajectories:
-    """‖ω_t‖, ‖f_t‖ and the loss over steps of gradient descent, three ways; all arrays are float64 on the host.
+    """‖ω_t‖, ‖f_t‖ and the loss over steps of gradient descent, in three ways; all arrays are float64 on the host.
 
-    Returned by ``trajectories``; ``pk.plots.trajectories`` draws it.
+    Returned by `trajectories`; `pk.plots.trajectories` draws it.
 
-    >>> Trajectories(np.ones(2), 0.1, 3.0, {"loss": np.ones(2)}, {}, {}).steps.tolist()
-    [1.0, 1.0]
+    Examples:
+        >>> Trajectories(np.ones(2), 0.1, 3.0, {"loss": np.ones(2)}, {}, {}).steps.tolist()
+        [1.0, 1.0]
     """
 
     steps: Float[np.ndarray, " t"]
-    """Steps of gradient descent that were looked at."""
+    """Steps of gradient descent after which the network was measured."""
     learning_rate: float
     """η."""
     trace_pi: float
     """Tr Π at the initialisation."""
     measured: dict[str, np.ndarray]
-    """``weight_change``, ``output_norm`` and ``loss`` of the network itself, (T,) each."""
+    """`weight_change`, `output_norm` and `loss` of the network itself, (T,) each."""
     linearized: dict[str, np.ndarray]
-    """The same of the network linearised at its initialisation."""
+    """The same for the network linearised at its initialisation."""
     forecast: dict[str, np.ndarray]
-    """``weight_change`` and ``output_norm`` by Tr Π, with a and b fitted to what was measured; NaN where the points do
-    not determine them."""
+    """`weight_change` and `output_norm` by Tr Π, with a and b fitted to the measurements; NaN where the points do not
+    determine them."""
 
     __repr__ = tables.brief
 
@@ -45,31 +46,33 @@ class Trajectories:
 def trajectories(apply_fn: ApplyFn, params: PyTree, X: Float[Array | np.ndarray, "N ..."],
                  y: Float[Array | np.ndarray, "N K"], *, steps: int = 1000, points: int = 40,
                  learning_rate: float | None = None, masks: PyTree | None = None) -> Trajectories:
-    r"""Train by gradient descent on the squared error, and compare with what is said beforehand.
+    """Train by gradient descent on the squared error, and compare with the linearisation and the forecast.
 
-    .. math:: L = \tfrac12 \sum (f(X, \theta) - y)^2, \qquad \theta_{t+1} = \theta_t - \eta \nabla L
+        L = ½ Σ (f(X, θ) − y)²,   θ_{t+1} = θ_t − η ∇L
 
-    beside the linearised network, whose Θ at initialisation says all, and the forecast ‖ω_t‖ ≈ a(1 − e^{−ηTr(Π)t}).
+    beside the linearised network, which Θ at initialisation determines, and the forecast ‖ω_t‖ ≈ a(1 − e^{−ηTr(Π)t}).
 
     Args:
         apply_fn: the network.
         params: its parameters θ_0.
         X: (N, *input) the whole training set.
         y: (N, K) targets.
-        steps: of gradient descent.
-        points: how many steps to look at, evenly spaced in their logarithm.
+        steps: steps of gradient descent.
+        points: number of steps after which to measure, evenly spaced in their logarithm.
         learning_rate: η; None takes 1/λ_1, at which the linearised network converges.
-        masks: booleans like ``params``; pruned weights stay 0.
+        masks: booleans like `params`; pruned weights stay 0.
 
-    Raises: ValueError for fewer than two steps or points and as ``ntk``; FloatingPointError where the real network
-    diverges.
+    Raises:
+        ValueError: `steps` or `points` is below 2, or as in `ntk`.
+        FloatingPointError: the network diverges.
 
     Source: Gebhart et al. (2021), equations 4 to 8 and 18, figure 1.
 
-    >>> import jax.numpy as jnp
-    >>> line = trajectories(lambda w, x: x @ w, jnp.zeros((2, 1)), jnp.eye(2), jnp.ones((2, 1)), steps=4, points=3)
-    >>> bool(np.allclose(line.measured["loss"], line.linearized["loss"]))      # linear in w: its own linearisation
-    True
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> line = trajectories(lambda w, x: x @ w, jnp.zeros((2, 1)), jnp.eye(2), jnp.ones((2, 1)), steps=4, points=3)
+        >>> bool(np.allclose(line.measured["loss"], line.linearized["loss"]))      # linear in w: its own linearisation
+        True
     """
     if steps < 2 or points < 2:
         raise ValueError(f"steps and points must be at least 2, got {steps} and {points}")
@@ -94,7 +97,7 @@ def trajectories(apply_fn: ApplyFn, params: PyTree, X: Float[Array | np.ndarray,
 
 def _descend(apply_fn: ApplyFn, start: PyTree, masks: PyTree | None, X: Array, y: Array, rate: float,
              ends: np.ndarray) -> dict[str, np.ndarray]:
-    """Take the steps of gradient descent and look at the network after those that ``ends`` names."""
+    """Take the steps of gradient descent, and measure the network after those in `ends`."""
     def loss(params: PyTree) -> Array:
         return ((apply_fn(params, X) - y) ** 2).sum() / 2
 

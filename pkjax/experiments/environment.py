@@ -1,4 +1,4 @@
-"""What numbers depend on besides what was asked for."""
+"""What results depend on besides the settings."""
 
 import platform
 
@@ -10,7 +10,7 @@ __all__ = ["environment"]
 
 
 def environment() -> dict[str, str]:
-    """Name the versions and the device that numbers depend on."""
+    """Name the versions, the device and the precision that results depend on."""
     device = jax.devices()[0]
     return {"pkjax": pk.__version__, "jax": jax.__version__, "python": platform.python_version(),
             "device": f"{device.platform} ({device.device_kind})",

@@ -1,4 +1,4 @@
-"""One run of an experiment: initialise, prune, look at the kernels, train, and say everything in one record."""
+"""One run of an experiment: initialise, prune, measure the kernels, train, and record everything."""
 
 import time
 from collections.abc import Callable
@@ -14,71 +14,79 @@ from jaxtyping import Array, PyTree
 import pkjax as pk
 from pkjax.data.dataset import Dataset
 from pkjax.experiments.environment import environment
-from pkjax.experiments.methods import model, pruned, score, steps_of, weights
+from pkjax.experiments.methods import PRUNERS, model, pruned, score, steps_of, weights
+from pkjax.experiments.records import FORMAT
 from pkjax.experiments.settings import Settings
+from pkjax.tables import Progress, reporter
 from pkjax.training.fit import fit
 
 __all__ = ["Loader", "run"]
 
 Loader = Callable[[str, str], Dataset]
-"""Maps (name, split) to all its images."""
-
-FORMAT = "pkjax run 1"
-SEEDED = ("random", "snip", "grasp", "path-exclusion", "ntk-trace")
-"""Pruners whose scores depend on the seed: by keys, or by the images that it chooses."""
+"""Maps (name, split) to all images of that split."""
 
 
 def run(settings: Settings, *, load: Loader | None = None, checkpoint: Path | None = None,
-        progress: Callable[[str], None] | None = None) -> tuple[dict[str, Any], PyTree]:
+        progress: Progress = False) -> tuple[dict[str, Any], PyTree]:
     """Run an experiment and return its record, ready for JSON, and its masks.
 
-    The record holds the settings and their key, the environment, what every layer kept, the traces at initialisation
-    (Tr Π, and on ``settings.traces`` images Tr Θ and the gated path trace), on ``settings.spectra`` images the sum
-    Σ ν_i π_i, the shares of Tr Θ that the top 1, 2, … path eigenvectors carry and the claims of Theorem 1, and a row
-    for each epoch with accuracies, Tr Π, ‖ω_t‖, ‖f_t‖ and ‖f_t − f_0‖, the latter two on ``settings.probes`` images.
+    The record holds the settings and their key, the environment, what every layer keeps, and the traces at
+    initialisation (Tr Π; on `settings.traces` images Tr Θ and the gated path trace). On `settings.spectra` images it
+    holds Σ ν_i π_i, the shares of Tr Θ that the top 1, 2, … path eigenvectors carry, and the claims of Theorem 1. Each
+    epoch has a row with accuracies, ln Tr Π, ‖ω_t‖, ‖f_t‖ and ‖f_t − f_0‖, the last two on `settings.output_samples`
+    images.
 
-    SNIP, GraSP, PX and ntk-trace see ten training images a class, chosen by the seed; -dist takes the mean of all raw
+    SNIP, GraSP, PX and ntk-trace see ten training images per class, chosen by the seed; -dist takes the mean of all raw
     training images.
 
     Args:
         settings: what to do.
-        load: where the images come from; ``pk.data.load`` by default.
-        checkpoint: a folder for the training's last state, to continue from.
-        progress: is told what is being done.
+        load: where the images come from; `pk.data.load` by default.
+        checkpoint: a folder for the last state of the training, to resume from.
+        progress: where to report what is running.
 
-    Raises what loading, pruning and training raise.
+    Returns:
+        the record, and the masks: booleans like the parameters.
+
+    Raises:
+        ValueError: more images are wanted than the split holds, or as in `pk.data.load`, `pk.prune` and
+            `pk.training.fit`.
+        FloatingPointError: the training diverges.
 
     Source: Gebhart et al. (2021), section 5 and appendix A.4.
 
-    >>> record, masks = run(Settings(model="fc-4x1", epochs=1, train_samples=64, test_samples=64, traces=2, probes=2))
-    >>> record["history"][1]["epoch"], record["pruning"]["density"]
-    (1, 1.0)
+    Examples:
+        >>> small = Settings(model="fc-4x1", epochs=1, train_samples=64, test_samples=64, traces=2, output_samples=2)
+        >>> record, masks = run(small)
+        >>> record["history"][1]["epoch"], record["pruning"]["density"]
+        (1, 1.0)
     """
-    said = progress or (lambda part: None)
+    tell = reporter(progress)
     began = time.monotonic()
-    said("loading images")
+    tell("loading images")
     load = load or _load
     train = _choose(load(settings.data, "train"), settings.train_samples, settings.seed)
     test = _choose(load(settings.data, "test"), settings.test_samples, settings.seed)
     module = model(settings.model, train.classes)
     variables = _init(module)(jax.random.key(settings.seed), jnp.asarray(train.images[:1]))
     params, state = variables["params"], {k: v for k, v in variables.items() if k != "params"}
-    said(f"pruning by {settings.pruner}")
+    tell(f"pruning by {settings.pruner}")
     masks, pruning = _prune(settings, variables["params"], load)
     alive = pk.apply_masks(params, masks)
-    said("traces")
-    look, seen = (jnp.asarray(_choose(train, min(n, len(train)), settings.seed).images)
-                  for n in (settings.traces, settings.probes))
-    initial = {name: float(v) for name, v in _traces(module)(params, state, masks, look).items()} if len(look) else {}
-    spectra = _spectra(settings, module, variables, masks, train, said) if settings.spectra else None
-    probe = _probe(module)
+    tell("traces")
+    few, many = (jnp.asarray(_choose(train, min(n, len(train)), settings.seed).images)
+                  for n in (settings.traces, settings.output_samples))
+    initial = {name: float(v) for name, v in _traces(module)(params, state, masks, few).items()} if len(few) else {}
+    spectra = _spectra(settings, module, variables, masks, train, tell) if settings.spectra else None
+    measurements = _measurements(module)
     start = jax.tree.map(jnp.copy, (alive, state))
 
     def measure(now: PyTree, state: PyTree) -> dict[str, float]:
-        return {name: float(value) for name, value in jax.device_get(probe(now, state, masks, start, seen)).items()}
+        row = jax.device_get(measurements(now, state, masks, start, many))
+        return {name: float(value) for name, value in row.items()}
 
     trained = fit(module, train, test, recipe=settings.recipe, variables=variables, masks=masks, seed=settings.seed,
-                  measure=measure, checkpoint=checkpoint, progress=said)
+                  measure=measure, checkpoint=checkpoint, progress=tell)
     return {"format": FORMAT, "key": settings.key, "status": "done", "settings": settings.to_dict(),
             "environment": environment(), "pruning": pruning, "initial": initial, "spectra": spectra,
             "steps": settings.recipe.epochs * (len(train) // min(settings.recipe.batch_size, len(train))),
@@ -90,11 +98,11 @@ def _load(name: str, split: str) -> Dataset:
 
 
 def _choose(dataset: Dataset, samples: int | None, seed: int) -> Dataset:
-    """Take a seeded choice of the examples; more than there are is an error."""
+    """Choose examples by the seed; ValueError where there are fewer."""
     if samples is None:
         return dataset
     if samples > len(dataset):
-        raise ValueError(f"{dataset.name} has {len(dataset)} examples in this split, got {samples} to choose")
+        raise ValueError(f"{dataset.name} has {len(dataset)} examples in this split, fewer than the {samples} wanted")
     rows = np.random.default_rng(seed).permutation(len(dataset))[:samples]
     return Dataset(dataset.pixels[rows], dataset.labels[rows], dataset.mean, dataset.std, dataset.classes,
                    dataset.name, dataset.levels)
@@ -110,8 +118,8 @@ def _prune(settings: Settings, params: PyTree, load: Loader) -> tuple[PyTree, di
         masks = jax.tree.map(lambda leaf: jnp.ones(jnp.shape(leaf), bool), params)
         total = weights(params)
         return masks, {"kept": total, "total": total, "density": 1.0, "compression": 0.0, "history": [], "layers": []}
-    # What does not depend on the seed is the same function for every seed, so that the loop is compiled once.
-    seed = settings.seed if settings.pruner in SEEDED or settings.train_samples else 0
+    # A score that does not depend on the seed is one function for every seed, so that the loop is compiled once.
+    seed = settings.seed if PRUNERS[settings.pruner].seeded or settings.train_samples else 0
     scores = _score(load, settings.model, settings.data, settings.train_samples, settings.pruner, seed)
     result = pruned(scores, params, compression=settings.compression,
                     steps=steps_of(settings.pruner, settings.prune_steps))
@@ -122,11 +130,11 @@ def _prune(settings: Settings, params: PyTree, load: Loader) -> tuple[PyTree, di
 def _score(load: Loader, name: str, data: str, samples: int | None, pruner: str, seed: int
            ) -> Callable[..., PyTree]:
     train = _choose(load(data, "train"), samples, seed)
-    some = _choose(train, min(len(train), 10 * train.classes), seed)
+    few = _choose(train, min(len(train), 10 * train.classes), seed)
     mean = train.raw.mean(axis=0, keepdims=True) if pruner.endswith("-dist") else None
     module = model(name, train.classes)
-    apply_fn, _ = pk.from_linen(module, _init(module)(jax.random.key(seed), jnp.asarray(some.images[:1])))
-    return score(pruner, apply_fn, some, seed=seed, mean=mean)
+    apply_fn, _ = pk.from_linen(module, _init(module)(jax.random.key(seed), jnp.asarray(few.images[:1])))
+    return score(pruner, apply_fn, few, seed=seed, mean=mean)
 
 
 @lru_cache(maxsize=8)
@@ -142,10 +150,10 @@ def _traces(module: Any) -> Callable[..., dict[str, Array]]:
 
 
 @lru_cache(maxsize=8)
-def _probe(module: Any) -> Callable[..., dict[str, Array]]:
-    """Compile (params, state, masks, (θ₀, state₀), images) → what the history says of an epoch."""
+def _measurements(module: Any) -> Callable[..., dict[str, Array]]:
+    """Compile (params, state, masks, (θ₀, state₀), images) → the row of an epoch."""
     @jax.jit
-    def probe(params: PyTree, state: PyTree, masks: PyTree, start: PyTree, images: Array) -> dict[str, Array]:
+    def measurements(params: PyTree, state: PyTree, masks: PyTree, start: PyTree, images: Array) -> dict[str, Array]:
         before, state_before = start
         ones = pk.ones_input(images.shape[1:])
 
@@ -155,19 +163,19 @@ def _probe(module: Any) -> Callable[..., dict[str, Array]]:
         now = network(params, state)
         f, first = now(params, images), network(before, state_before)(before, images)
         moved = sum(jnp.sum(d**2) for d in jax.tree.leaves(jax.tree.map(jnp.subtract, params, before)))
-        return {"log_trace_pi": pk.path_kernel.trace(now, params, ones, masks=masks, log=True),
+        return {"ln_trace_pi": pk.path_kernel.trace(now, params, ones, masks=masks, log=True),
                 "weight_change": jnp.sqrt(moved), "output_norm": jnp.linalg.norm(f),
                 "output_change": jnp.linalg.norm(f - first)}
 
-    return probe
+    return measurements
 
 
 def _spectra(settings: Settings, module: Any, variables: PyTree, masks: PyTree, train: Dataset,
-             said: Callable[[str], None]) -> dict[str, Any]:
-    """Look at the spectra on a few images, by the analyzer."""
+             tell: Callable[[str], None]) -> dict[str, Any]:
+    """Analyze the spectra on a few images."""
     images = _choose(train, min(settings.spectra, len(train)), settings.seed).images
     apply_fn, params = pk.from_linen(module, variables)
-    report = pk.analyze(apply_fn, params, images, masks=masks, progress=lambda part: said(f"spectra: {part}"))
+    report = pk.analyze(apply_fn, params, images, masks=masks, progress=lambda part: tell(f"spectra: {part}"))
     count = min(len(report.nu), len(report.pi))
     return {"bound": float((report.nu[:count] * report.pi[:count]).sum()),
             "captured": np.cumsum(report.carried).tolist(),

@@ -1,4 +1,4 @@
-"""What one run does, and grids of runs from a TOML file."""
+"""The settings of one run, and grids of runs from a TOML file."""
 
 import hashlib
 import itertools
@@ -20,32 +20,34 @@ __all__ = ["Settings", "grid", "read_grid"]
 
 @dataclass(frozen=True)
 class Settings:
-    """One run: initialise, prune, look at the kernels, train.
+    """One run: initialise, prune, measure the kernels, train.
 
-    Raises ValueError for what no run could do, before anything is computed.
+    Raises:
+        ValueError: the settings describe no possible run; raised before anything is computed.
 
     Source: Gebhart, Saxena and Schrater (2021), section 5 and appendix A.4.
 
-    >>> Settings(model="fc-100", data="mnist", pruner="synflow", compression=1.0).recipe.epochs
-    50
+    Examples:
+        >>> Settings(model="fc-100", data="mnist", pruner="synflow", compression=1.0).recipe.epochs
+        50
     """
 
     model: str = "fc-100"
-    """A network, by its name on the command line."""
+    """Name of a network on the command line."""
     data: str = "digits"
-    """A data set that ``pk.data.load`` knows."""
+    """One of `pk.data.names`."""
     pruner: str = "none"
     """A pruner, or "none" for the dense network."""
     compression: float = 0.0
     """ρ: keep the fraction 10^-ρ of the weights."""
     seed: int = 0
-    """Of initialisation, the choice of images and the order of training."""
+    """Seed of the initialisation, the choice of images and the order of training."""
     prune_steps: int | None = None
-    """None: 100 for the SynFlow family and PX, 1 for the others."""
+    """Pruning steps; None takes the default of the pruner."""
     epochs: int | None = None
-    """Passes over the training images; None, here and below: as the paper trains this model on this data set."""
+    """Passes over the training images; None, here and below, as the paper trains this model on this data set."""
     batch_size: int | None = None
-    """Images to a step."""
+    """Images per step."""
     learning_rate: float | None = None
     """η of the first epoch."""
     weight_decay: float | None = None
@@ -56,23 +58,23 @@ class Settings:
     """Training images, None for all."""
     test_samples: int | None = None
     """Test images, None for all."""
-    probes: int = 1000
+    output_samples: int = 1000
     """Training images on which ‖f_t‖ is measured."""
     traces: int = 16
-    """Images for Tr Θ and the gated path trace; 0 leaves them out."""
+    """Images for Tr Θ and the gated path trace; 0 omits both."""
     spectra: int = 0
-    """Images for Σ ν_i π_i and the share of Tr Θ in the top path eigenvectors; 0 leaves them out."""
+    """Images for Σ ν_i π_i and the share of Tr Θ in the top path eigenvectors; 0 omits both."""
 
     def __post_init__(self) -> None:
-        """Raise ValueError for what no run could do, before anything is computed."""
+        """Refuse settings that describe no possible run."""
         model(self.model, 10)
         if self.data not in pk.data.names:
-            raise ValueError(f"no data set {self.data!r}; there are {', '.join(pk.data.names)}")
+            raise ValueError(f"unknown data set {self.data!r}; choose from {', '.join(pk.data.names)}")
         if self.pruner not in (*PRUNERS, "none"):
-            raise ValueError(f"no pruner {self.pruner!r}; there are none, {', '.join(PRUNERS)}")
+            raise ValueError(f"unknown pruner {self.pruner!r}; choose from none, {', '.join(PRUNERS)}")
         if not 0 <= self.compression < float("inf"):
             raise ValueError(f"compression must be a number of at least 0, got {self.compression}")
-        for name in ("prune_steps", "train_samples", "test_samples", "probes"):
+        for name in ("prune_steps", "train_samples", "test_samples", "output_samples"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("seed", "traces", "spectra"):
@@ -85,21 +87,22 @@ class Settings:
 
     @property
     def recipe(self) -> Recipe:
-        """How to train: the paper's recipe for the model and the data with what is set here."""
+        """How to train: the paper's recipe for the model and data, with the values set here."""
         own = {name: getattr(self, name) for name in ("epochs", "batch_size", "learning_rate", "weight_decay", "drops")}
         return replace(recipe(self.model, self.data), **{k: v for k, v in own.items() if v is not None})
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, ready for JSON, with nothing left to defaults that a later version might change."""
+        """Return every value, ready for JSON, including the defaults, which a later version might change."""
         chosen = asdict(self.recipe)
         return {**asdict(self), **{name: list(v) if isinstance(v, tuple) else v for name, v in chosen.items()}}
 
     @property
     def key(self) -> str:
-        """Fingerprint of what the run does: equal for equal runs, in any process and on any machine.
+        """Fingerprint of the run: equal for equal runs, in any process and on any machine.
 
-        >>> Settings().key == Settings(pruner="none", epochs=50).key, Settings().key == Settings(seed=1).key
-        (True, False)
+        Examples:
+            >>> Settings().key == Settings(pruner="none", epochs=50).key, Settings().key == Settings(seed=1).key
+            (True, False)
         """
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
 
@@ -107,15 +110,20 @@ class Settings:
 def grid(table: Mapping[str, Any]) -> list[Settings]:
     """Build the runs of a table of settings, where a list of values is an axis of the grid.
 
-    The last axis runs fastest. Raises ValueError for an unknown setting, TypeError for a value of another type.
+    The last axis varies fastest.
 
-    >>> [(s.pruner, s.seed) for s in grid({"pruner": ["snip", "grasp"], "seed": [0, 1], "compression": 1})]
-    [('snip', 0), ('snip', 1), ('grasp', 0), ('grasp', 1)]
+    Raises:
+        ValueError: a setting is unknown, a list is empty, or a run is impossible.
+        TypeError: a value has the wrong type.
+
+    Examples:
+        >>> [(s.pruner, s.seed) for s in grid({"pruner": ["snip", "grasp"], "seed": [0, 1], "compression": 1})]
+        [('snip', 0), ('snip', 1), ('grasp', 0), ('grasp', 1)]
     """
     known = {field.name: field.type for field in fields(Settings)}
     for name in table:
         if name not in known:
-            raise ValueError(f"no setting {name!r}; there are {', '.join(known)}")
+            raise ValueError(f"unknown setting {name!r}; choose from {', '.join(known)}")
     axes = {name: value if isinstance(value, list) and name != "drops" else [value] for name, value in table.items()}
     for name, values in axes.items():
         if not values:
@@ -125,7 +133,7 @@ def grid(table: Mapping[str, Any]) -> list[Settings]:
 
 
 def read_grid(path: Path) -> list[Settings]:
-    """Read the runs of a sweep from a TOML file: tables ``[[grid]]`` over ``[defaults]``, each run once.
+    """Read the runs of a sweep from a TOML file: tables `[[grid]]` over `[defaults]`, each run once.
 
         [defaults]
         data = "mnist"
@@ -136,15 +144,18 @@ def read_grid(path: Path) -> list[Settings]:
         pruner = ["synflow", "synflow-l2"]
         compression = [1.0, 2.0]
 
-    Raises FileNotFoundError, or ValueError or TypeError naming the file and what in it does not fit.
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not a TOML file or describes no sweep; the message names what does not fit.
+        TypeError: a value has the wrong type.
     """
     try:
         content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no TOML: {error}") from error
+        raise ValueError(f"{path} is not a TOML file: {error}") from error
     unknown = set(content) - {"defaults", "grid"}
     if unknown:
-        raise ValueError(f"{path} holds {sorted(unknown)[0]!r}; a sweep has [defaults] and tables [[grid]]")
+        raise ValueError(f"{path} holds {sorted(unknown)[0]!r}; a sweep has a table [defaults] and tables [[grid]]")
     tables = content.get("grid", [{}])
     defaults = content.get("defaults", {})
     if not isinstance(tables, list) or not isinstance(defaults, dict):
@@ -162,7 +173,7 @@ def _types(annotation: Any) -> tuple[type, ...]:
 
 
 def _fitting(name: str, value: Any, annotation: Any) -> Any:
-    """Take an integer for a number and a list for a tuple, as TOML writes them; refuse other types."""
+    """Accept an integer as a number and a list as a tuple, as TOML writes them; refuse other types."""
     allowed = _types(annotation)
     if float in allowed and type(value) is int:
         value = float(value)

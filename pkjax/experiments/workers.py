@@ -1,4 +1,4 @@
-"""What a process does that runs experiments for a sweep."""
+"""The work of a process that runs experiments for a sweep."""
 
 import multiprocessing
 import os
@@ -17,7 +17,8 @@ import pkjax as pk
 from pkjax import files
 from pkjax.data.dataset import Dataset
 from pkjax.experiments.environment import environment
-from pkjax.experiments.runs import FORMAT, run
+from pkjax.experiments.records import FORMAT
+from pkjax.experiments.runs import run
 from pkjax.experiments.settings import Settings
 
 __all__ = ["begin", "failure", "work"]
@@ -26,9 +27,9 @@ PARTIAL, IMAGES = "partial", "images"
 
 
 def begin(counter: Any, workers: int) -> None:
-    """Prepare a local worker process: its share of the cores, and an end with its parent's.
+    """Prepare a local worker process: give it its share of the cores, and end it with its parent.
 
-    Several workers that each spread over all cores would only wait for one another.
+    Workers that each used all cores would only wait for one another.
     """
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with counter.get_lock():
@@ -47,15 +48,14 @@ def _end_with_parent() -> None:
 
 
 def work(settings: Settings, folder: Path | None) -> tuple[dict[str, Any], PyTree | None]:
-    """Run an experiment: its record and masks, or the record of its failure and None.
+    """Run an experiment; return its record and masks, or the record of its failure and None.
 
-    ``folder`` is that of the results where this process can see it: decoded images and unfinished trainings are kept
-    there.
+    `folder` is the folder of results, where this process can see it: it keeps decoded images and unfinished trainings.
     """
     try:
         record, masks = run(settings, load=_loader(folder),
                             checkpoint=None if folder is None else folder / PARTIAL / settings.key)
-    except Exception as error:  # whatever a run raises is its result, and the sweep goes on
+    except Exception as error:  # whatever a run raises is its result; the sweep continues
         return failure(settings, f"{type(error).__name__}: {error}", traceback.format_exc()), None
     return record, jax.tree.map(np.asarray, masks)
 
@@ -68,7 +68,7 @@ def failure(settings: Settings, error: str, trace: str = "") -> dict[str, Any]:
 
 @lru_cache(maxsize=2)
 def _loader(folder: Path | None) -> Callable[[str, str], Dataset]:
-    """Load data sets, each once a process; decoded images are left in the folder for the next process."""
+    """Load data sets, each once per process; decoded images stay in the folder for the next process."""
     @lru_cache(maxsize=4)
     def load(name: str, split: str) -> Dataset:
         if folder is None or name == "digits":
@@ -81,8 +81,8 @@ def _loader(folder: Path | None) -> Callable[[str, str], Dataset]:
             with files.replacing(file) as part, part.open("xb") as out:
                 np.savez_compressed(out, **kept)
             return dataset
-        with np.load(file, allow_pickle=False) as found:
-            kept = {key: found[key] for key in _KEPT}
+        with np.load(file, allow_pickle=False) as saved:
+            kept = {key: saved[key] for key in _KEPT}
         return Dataset(**{**kept, "classes": int(kept["classes"]), "name": name, "levels": int(kept["levels"])})
 
     return load

@@ -103,7 +103,7 @@ def frobenius(multiply: Product, probes: Array, scale: Array, batch_size: int | 
 
 def quadrature(multiply: Product, probes: Array, mass: Array, key: Array, *, depth: int, points: int, decades: float,
                width: float) -> SpectralDensity:
-    """Estimate a spectral density by stochastic Lanczos quadrature, with matfree's tridiagonalisation.
+    """Estimate a spectral density by stochastic Lanczos quadrature, with matfree's Lanczos vectors.
 
     Args:
         multiply: the operator.
@@ -122,12 +122,12 @@ def quadrature(multiply: Product, probes: Array, mass: Array, key: Array, *, dep
     u = jax.random.normal(key, probes.shape[1:], probes.dtype) * jnp.abs(probes[0])
     # The operator's size to the nearest factor of a few keeps Lanczos in range.
     scale = jnp.maximum(jnp.linalg.norm(multiply(u)) / jnp.linalg.norm(u), jnp.finfo(probes.dtype).tiny)
-    tridiagonal = decomp.tridiag_sym(min(depth, probes.shape[1]), reortho="full")
+    lanczos = decomp.hessenberg(min(depth, probes.shape[1]), reortho="full")
 
     def one(s: Array) -> tuple[Array, Array]:
         with jax.numpy_dtype_promotion("standard"):  # matfree mixes its counters with floats
-            _, matrix, *_ = tridiagonal(lambda v: multiply(v) / scale, s / jnp.linalg.norm(s))
-        nodes, rows = jnp.linalg.eigh(_invariant(matrix))
+            _, hessenberg, *_ = lanczos(lambda v: multiply(v) / scale, s / jnp.linalg.norm(s))
+        nodes, rows = jnp.linalg.eigh(_tridiagonal(hessenberg))
         return nodes * scale, rows[0] ** 2 * mass
 
     nodes, weights = jax.lax.map(one, probes)
@@ -139,10 +139,15 @@ def quadrature(multiply: Product, probes: Array, mass: Array, key: Array, *, dep
     return SpectralDensity(top * 10**decade, (bell * kept).sum((1, 2)) / len(probes), nodes, weights)
 
 
-def _invariant(matrix: Array) -> Array:
-    """Cut a tridiagonal matrix where its coupling is rounding: what follows an invariant subspace is noise or NaN."""
-    side = jnp.diagonal(matrix, 1)
-    size = jnp.maximum(jnp.abs(matrix[0, 0]), jnp.abs(side[:1]).max(initial=0.0))
-    small = ~(jnp.abs(side) > 100 * jnp.finfo(matrix.dtype).eps * size)
+def _tridiagonal(hessenberg: Array) -> Array:
+    """Return Lanczos' tridiagonal matrix, cut where a coupling is rounding: beyond an invariant subspace it is noise.
+
+    The couplings stand below the diagonal. Above it, past such a subspace, stand products with normalised noise, so the
+    mean of the two, which `matfree.decomp.tridiag_sym` returns, would hide that a coupling is 0.
+    """
+    side = jnp.diagonal(hessenberg, -1)
+    size = jnp.maximum(jnp.abs(hessenberg[0, 0]), jnp.abs(side[:1]).max(initial=0.0))
+    small = ~(jnp.abs(side) > 100 * jnp.finfo(hessenberg.dtype).eps * size)     # NaN is small, too
     inside = jnp.concatenate([jnp.ones(1, bool), jnp.cumsum(small) == 0])
+    matrix = jnp.diag(jnp.diagonal(hessenberg)) + jnp.diag(side, 1) + jnp.diag(side, -1)
     return jnp.where(inside[:, None] & inside, matrix, 0)

@@ -1,4 +1,4 @@
-"""Networks of the pruning literature as Flax Linen modules, one as an NNX module; Flax loads with the first of them."""
+"""Networks of the pruning literature as Flax modules; Flax is imported when the first of them is used."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ _HOME = {"fc": "dense", "nnx_fc": "nnx_dense", "vgg11": "vgg", "vgg16": "vgg",
 if not TYPE_CHECKING:                                    # to a type checker it would give any name at all
     def __getattr__(name: str) -> Any:
         if name not in _HOME:
-            raise AttributeError(f"pkjax.models has no model {name!r}; it has {', '.join(__all__)}")
+            raise AttributeError(f"module 'pkjax.models' has no attribute {name!r}; it has {', '.join(__all__)}")
         return getattr(importlib.import_module(f"pkjax.models.{_HOME[name]}"), name)
 
 

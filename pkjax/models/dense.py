@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 __all__ = ["FC", "fc", "kaiming_normal"]
 
 kaiming_normal = initializers.variance_scaling(2.0, "fan_in", "normal")
-"""He's initialisation as PyTorch draws it: N(0, 2 / fan_in), not truncated."""
+"""He's initialisation as in PyTorch: N(0, 2 / fan_in), not truncated."""
 
 
 class FC(nn.Module):
@@ -25,7 +25,7 @@ class FC(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array | np.ndarray, "n ..."], train: bool = False) -> Float[Array, "n k"]:
-        """Map a batch to its logits; ``train`` changes nothing, there is no BatchNorm."""
+        """Map a batch to logits; `train` has no effect, as there is no BatchNorm."""
         x = x.reshape(x.shape[0], -1)
         for width in (self.width,) * self.depth:
             x = nn.relu(self._dense(width)(x))
@@ -38,24 +38,28 @@ class FC(nn.Module):
 
 def fc(width: int = 100, depth: int = 6, classes: int = 10, *, use_bias: bool = True,
        param_dtype: Any = jnp.float32) -> FC:
-    """Build a fully connected ReLU network: ``depth`` hidden layers of ``width`` units and a linear output.
+    """Build a fully connected ReLU network: `depth` hidden layers of `width` units and a linear output.
 
-    f = W_d relu(… relu(W_0 x + b_0) …) + b_d, weights N(0, 2 / fan_in), biases zero. It has
+        f = W_d relu(… relu(W_0 x + b_0) …) + b_d
+
+    Weights are N(0, 2 / fan_in), biases zero. The network has
     (inputs + 1) width + (depth − 1)(width + 1) width + (width + 1) classes parameters: 130,010 for FC-100
     on MNIST.
 
-    Shapes: (N, *input) to (N, classes).
+    Maps (N, *input) to (N, classes).
 
-    Raises ValueError where width, depth or classes is not positive.
+    Raises:
+        ValueError: width, depth or classes is not positive.
 
     Source: FC-100 to FC-2000 in section 5 of Gebhart et al. (2021).
 
-    >>> import jax, jax.numpy as jnp
-    >>> variables = fc(width=5, depth=2).init(jax.random.key(0), jnp.ones((1, 8, 8, 1), jnp.float32))
-    >>> {name: layer["kernel"].shape for name, layer in variables["params"].items()}
-    {'Dense_0': (64, 5), 'Dense_1': (5, 5), 'Dense_2': (5, 10)}
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> variables = fc(width=5, depth=2).init(jax.random.key(0), jnp.ones((1, 8, 8, 1), jnp.float32))
+        >>> {name: layer["kernel"].shape for name, layer in variables["params"].items()}
+        {'Dense_0': (64, 5), 'Dense_1': (5, 5), 'Dense_2': (5, 10)}
     """
     for name, value in (("width", width), ("depth", depth), ("classes", classes)):
         if value < 1:
-            raise ValueError(f"fc takes a positive {name}, got {value}")
+            raise ValueError(f"{name} must be positive, got {value}")
     return FC(width, depth, classes, use_bias, param_dtype)

@@ -1,4 +1,4 @@
-"""The fully connected network once more as a Flax NNX module."""
+"""The fully connected network as a Flax NNX module."""
 
 import itertools
 from typing import Any
@@ -17,12 +17,12 @@ class NNXFC(nnx.Module):
     """A fully connected ReLU network that flattens its input; build it with `nnx_fc`."""
 
     def __init__(self, sizes: tuple[int, ...], *, param_dtype: Any, rngs: nnx.Rngs) -> None:
-        """Make a layer between every two sizes."""
+        """Create a layer between every two consecutive sizes."""
         self.layers = nnx.List([nnx.Linear(a, b, kernel_init=kaiming_normal, param_dtype=param_dtype, rngs=rngs)
                                 for a, b in itertools.pairwise(sizes)])
 
     def __call__(self, x: Float[Array | np.ndarray, "n ..."]) -> Float[Array, "n k"]:
-        """Map a batch to its logits."""
+        """Map a batch to logits."""
         x = jnp.asarray(x).reshape(x.shape[0], -1)
         for layer in self.layers[:-1]:
             x = nnx.relu(layer(x))
@@ -31,19 +31,21 @@ class NNXFC(nnx.Module):
 
 def nnx_fc(inputs: int, width: int = 100, depth: int = 6, classes: int = 10, *, param_dtype: Any = jnp.float32,
            rngs: nnx.Rngs) -> NNXFC:
-    """Build `fc` as an NNX module, which knows its number of inputs from the start.
+    """Build `fc` as an NNX module, which needs the number of inputs in advance.
 
-    Shapes: (N, *input) with ``inputs`` entries each to (N, classes).
+    Maps (N, *input), where an input has `inputs` entries, to (N, classes).
 
-    Raises ValueError where a size is not positive.
+    Raises:
+        ValueError: a size is not positive.
 
     Source: FC-100 to FC-2000 in section 5 of Gebhart et al. (2021).
 
-    >>> model = nnx_fc(64, width=5, depth=2, rngs=nnx.Rngs(0))
-    >>> [layer.kernel.shape for layer in model.layers]
-    [(64, 5), (5, 5), (5, 10)]
+    Examples:
+        >>> model = nnx_fc(64, width=5, depth=2, rngs=nnx.Rngs(0))
+        >>> [layer.kernel.shape for layer in model.layers]
+        [(64, 5), (5, 5), (5, 10)]
     """
     for name, value in (("inputs", inputs), ("width", width), ("depth", depth), ("classes", classes)):
         if value < 1:
-            raise ValueError(f"nnx_fc takes positive {name}, got {value}")
+            raise ValueError(f"{name} must be positive, got {value}")
     return NNXFC((inputs, *(width,) * depth, classes), param_dtype=param_dtype, rngs=rngs)

@@ -18,8 +18,8 @@ class ResNet(nn.Module):
 
     A stem convolution, stages of basic blocks (the first of every later stage halves the image), a global
     average and one dense layer. Convolutions are 3×3 without bias, followed by BatchNorm; shortcuts that
-    change the shape are 1×1 convolutions, followed by BatchNorm (option B). ``plain`` leaves BatchNorm out,
-    with a bias on every convolution instead.
+    change the shape are 1×1 convolutions, followed by BatchNorm (option B). `plain` replaces BatchNorm by a
+    bias on every convolution.
     """
 
     widths: tuple[int, ...]
@@ -30,7 +30,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array | np.ndarray, "n h w c"], train: bool = False) -> Float[Array, "n k"]:
-        """Map a batch of images to its logits; BatchNorm uses running averages unless ``train``."""
+        """Map a batch of images to logits; BatchNorm uses running averages unless `train`."""
         y = nn.relu(self._conv(jnp.asarray(x), self.widths[0], 3, 1, train, "stem"))
         for stage, (width, count) in enumerate(zip(self.widths, self.blocks, strict=True)):
             for block in range(count):
@@ -61,14 +61,13 @@ def resnet20(classes: int = 10, *, plain: bool = False, param_dtype: Any = jnp.f
 
     Weights are N(0, 2 / fan_in), BatchNorm's scales one.
 
-    Shapes: (N, H, W, C) to (N, classes).
-
-    Raises nothing here; Flax raises for inputs that are no images.
+    Maps (N, H, W, C) to (N, classes).
 
     Source: He et al. (2016), section 4.2, with shortcuts of option B; Gebhart et al. (2021), section 5.
 
-    >>> resnet20().widths
-    (16, 32, 64)
+    Examples:
+        >>> resnet20().widths
+        (16, 32, 64)
     """
     return ResNet((16, 32, 64), (3, 3, 3), classes, plain, param_dtype)
 
@@ -76,14 +75,13 @@ def resnet20(classes: int = 10, *, plain: bool = False, param_dtype: Any = jnp.f
 def wide_resnet20(classes: int = 10, *, plain: bool = False, param_dtype: Any = jnp.float32) -> ResNet:
     """Build `resnet20` with twice the channels: 32, 64 and 128.
 
-    Shapes: (N, H, W, C) to (N, classes).
-
-    Raises nothing here; Flax raises for inputs that are no images.
+    Maps (N, H, W, C) to (N, classes).
 
     Source: Zagoruyko and Komodakis (2016), with a widening factor of 2.
 
-    >>> wide_resnet20().widths
-    (32, 64, 128)
+    Examples:
+        >>> wide_resnet20().widths
+        (32, 64, 128)
     """
     return ResNet((32, 64, 128), (3, 3, 3), classes, plain, param_dtype)
 
@@ -94,14 +92,13 @@ def resnet18(classes: int = 10, *, plain: bool = False, param_dtype: Any = jnp.f
     The stem has stride 1 and no max-pool follows it, as is usual for CIFAR and Tiny ImageNet: 11,173,962
     parameters for 10 classes.
 
-    Shapes: (N, H, W, C) to (N, classes).
-
-    Raises nothing here; Flax raises for inputs that are no images.
+    Maps (N, H, W, C) to (N, classes).
 
     Source: He et al. (2016), table 1, with the stem for small images.
 
-    >>> resnet18(classes=200).classes
-    200
+    Examples:
+        >>> resnet18(classes=200).classes
+        200
     """
     return ResNet((64, 128, 256, 512), (2, 2, 2, 2), classes, plain, param_dtype)
 
@@ -109,13 +106,12 @@ def resnet18(classes: int = 10, *, plain: bool = False, param_dtype: Any = jnp.f
 def wide_resnet18(classes: int = 10, *, plain: bool = False, param_dtype: Any = jnp.float32) -> ResNet:
     """Build `resnet18` with twice the channels: 128, 256, 512 and 1024.
 
-    Shapes: (N, H, W, C) to (N, classes).
-
-    Raises nothing here; Flax raises for inputs that are no images.
+    Maps (N, H, W, C) to (N, classes).
 
     Source: Zagoruyko and Komodakis (2016), with a widening factor of 2.
 
-    >>> wide_resnet18().widths
-    (128, 256, 512, 1024)
+    Examples:
+        >>> wide_resnet18().widths
+        (128, 256, 512, 1024)
     """
     return ResNet((128, 256, 512, 1024), (2, 2, 2, 2), classes, plain, param_dtype)

@@ -17,7 +17,7 @@ _VGG16 = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 51
 
 
 class VGG(nn.Module):
-    """Convolutions with BatchNorm and max-pooling, an average pool, a dense layer; see `vgg11`, `vgg16`."""
+    """Convolutions with BatchNorm and max-pooling, an average pool and a dense layer; see `vgg11` and `vgg16`."""
 
     plan: tuple[int | str, ...]
     classes: int = 10
@@ -26,7 +26,7 @@ class VGG(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array | np.ndarray, "n h w c"], train: bool = False) -> Float[Array, "n k"]:
-        """Map a batch of images to its logits; BatchNorm uses running averages unless ``train``."""
+        """Map a batch of images to logits; BatchNorm uses running averages unless `train`."""
         if min(x.shape[1:3]) < 16:
             raise ValueError("a VGG halves its images four times and needs at least 16×16 pixels, "
                              f"got a batch of shape {x.shape}")
@@ -38,13 +38,13 @@ class VGG(nn.Module):
             if not self.plain:
                 x = batch_norm(train, self.param_dtype)(x)
             x = nn.relu(x)
-        # OpenLTH pools 2×2 averages here, which at 32×32 pixels is the average over all places.
+        # OpenLTH averages over 2×2 here, which at 32×32 pixels is the average over all positions.
         x = jnp.mean(x, axis=(1, 2))
         return nn.Dense(self.classes, kernel_init=kaiming_normal, param_dtype=self.param_dtype)(x)
 
 
 def batch_norm(train: bool, param_dtype: Any) -> nn.BatchNorm:
-    """Build BatchNorm with PyTorch's constants; its statistics have the parameters' precision."""
+    """Build BatchNorm with PyTorch's constants, and statistics in the parameters' precision."""
     return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, param_dtype=param_dtype,
                         force_float32_reductions=jnp.dtype(param_dtype).itemsize < 8)
 
@@ -52,16 +52,15 @@ def batch_norm(train: bool, param_dtype: Any) -> nn.BatchNorm:
 def vgg11(classes: int = 10, *, plain: bool = False, param_dtype: Any = jnp.float32) -> VGG:
     """Build VGG-11 for 32×32 images: 8 convolutions with bias and BatchNorm, 9,231,114 parameters.
 
-    ``plain`` leaves BatchNorm out. Weights are N(0, 2 / fan_in), biases zero, BatchNorm's scales one.
+    `plain` leaves out BatchNorm. Weights are N(0, 2 / fan_in), biases zero, BatchNorm's scales one.
 
-    Shapes: (N, H, W, C) with H, W ≥ 16 to (N, classes).
+    Maps (N, H, W, C) with H, W ≥ 16 to (N, classes); the module raises a ValueError for smaller images.
 
-    Raises ValueError, when it is called, for smaller images.
+    Source: OpenLTH's `cifar_vgg_11`, whose average pool replaces the fifth max-pool.
 
-    Source: OpenLTH's ``cifar_vgg_11``; an average pool takes the place of the fifth max-pool, as there.
-
-    >>> vgg11().classes
-    10
+    Examples:
+        >>> vgg11().classes
+        10
     """
     return VGG(_VGG11, classes, plain, param_dtype)
 
@@ -69,15 +68,14 @@ def vgg11(classes: int = 10, *, plain: bool = False, param_dtype: Any = jnp.floa
 def vgg16(classes: int = 10, *, plain: bool = False, param_dtype: Any = jnp.float32) -> VGG:
     """Build VGG-16 for 32×32 images: 13 convolutions with bias and BatchNorm, 14,728,266 parameters.
 
-    ``plain`` leaves BatchNorm out. Weights are N(0, 2 / fan_in), biases zero, BatchNorm's scales one.
+    `plain` leaves out BatchNorm. Weights are N(0, 2 / fan_in), biases zero, BatchNorm's scales one.
 
-    Shapes: (N, H, W, C) with H, W ≥ 16 to (N, classes).
+    Maps (N, H, W, C) with H, W ≥ 16 to (N, classes); the module raises a ValueError for smaller images.
 
-    Raises ValueError, when it is called, for smaller images.
+    Source: OpenLTH's `cifar_vgg_16`; a network of Gebhart et al. (2021), section 5.
 
-    Source: OpenLTH's ``cifar_vgg_16``; a network of Gebhart et al. (2021), section 5.
-
-    >>> sum(isinstance(step, int) for step in vgg16().plan)
-    13
+    Examples:
+        >>> sum(isinstance(step, int) for step in vgg16().plan)
+        13
     """
     return VGG(_VGG16, classes, plain, param_dtype)

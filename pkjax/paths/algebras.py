@@ -10,10 +10,10 @@ from jaxtyping import Array
 
 from pkjax.paths.interpreter import PathSum, Value
 
-__all__ = ["Network", "Polynomial"]
+__all__ = ["Polynomial", "TrueValues"]
 
 
-class Network:
+class TrueValues:
     """The network as it stands: path sums hold its true values, and every gate is recorded in order."""
 
     signed = True

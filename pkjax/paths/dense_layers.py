@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Float64, Integer, PyTree, Shaped
+from jaxtyping import Array, Float64, Integer, PyTree, Shaped
 
 from pkjax import tables
+from pkjax.network import Network, read
 from pkjax.paths.errors import NotFullyConnectedError
 from pkjax.paths.interpret import interpret
 from pkjax.paths.interpreter import PathSum
-from pkjax.trees import ApplyFn, Trainable, trainable_masks
+from pkjax.trees import ApplyFn, Trainable
 
 __all__ = ["DenseLayer", "dense_layers"]
 
@@ -237,10 +238,19 @@ def dense_layers(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *inp
     >>> layer.index.tolist(), layer.bias_index.tolist()
     ([[0, 1], [2, 3], [4, 5]], [6, 7])
     """
-    x = jnp.asarray(x)
-    if x.ndim == 0 or x.shape[0] != 1:
+    network = read(apply_fn, params, x, masks=masks, trainable=trainable, paths=True)
+    x = network.batch(x, "x")
+    if x.shape[0] != 1:
         raise ValueError(f"x must be a batch of one, of shape (1, *input), but has shape {x.shape}")
-    trains = jax.tree.leaves(trainable_masks(params, trainable, masks))
+    return network_layers(network, x)
+
+
+def network_layers(network: Network, x: Array) -> tuple[DenseLayer, ...]:
+    """Read the layers of a network that has been read, for one example."""
+    params, masks = network.params, network.masks
+    leaves = jax.tree.leaves(params)
+    trains = [np.broadcast_to(False if e is None else np.asarray(e), np.shape(leaf))
+              for e, leaf in zip(network.entries, leaves, strict=True)]
     alive = [True] * len(trains) if masks is None else jax.tree.leaves(masks)
     sizes = [int(np.size(leaf)) for leaf in jax.tree.leaves(params)]
     offsets = np.cumsum([0, *sizes])
@@ -253,7 +263,7 @@ def dense_layers(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *inp
         # A parameter that does not train is a constant: its edge carries its value.
         return Entries(np.arange(sizes[i]).reshape(np.shape(leaf)), index, np.where(learns, present, value), value)
 
-    out = interpret(LayerAlgebra(), apply_fn, params, x, source,
+    out = interpret(LayerAlgebra(), network.fn, params, x, source,
                     lambda z: Signal(np.arange(z.size).reshape(z.shape), z.size, ())).value
     if not isinstance(out, Signal):
         raise NotFullyConnectedError("the output does not depend on the input")

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree, Shaped
 
+from pkjax.network import Network, read
 from pkjax.paths.dense_layers import IDENTITIES, REARRANGEMENTS
 from pkjax.paths.interpret import interpret
 from pkjax.paths.interpreter import PathSum
@@ -139,9 +140,14 @@ def dense_pairs(apply_fn: ApplyFn, params: PyTree, X: Float[Array, "N ..."], gat
     Array([[[1., 1.],
             [1., 5.]]], ...)
     """
+    network = read(apply_fn, params, X, paths=True)
+    return network_pairs(network, network.batch(X), gates)
+
+
+def network_pairs(network: Network, X: Array, gates: Sequence[Array]) -> Float[Array, "K N N"]:
+    """Sum over the paths of a network that has been read, for a batch that it took in."""
     n = len(X)
-    algebra = PairAlgebra(gates)
-    out = interpret(algebra, apply_fn, params, X[:1], lambda _, leaf: UNITS,
+    out = interpret(PairAlgebra(gates), network.fn, network.params, X[:1], lambda _, leaf: UNITS,
                     lambda x: PairSignal(jnp.ones((n, n), x.dtype), X[:, None]))
     if out.value is UNITS:
         raise NotDensePairsError("the output does not depend on the input")

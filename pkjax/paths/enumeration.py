@@ -10,13 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Float, PyTree, Shaped
+from jaxtyping import Array, Float, PyTree, Shaped
 
 from pkjax import tables
+from pkjax.network import Network, read
 from pkjax.paths.interpret import interpret
 from pkjax.paths.interpreter import PathSum
-from pkjax.paths.polynomial import record
-from pkjax.trees import ApplyFn, check_masks, leaf_names
+from pkjax.paths.polynomial import recorded_gates
+from pkjax.trees import ApplyFn, leaf_names
 
 __all__ = ["Factorization", "Path", "factorize"]
 
@@ -256,11 +257,11 @@ def factorize(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"
     >>> factors.paths[0]
     Path(source=0, parameters=('a[0,0]', 'b[0,0]'), output=0)
     """
-    check_masks(masks, params)
-    x = jnp.asarray(x)
+    network = read(apply_fn, params, x, masks=masks, paths=True)
+    x = network.batch(x, "x")
     leaves = jax.tree.leaves(params)
     alive = [True] * len(leaves) if masks is None else jax.tree.leaves(masks)
-    recorded = jax.jit(jax.vmap(lambda one: record(apply_fn, params, one[None], masks=masks)[1]))(x)
+    recorded = _gates(network, x)
     algebra = Enumeration([np.asarray(g, dtype=np.float64) for g in recorded], x.shape[0], max_paths)
     sizes = [int(np.size(leaf)) for leaf in leaves]
     offsets = np.cumsum([0, *sizes])
@@ -271,18 +272,22 @@ def factorize(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"
 
     def signal(z: Any) -> Table:
         return algebra.start(np.arange(z.size), source=np.arange(z.size))
-    table = interpret(algebra, apply_fn, params, x[:1], source, signal).value
+    table = interpret(algebra, network.fn, network.params, x[:1], source, signal).value
     theta = np.concatenate([np.asarray(leaf, dtype=np.float64).ravel() for leaf in leaves])
     values, jtv = _derivatives(table, theta)
     inputs = np.asarray(x, dtype=np.float64).reshape(x.shape[0], -1)
     reach = table.gates.T * np.where(table.source < 0, 1.0, inputs[:, table.source])
-    outputs = jax.eval_shape(apply_fn, params, x[:1]).shape[-1]
-    jvf = np.where(table.node == np.arange(outputs)[:, None], reach[:, None], 0.0)
+    jvf = np.where(table.node == np.arange(network.size)[:, None], reach[:, None], 0.0)
     names = [f"{name}[{','.join(map(str, np.unravel_index(i, np.shape(leaf))))}]" if np.ndim(leaf) else name
              for name, leaf in zip(leaf_names(params), leaves, strict=True) for i in range(np.size(leaf))]
     paths = tuple(Path(None if s < 0 else int(s), tuple(names[j] for j in f if j >= 0), int(k))
                   for s, f, k in zip(table.source, table.factors, table.node, strict=True))
     return Factorization(jvf.reshape(-1, table.node.size), jtv, values, paths)
+
+
+@jax.jit
+def _gates(network: Network, x: Array) -> tuple[Array, ...]:
+    return jax.vmap(lambda one: recorded_gates(network, one[None])[1])(x)
 
 
 def _derivatives(table: Table, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

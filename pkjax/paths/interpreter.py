@@ -19,18 +19,21 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 from jax.extend import core as jex
-from jax.extend import source_info_util
 
 from pkjax.paths.errors import NotPathNetworkError
+from pkjax.programs.program import Hoisted, equation_function, live_equations
+from pkjax.programs.source import module_scope, source_line
 
 __all__ = ["Algebra", "Const", "Gate", "Interpreter", "PathSum", "Rule", "Value"]
 
 
 @dataclass(frozen=True, eq=False)
 class Const:
-    """A value that depends on neither parameters nor input."""
+    """A value that depends on neither parameters nor a floating-point input."""
 
     value: Any
+    of_input: bool = False
+    """Whether it depends on an integer input."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,9 +90,10 @@ Rule = Callable[["Interpreter", Any, list[Any]], Sequence[Value]]
 class Interpreter:
     """Walks jaxprs under one algebra, with a table of rules from primitive names."""
 
-    def __init__(self, algebra: Algebra, rules: dict[str, Rule]):
+    def __init__(self, algebra: Algebra, rules: dict[str, Rule], constants: Sequence[Any] = ()):
         self.algebra = algebra
         self.rules = rules
+        self.constants = constants
         self.enclosing: list[Any] = []
 
     # -- walking -----------------------------------------------------------------------------------------------------
@@ -112,8 +116,12 @@ class Interpreter:
     def run_closed(self, closed: Any, args: Sequence[Value]) -> list[Value]:
         """Interpret a closed jaxpr, or an open one without constants."""
         if isinstance(closed, jex.ClosedJaxpr):
-            return self.run(closed.jaxpr, [Const(c) for c in closed.consts], args)
+            return self.run(closed.jaxpr, [Const(self.constant(c)) for c in closed.consts], args)
         return self.run(closed, [], args)
+
+    def constant(self, held: Any) -> Any:
+        """What a program's constant holds: an array that was hoisted out of it comes back."""
+        return self.constants[held.index] if isinstance(held, Hoisted) else held
 
     def equation(self, eqn: Any, ins: list[Value]) -> Sequence[Value]:
         """Interpret one operation: calls recurse, constants are evaluated, gates stay gates, the rest has a rule."""
@@ -124,7 +132,8 @@ class Interpreter:
             return rule(self, eqn, ins)
         if not any(isinstance(v, PathSum) for v in ins):
             if not any(isinstance(v, Gate) for v in ins):
-                return [Const(v) for v in evaluate(eqn, [v.value for v in ins])]
+                of_input = any(v.of_input for v in ins if isinstance(v, Const))
+                return [Const(v, of_input) for v in evaluate(eqn, [v.value for v in ins])]
             known = all(v.value is not None for v in ins)
             outs = evaluate(eqn, [v.value for v in ins]) if known else [None] * len(eqn.outvars)
             return [Gate(v, tuple(o.aval.shape)) for v, o in zip(outs, eqn.outvars, strict=True)]
@@ -166,9 +175,7 @@ class Interpreter:
         x, y = self.lifted(a), self.lifted(b)
         if x.on_input and y.on_input:
             raise self.error(f"'{op}' multiplies two signals that both depend on the input")
-        degree = dict(x.degree)
-        for label, n in y.degree.items():
-            degree[label] = degree.get(label, 0) + n
+        degree = _met(x.degree, y.degree)
         out = _formed(fn, (x, y)) if like is None else like
         return PathSum(self.algebra.bilinear(op, fn, x, y), out.shape, out.dtype, x.on_input or y.on_input,
                        degree, parent)
@@ -186,15 +193,26 @@ class Interpreter:
 
     def error(self, what: str) -> NotPathNetworkError:
         """Describe why the present operation has no paths: the reason, where it stands, what to do."""
-        scope = next((str(e.source_info.name_stack) for e in reversed(self.enclosing)
-                      if str(e.source_info.name_stack)), "")
+        scope = module_scope(self.enclosing)
         names = [str(e.params.get("name", "")) for e in self.enclosing] + [self.enclosing[-1].primitive.name]
-        where = next((w for e in reversed(self.enclosing) if (w := user_line(e.source_info))), "an unknown line")
+        where = source_line(self.enclosing)
         return NotPathNetworkError(
             f"{what}\n  operation: {self.enclosing[-1].primitive.name}"
             + (f" in {'/'.join(n for n in names[:-1] if n)}" if any(names[:-1]) else "")
             + f"\n  source: {where}" + (f"\n  module: {scope}" if scope else "")
             + f"\n  what to do: {advice(scope, names)}")
+
+
+Degree = dict[tuple[int, ...], int]
+
+
+def _met(one: Degree, other: Degree) -> Degree:
+    """How often parameters lie on the paths of a product. A slice of stacked parameters is a part of the stack."""
+    def most(label: tuple[int, ...], degree: Degree) -> int:
+        return max((n for other, n in degree.items() if label[:len(other)] == other[:len(label)]), default=0)
+
+    return {label: max(one.get(label, 0) + most(label, other), other.get(label, 0) + most(label, one))
+            for label in one | other}
 
 
 def _formed(fn: Callable[..., Any], operands: Sequence[PathSum]) -> Any:
@@ -221,36 +239,9 @@ def advice(scope: str, names: Sequence[str]) -> str:
             "homogeneous activations (relu, leaky_relu, PReLU, abs, max)")
 
 
-LIBRARIES = ("/jax/", "/jaxlib/", "/flax/", "/pkjax/", "/jaxtyping/", "/beartype/", "<")
-
-
-def user_line(source_info: Any) -> str:
-    """Name the innermost line outside JAX, Flax and this package, else the innermost that JAX would name."""
-    traceback = getattr(source_info, "traceback", None)
-    for frame in getattr(traceback, "frames", ()):
-        file = frame.file_name.replace("\\", "/")
-        if not any(part in file for part in LIBRARIES):
-            return f"{frame.file_name}:{frame.line_num} ({frame.function_name})"
-    summary = source_info_util.summarize(source_info)
-    return "" if summary.startswith("unknown") else summary
-
-
 def evaluate(eqn: Any, values: Sequence[Any]) -> list[Any]:
     """Run one operation on plain values, at once where none is traced (a threshold must be a number, not a tracer)."""
-    if any(isinstance(v, jax.core.Tracer) for v in values):
-        outs = eqn.primitive.bind(*values, **eqn.params)
-    else:
-        with jax.ensure_compile_time_eval():
-            outs = eqn.primitive.bind(*values, **eqn.params)
+    traced = any(isinstance(v, jax.core.Tracer) for v in values)
+    with contextlib.nullcontext() if traced else jax.ensure_compile_time_eval():
+        outs = equation_function(eqn)(*values)
     return list(outs) if eqn.primitive.multiple_results else [outs]
-
-
-def live_equations(jaxpr: Any) -> list[Any]:
-    """Return the equations that the outputs need; the others may hold anything."""
-    needed = {v for v in jaxpr.outvars if not isinstance(v, jex.Literal)}
-    live = []
-    for eqn in reversed(jaxpr.eqns):
-        if any(v in needed for v in eqn.outvars):
-            live.append(eqn)
-            needed.update(v for v in eqn.invars if not isinstance(v, jex.Literal))
-    return live[::-1]

@@ -1,6 +1,7 @@
 """The path polynomial of a network, its gates, and what follows from them at once."""
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -8,12 +9,14 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree, Shaped
 
-from pkjax.paths.algebras import Network, Polynomial
+from pkjax.network import Network, read
+from pkjax.paths.algebras import Polynomial, TrueValues
 from pkjax.paths.interpret import interpret
 from pkjax.paths.interpreter import PathSum
-from pkjax.trees import ApplyFn, check_masks, is_floating, shapes
+from pkjax.programs.program import BoundProgram, Program
+from pkjax.trees import ApplyFn, is_floating, shapes
 
-__all__ = ["evaluate_paths", "gates", "path_sum", "polynomial", "record", "tied", "unit_weights"]
+__all__ = ["evaluate_paths", "gates", "path_sum", "polynomial", "record", "recorded_gates", "tied", "unit_weights"]
 
 
 def polynomial(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], *, q: float | int,
@@ -50,7 +53,8 @@ def polynomial(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input
     >>> polynomial(net, {k: abs(v) for k, v in w.items()}, jnp.ones((1, 1)), q=1)  # |1·3| + |2·5|
     Array([[13.]], ...)
     """
-    return evaluate_paths(lambda natural: Polynomial(q, gates, natural), apply_fn, params, x, masks, pool)
+    network = read(apply_fn, params, x, masks=masks, paths=True)
+    return network.shaped(evaluate_paths(partial(Polynomial, q), network, network.batch(x, "x"), gates, pool), 1)
 
 
 def path_sum(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, gates: Sequence[ArrayLike],
@@ -62,21 +66,41 @@ def path_sum(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, gates: Sequence
     >>> path_sum(net, -jnp.eye(2), jnp.ones((1, 2)), gates=(jnp.array([[1., 0.]]),))
     Array([[-1., -0.]], ...)
     """
-    return evaluate_paths(lambda natural: Polynomial(None, gates, natural), apply_fn, params, x, masks)
+    network = read(apply_fn, params, x, masks=masks, paths=True)
+    return network.shaped(evaluate_paths(partial(Polynomial, None), network, network.batch(x, "x"), gates), 1)
 
 
-def evaluate_paths(make: Callable[[bool], Polynomial], apply_fn: ApplyFn, params: PyTree, x: ArrayLike,
-                   masks: PyTree | None, pool: str = "sum", hold: Callable[[Any], Any] = lambda value: value) -> Any:
-    """Walk the network under ``make(whether maxima stay)``, in which parameters and input are what ``hold`` says."""
+def evaluate_paths(make: Callable[..., Polynomial], network: Network, x: Array, gates: Sequence[ArrayLike] | None,
+                   pool: str = "sum", hold: Callable[[Any], Any] = lambda value: value,
+                   release: Callable[[Any], Any] = lambda held: held[0]) -> Any:
+    """Walk a network for each example of x, under ``make(gates, whether maxima stay)``; stack the examples' values.
+
+    Parameters and input are held as ``hold`` says; ``release`` makes arrays of what the output (1, K) holds.
+    """
     if pool not in ("sum", "max"):
         raise ValueError(f'pool must be "sum" or "max", but is {pool!r}')
-    algebra = make(pool == "max")
-    params, x = _arrays(params, x, masks)
-    out = interpret(algebra, apply_fn, params, x, lambda _, leaf: hold(leaf), hold)
-    if algebra.gates is not None and algebra.used != len(algebra.gates):
-        raise ValueError(f"gates holds {len(algebra.gates)} arrays, but this network uses {algebra.used}; record them "
-                         "with pkjax.paths.gates on the same apply_fn")
-    return out.value
+
+    def one(x: Array, gates: tuple[Array, ...] | None) -> Any:
+        algebra = make(gates, pool == "max")
+        out = interpret(algebra, network.fn, network.params, x[None], lambda _, leaf: hold(leaf), hold)
+        if algebra.gates is not None and algebra.used != len(algebra.gates):
+            raise ValueError(f"gates holds {len(algebra.gates)} arrays, but this network uses {algebra.used}; record "
+                             "them with pkjax.paths.gates on the same apply_fn")
+        return release(out.value)
+
+    if len(x) == 1:      # convolutions of one example have a faster form, which vmap would undo
+        values = one(x[0], None if gates is None else tuple(map(jnp.asarray, gates)))
+        return jax.tree.map(lambda v: v[None], values)
+    return jax.vmap(one)(x, None if gates is None else tuple(_by_example(g, i, len(x)) for i, g in enumerate(gates)))
+
+
+def _by_example(gate: ArrayLike, index: int, n: int) -> Array:
+    """One gate of a batch, (N·s, ...), as those of its examples, (N, s, ...)."""
+    gate = jnp.asarray(gate)
+    if gate.ndim == 0 or gate.shape[0] % n:
+        raise ValueError(f"gate {index} has shape {gate.shape}, but x holds {n} examples; record gates with "
+                         "pkjax.paths.gates on a batch of the same size")
+    return gate if gate.ndim == 1 else gate.reshape(n, gate.shape[0] // n, *gate.shape[1:])
 
 
 def gates(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], *, masks: PyTree | None = None
@@ -109,10 +133,22 @@ def gates(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], *
 def record(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *,
            masks: PyTree | None = None) -> tuple[Float[Array, "N K"], tuple[Array, ...]]:
     """Evaluate the network through its paths: its outputs, and the gates."""
-    params, x = _arrays(params, x, masks)
-    algebra = Network()
-    out = interpret(algebra, apply_fn, params, x, lambda _, leaf: leaf, lambda z: z)
-    return out.value, tuple(algebra.recorded)
+    network = read(apply_fn, params, x, masks=masks, paths=True)
+    values, recorded = recorded_gates(network, network.batch(x, "x"))
+    return network.shaped(values, 1), recorded
+
+
+def recorded_gates(network: Network, x: Array) -> tuple[Float[Array, "N K"], tuple[Array, ...]]:
+    """Outputs and gates of a batch that the network took in."""
+    def one(x: Array) -> tuple[Array, tuple[Array, ...]]:
+        algebra = TrueValues()
+        out = interpret(algebra, network.fn, network.params, x[None], lambda _, leaf: leaf, lambda z: z)
+        return out.value, tuple(algebra.recorded)
+
+    if len(x) == 1:
+        return one(x[0])
+    values, recorded = jax.vmap(one)(x)
+    return values[:, 0], tuple(g if g.ndim < 2 else g.reshape(-1, *g.shape[2:]) for g in recorded)
 
 
 def tied(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"] | jax.ShapeDtypeStruct
@@ -135,14 +171,21 @@ def tied(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"] | j
     >>> tied(lambda w, x: (x @ w["a"]) @ w["a"] @ w["b"], {"a": jnp.eye(2), "b": jnp.eye(2)}, jnp.ones((1, 2)))
     (True, False)
     """
+    network = read(apply_fn, params, x, paths=True)
+    return _tied(network.fn.program, tuple(jax.tree.leaves(shapes(network.params))), network.example)
+
+
+@lru_cache(maxsize=256)
+def _tied(program: Program, leaves: tuple[jax.ShapeDtypeStruct, ...], x: jax.ShapeDtypeStruct) -> tuple[bool, ...]:
+    """Look up once for each program which leaves may lie twice on a path."""
     out: list[PathSum] = []
 
-    def walk(p: PyTree, z: Any) -> Array:
-        out.append(interpret(Polynomial(1, None, False), apply_fn, p, z, lambda _, leaf: leaf, lambda v: v))
+    def walk(fn: BoundProgram, p: list[Array], z: Array) -> Array:
+        out.append(interpret(Polynomial(1, None, False), fn, p, z, lambda _, leaf: leaf, lambda v: v))
         return out[-1].value
-    jax.eval_shape(walk, *shapes((params, x)))
+    jax.eval_shape(walk, program.shapes, list(leaves), x)
     twice = {label[0] for label, n in out[-1].degree.items() if n > 1}
-    return tuple(i in twice for i in range(len(jax.tree.leaves(params))))
+    return tuple(i in twice for i in range(len(leaves)))
 
 
 def unit_weights(params: PyTree) -> PyTree:
@@ -160,11 +203,3 @@ def unit_weights(params: PyTree) -> PyTree:
     {'count': Array(3, ...), 'kernel': Array([1., 1.], ...)}
     """
     return jax.tree.map(lambda p: jnp.nan_to_num(jnp.asarray(p)) * 0 + 1 if is_floating(p) else p, params)
-
-
-def _arrays(params: PyTree, x: ArrayLike, masks: PyTree | None) -> tuple[PyTree, Array]:
-    check_masks(masks, params)
-    params = jax.tree.map(jnp.asarray, params)
-    if masks is not None:
-        params = jax.tree.map(lambda p, m: jnp.where(m, p, jnp.zeros_like(p)), params, masks)
-    return params, jnp.asarray(x)

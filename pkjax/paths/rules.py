@@ -107,6 +107,8 @@ def indexed(operands: Sequence[int]) -> Rule:
         def fn(*values: Any) -> Any:
             full = dict(zip(slots, values, strict=True)) | {i: v.value for i, v in rest.items()}
             return eqn.primitive.bind(*(full[i] for i in range(len(ins))), **eqn.params)
+        # What indices of one example pick is no fixed function of the operands.
+        fn.of_input = any(v.of_input for v in rest.values())  # type: ignore[attr-defined]
         return [interp.linear(eqn.primitive.name, fn, [ins[i] for i in slots], like=eqn.outvars[0].aval)]
     return rule
 
@@ -161,6 +163,8 @@ def scan(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
     for i in order:
         outs = interp.run_closed(body, [*consts, *carry, *(_slice(interp, s, i) for s in stacks)])
         carry, steps[i] = list(outs[:n_carry]), list(outs[n_carry:])
+    if length == 0:
+        return [*carry, *(Const(jnp.zeros(o.aval.shape, o.aval.dtype)) for o in eqn.outvars[n_carry:])]
     return [*carry, *(_stack(interp, ys) for ys in zip(*steps, strict=True))]
 
 

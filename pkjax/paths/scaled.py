@@ -8,7 +8,7 @@ mantissa are those of the polynomial, over 2^e.
 
 import math
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -17,10 +17,11 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PyTree, Shaped
 
+from pkjax.network import Network, read
 from pkjax.paths.algebras import Polynomial
 from pkjax.paths.interpreter import PathSum
 from pkjax.paths.polynomial import evaluate_paths, unit_weights
-from pkjax.trees import ApplyFn, hashable, is_floating
+from pkjax.trees import ApplyFn, is_floating
 
 __all__ = ["NOTHING", "Scaled", "exponent_of", "log_count", "normalized", "power_of_two", "scaled_polynomial",
            "shifted"]
@@ -108,10 +109,21 @@ def scaled_polynomial(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N
     """
     if q != int(q) or q < 0:
         raise ValueError(f"q must be a whole number of at least 0, but is {q}: see polynomial for others")
+    network = read(apply_fn, params, x, masks=masks, paths=True)
+    mantissa, exponent = scaled_values(network, network.batch(x, "x"), int(q), gates, pool, skip_zeros)
+    return network.shaped(mantissa, 1), exponent
+
+
+def scaled_values(network: Network, x: Array, q: int, gates: Sequence[Any] | None = None, pool: str = "sum",
+                  skip_zeros: bool = False) -> tuple[Float[Array, "N K"], Int[Array, ""]]:
+    """The scaled polynomial of a batch that the network took in."""
     zero = jnp.zeros((), jnp.int32)
-    out = evaluate_paths(lambda natural: ScaledPolynomial(int(q), gates, natural, skip_zeros), apply_fn, params, x,
-                         masks, pool, lambda value: Scaled(value, zero))
-    return normalized(out, skip_zeros)[:2]
+    mantissa, exponents = evaluate_paths(
+        lambda gates, natural: ScaledPolynomial(q, gates, natural, skip_zeros), network, x, gates, pool,
+        lambda value: Scaled(value, zero), lambda held: (held.mantissa[0], held.exponent))
+    top = exponents.max()
+    return normalized(Scaled(shifted(mantissa, (exponents - top)[:, None]) if len(x) > 1 else mantissa, top),
+                      skip_zeros)[:2]
 
 
 def log_count(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], *, masks: PyTree | None = None
@@ -143,27 +155,29 @@ def log_count(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"
     >>> float(log_count(net, w, jnp.ones((1, 5))))   # 5·4·5 paths
     2.0
     """
-    x = jnp.asarray(x)
     if any(isinstance(v, jax.core.Tracer) for v in jax.tree.leaves((params, x, masks))):
-        count, exponent = _total(apply_fn, jnp.result_type(x), params, x, masks)
+        network = read(apply_fn, unit_weights(params), x, masks=masks, paths=True)
+        count, exponent = path_total(network, network.batch(x, "x"))
         return jnp.log10(count) + exponent * jnp.log10(jnp.asarray(2, count.dtype))
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
-        number, power = map(float, _counted(hashable(apply_fn))(params, x, masks))
+        network = read(apply_fn, unit_weights(in_double(params)), in_double(x), masks=masks, paths=True)
+        number, power = map(float, _counted(network, network.batch(in_double(x), "x")))
     return jnp.asarray(np.log10(number) + power * np.log10(2) if number else -np.inf)
 
 
-def _total(apply_fn: ApplyFn, dtype: Any, params: PyTree, x: Array, masks: PyTree | None) -> tuple[Array, Array]:
-    """R_0 with every weight 1, as a mantissa and its power of two."""
-    ones = unit_weights(jax.tree.map(lambda p: jnp.asarray(p, dtype) if is_floating(p) else p, params))
-    start = jnp.where(x == 0, jnp.zeros((), dtype), jnp.ones((), dtype)) if is_floating(x) else x
-    mantissa, exponent = scaled_polynomial(apply_fn, ones, start, q=0, masks=masks, skip_zeros=True)
+def in_double(tree: PyTree) -> PyTree:
+    """Floating-point leaves in float64, which must be enabled; the others as they are."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64) if is_floating(leaf) else leaf, tree)
+
+
+def path_total(network: Network, x: Array) -> tuple[Array, Array]:
+    """R_0 of a network with unit weights, as a mantissa and its power of two."""
+    mantissa, exponent = scaled_values(network, jnp.where(x == 0, jnp.zeros_like(x), jnp.ones_like(x)), 0,
+                                       skip_zeros=True)
     return mantissa.sum(), exponent
 
 
-@lru_cache(maxsize=8)
-def _counted(apply_fn: ApplyFn) -> Callable[..., Any]:
-    """Compile once for all masks of a network."""
-    return jax.jit(partial(_total, apply_fn, jnp.float64))
+_counted = jax.jit(path_total)
 
 
 def normalized(held: Scaled, skip_zeros: bool) -> Scaled:

@@ -14,13 +14,15 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree, Shaped
 
-from pkjax.paths.algebras import Network
+from pkjax.network import read
+from pkjax.paths.algebras import TrueValues
 from pkjax.paths.convolution import as_columns, as_matrix, patches
 from pkjax.paths.interpret import interpret
 from pkjax.paths.interpreter import PathSum
+from pkjax.programs.program import BoundProgram
 from pkjax.trees import ApplyFn
 
-__all__ = ["Site", "sites", "tapped"]
+__all__ = ["Site", "network_sites", "network_tapped", "sites", "tapped"]
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class Held(NamedTuple):
     view: View | None
 
 
-class Tapped(Network):
+class Tapped(TrueValues):
     """The network as it stands, with a tap at every site."""
 
     def __init__(self, leaves: Sequence[Any], taps: Sequence[Array] | None):
@@ -86,11 +88,9 @@ class Tapped(Network):
         self.sites: list[Site] = []
         self.operands: list[Array | None] = []
         self.uncovered: set[int] = set()
-        self.traced = False
 
     def lift(self, constant: Any) -> Held:
         """Hold the constant itself; the sites keep it, so that it must outlive the walk."""
-        self.traced |= isinstance(constant, jax.core.Tracer)
         return Held(constant, None)
 
     def true_value(self, operand: PathSum) -> Any:
@@ -114,7 +114,8 @@ class Tapped(Network):
         def alone(i: int, v: Array) -> Array:
             return fn(*(v if j == i else jnp.zeros(s.shape, s.dtype) for j, s in enumerate(operands)))
         if not any(s.on_input for s in operands):
-            view = operands[parameters[0]].value.view if len(parameters) == 1 else None
+            fixed = len(parameters) == 1 and not getattr(fn, "of_input", False)
+            view = operands[parameters[0]].value.view if fixed else None
             if view is not None:
                 i, leaf_to = parameters[0], view.fn
                 view = View(view.leaf, lambda leaf: alone(i, leaf_to(leaf)), False)
@@ -184,11 +185,10 @@ def _added(alone: Callable[[int, Array], Array], i: int, h: None, parameter: Arr
     return alone(i, parameter)
 
 
-def _walk(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, taps: Sequence[Array] | None) -> tuple[Tapped, Array]:
-    params, x = jax.tree.map(jnp.asarray, (params, x))
+def _walk(fn: BoundProgram, params: PyTree, x: ArrayLike, taps: Sequence[Array] | None) -> tuple[Tapped, Array]:
     leaves = jax.tree.leaves(params)
     algebra = Tapped([jax.ShapeDtypeStruct(jnp.shape(v), jnp.result_type(v)) for v in leaves], taps)
-    out = interpret(algebra, apply_fn, params, x, lambda i, leaf: Held(leaf, View(i, lambda v: v, True)),
+    out = interpret(algebra, fn, params, x, lambda i, leaf: Held(leaf, View(i, lambda v: v, True)),
                     lambda z: Held(z, None))
     if not out.on_input:
         algebra._uncover(out)
@@ -219,20 +219,28 @@ def sites(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"] | 
     >>> [s.kind for s in found], of_leaf
     (['dense', 'elementwise'], {0: (0,), 1: (1,)})
     """
-    seen: list[Tapped] = []
+    network = read(apply_fn, params, x)
+    return network_sites(network.fn, network.params, network.example)
 
-    def walk(p: PyTree, z: Any) -> Array:
-        algebra, out = _walk(apply_fn, p, z, None)
-        seen.append(algebra)
-        return out
-    jax.eval_shape(walk, params, x)
-    found = seen[-1]
-    if found.traced:    # the network closes over what the caller traces: only in the caller's trace do the sites last
+
+def network_sites(fn: BoundProgram, params: PyTree, x: Any
+                  ) -> tuple[tuple[Site, ...], dict[int, tuple[int, ...]]]:
+    """Find the sites of a network that has been read; under a transformation they live as long as its trace does."""
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((fn, params))):
         zeros = partial(jax.tree.map, lambda v: jnp.zeros(jnp.shape(v), jnp.result_type(v)))
-        found, _ = _walk(apply_fn, zeros(params), zeros(x), None)
-    covered = {i: tuple(n for n, s in enumerate(found.sites) if s.leaf == i)
-               for i in range(len(found.leaves)) if i not in found.uncovered}
-    return tuple(found.sites), covered
+        walked, _ = _walk(fn, zeros(params), zeros(x), None)
+    else:
+        seen: list[Tapped] = []
+
+        def walk(fn: BoundProgram, p: PyTree, z: Any) -> Array:
+            algebra, out = _walk(fn, p, z, None)
+            seen.append(algebra)
+            return out
+        jax.eval_shape(walk, fn, params, x)
+        walked = seen[-1]
+    covered = {i: tuple(n for n, s in enumerate(walked.sites) if s.leaf == i)
+               for i in range(len(walked.leaves)) if i not in walked.uncovered}
+    return tuple(walked.sites), covered
 
 
 def tapped(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], taps: Sequence[Float[Array, "..."]]
@@ -259,5 +267,12 @@ def tapped(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], 
     >>> f, h
     (Array([[4., 4.]], ...), Array([[1., 1., 1.]], ...))
     """
-    algebra, out = _walk(apply_fn, params, x, taps)
+    network = read(apply_fn, params, x)
+    return network_tapped(network.fn, network.params, network.batch(x, "x"), taps)
+
+
+def network_tapped(fn: BoundProgram, params: PyTree, x: Array, taps: Sequence[Array]
+                   ) -> tuple[Array, tuple[Array | None, ...]]:
+    """Evaluate a network that has been read with taps added at its sites."""
+    algebra, out = _walk(fn, params, x, taps)
     return out, tuple(algebra.operands)

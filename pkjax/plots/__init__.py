@@ -1,11 +1,15 @@
-"""Pictures: a report's spectra with their bound, its overlaps and layers, a network's paths, a training's accuracies.
+"""Pictures: spectra with their bound, overlaps, layers, the paths of a network, the course of a training.
 
-Every function returns a Matplotlib figure and leaves pyplot's state alone. It draws on ``ax`` where one is given; those
-of several panels take ``axes``, a sequence of as many. Everything can be read at the width of a column, 3.3 inches.
-Colours are Okabe and Ito's (2008), which colour-blind readers tell apart; curves differ in their line style too.
+Every function returns a Matplotlib figure and leaves pyplot's state alone. It draws on `ax` where one is given;
+functions with several panels take `axes`, a sequence of one for each. Everything is readable at the width of a column,
+3.3 inches. The colours are those of Okabe and Ito (2008), which colour-blind readers can tell apart; curves differ in
+line style too.
 """
 
+from pkjax.plots.kept_weights import layers
+from pkjax.plots.kernels import overlaps, spectra
 from pkjax.plots.network import paths
-from pkjax.plots.report import layers, overlaps, report, spectra, training, trajectories
+from pkjax.plots.reports import report
+from pkjax.plots.training_curves import training, trajectories
 
 __all__ = ["layers", "overlaps", "paths", "report", "spectra", "training", "trajectories"]

@@ -1,4 +1,4 @@
-"""A picture of a small network, and of the paths that run through its edges."""
+"""A picture of a small network and of the paths through its edges."""
 
 import re
 from collections.abc import Sequence
@@ -20,34 +20,37 @@ __all__ = ["paths"]
 
 def paths(paths: Sequence[Path], values: Shaped[np.ndarray, " p"], active: Bool[np.ndarray, " p"] | None = None,
           ax: "Axes | None" = None, label: str = "path value $v_p$", limit: float | None = None) -> "Figure":
-    """Draw a small fully connected network, and side by side on its edges the paths that run through each.
+    """Draw a small fully connected network with its paths side by side on the edges they run through.
 
     A path has one colour from its input to its output: vermillion for values above 0, blue below, paler near 0. Paths
-    that are not ``active`` are thin, grey and dotted. What starts at a bias starts at a square.
+    that are not `active` are thin, grey and dotted. A path that starts at a bias starts at a square.
 
     Args:
-      paths: of a network whose layers are kernels (inputs, outputs) with or without biases, as ``pk.paths.factorize``
-        lists them. Masked weights have no edge.
-      values: a number for every path: its value, its share of an output, an eigenvector's entry.
-      active: which paths to draw in full; all by default.
-      ax: axes to draw on.
-      label: what the colours mean.
-      limit: the value of the fullest colour, for pictures to be compared; by default the largest that is drawn.
+        paths: the paths of a network whose layers are kernels (inputs, outputs) with or without biases, as
+            `pk.paths.factorize` lists them. Masked weights have no edge.
+        values: a number for every path: its value, its share of an output, an eigenvector's entry.
+        active: which paths to draw in full; all by default.
+        ax: axes to draw on.
+        label: the meaning of the colours.
+        limit: the value of the fullest colour, to make pictures comparable; by default the largest value drawn.
 
-    Raises: ValueError where there is no path, where lengths differ, and for paths that do not lead from layer to layer.
+    Raises:
+        ValueError: there is no path, the lengths differ, or a path does not lead from layer to layer.
+        ImportError: Matplotlib is missing.
 
     Source: the paths of equations 9 and 10 of Gebhart et al. (2021).
 
-    >>> route = Path(source=0, parameters=("a[0,1]", "b[1,0]"), output=0)
-    >>> paths([route], np.array([2.0])).axes[0].get_title(loc="left")
-    '1 path'
+    Examples:
+        >>> route = Path(source=0, parameters=("a[0,1]", "b[1,0]"), output=0)
+        >>> paths([route], np.array([2.0])).axes[0].get_title(loc="left")
+        '1 path'
     """
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LinearSegmentedColormap, Normalize
 
     values, shown = np.asarray(values), np.ones(len(paths), bool) if active is None else np.asarray(active)
     if not len(paths) == len(values) == len(shown) > 0:
-        raise ValueError(f"values and active must hold a number for each path, of which there must be one, got "
+        raise ValueError(f"values and active must hold one entry for each path, and there must be a path, got "
                          f"{len(values)} and {len(shown)} for {len(paths)} paths")
     depth = max(sum("," in name for name in path.parameters) for path in paths)
     routes = [_route(path, depth) for path in paths]
@@ -92,7 +95,7 @@ def paths(paths: Sequence[Path], values: Shaped[np.ndarray, " p"], active: Bool[
 
 
 def _route(path: Path, depth: int) -> list[tuple[int, int, bool]]:
-    """The nodes of a path: layer, place in it, and whether it is a bias."""
+    """List the nodes of a path: layer, place in it, and whether it is a bias."""
     index = [tuple(map(int, re.findall(r"\d+", name[name.rfind("["):]))) for name in path.parameters]
     kernels = [i for i in index if len(i) == 2]
     first = depth - len(kernels)
@@ -104,6 +107,6 @@ def _route(path: Path, depth: int) -> list[tuple[int, int, bool]]:
         nodes, rest = [], index
     ends = [*(i for i, _ in kernels), path.output]
     if not nodes or rest != kernels or ends != [nodes[-1][1], *(j for _, j in kernels)]:
-        raise ValueError("only paths through kernels (inputs, outputs), one after the other, and their biases can be "
-                         f"drawn, but one runs from input {path.source} over {', '.join(path.parameters)}")
+        raise ValueError("only paths through consecutive kernels (inputs, outputs) and their biases can be drawn, but "
+                         f"one runs from input {path.source} over {', '.join(path.parameters)}")
     return nodes + [(first + 1 + n, j, False) for n, (_, j) in enumerate(kernels)]

@@ -1,4 +1,4 @@
-"""What every picture shares: colours, figures and axes, titles and labels."""
+"""What all pictures share: colours, figures and axes, titles and labels."""
 
 import io
 from functools import cache
@@ -6,39 +6,43 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pkjax.extras import needed
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 __all__ = ["BLACK", "BLUE", "GREEN", "ORANGE", "SMALL", "VERMILLION", "axes_of", "axes_of_all", "blank", "finish",
-           "new_figure", "size"]
+           "new_figure", "size", "titled"]
 
 BLUE, ORANGE, GREEN, VERMILLION, BLACK = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#000000"
 SMALL = 8
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """Make a figure of so many inches, which pyplot knows nothing of; ImportError where Matplotlib is missing.
+    """Make a figure of the given size in inches, unknown to pyplot.
 
-    >>> image, shown = new_figure(2, 1)._repr_png_()
-    >>> image[1:4], shown
-    (b'PNG', {'width': 160, 'height': 80})
+    Raises:
+        ImportError: Matplotlib is missing.
+
+    Examples:
+        >>> image, shown = new_figure(2, 1)._repr_png_()
+        >>> image[1:4], shown
+        (b'PNG', {'width': 160, 'height': 80})
     """
     return _figure_class()(figsize=(width, height), dpi=160, layout="constrained")
 
 
 @cache
 def _figure_class() -> Any:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("pictures need Matplotlib: pip install 'pkjax[plots]'") from error
+    needed("matplotlib.figure", "plots", "pictures need Matplotlib")
+    from matplotlib.figure import Figure
 
     class NotebookFigure(Figure):
-        """A figure that a notebook shows although pyplot was never imported: it draws itself."""
+        """A figure that notebooks show without pyplot: it draws itself."""
 
         def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
-            """Draw at the figure's resolution, to be shown at 80 pixels an inch: sharp on dense screens too."""
+            """Draw at the figure's resolution, for display at 80 pixels per inch: sharp on dense screens too."""
             buffer = io.BytesIO()
             self.savefig(buffer, format="png", dpi=self.dpi)
             width, height = (round(80 * inches) for inches in self.get_size_inches())
@@ -48,33 +52,39 @@ def _figure_class() -> Any:
 
 
 def axes_of(ax: "Axes | None", width: float, height: float) -> Any:
-    """Take the axes that were given, or those of a new figure of so many inches; ValueError for what is no axes."""
+    """Return the given axes, or those of a new figure of the given size in inches.
+
+    Raises:
+        ValueError: `ax` is not the axes of one panel.
+    """
     if ax is None:
         return new_figure(width, height).add_subplot()
     return axes_of_all([ax], 1, "ax must be the axes of one panel")[0]
 
 
 def axes_of_all(axes: Any, count: int, what: str) -> list[Any]:
-    """Check that there are as many axes as panels; arrays of axes, as ``subplots`` returns them, are flattened.
+    """Check that there is one axes per panel; arrays of axes, as `subplots` returns them, are flattened.
 
-    Raises: ValueError saying ``what`` and what was received.
+    Raises:
+        ValueError: with `what`, the requirement, and what was received.
 
-    >>> axes_of_all([], 3, "a report draws 3 panels")
-    Traceback (most recent call last):
-        ...
-    ValueError: a report draws 3 panels, but 0 axes were received
+    Examples:
+        >>> axes_of_all([], 3, "a report draws 3 panels")
+        Traceback (most recent call last):
+            ...
+        ValueError: a report draws 3 panels, but 0 axes were received
     """
-    found = list(np.asarray(axes, dtype=object).ravel())
-    other = next((type(ax).__name__ for ax in found if not hasattr(ax, "get_subplotspec")), None)
+    panels = list(np.asarray(axes, dtype=object).ravel())
+    other = next((type(ax).__name__ for ax in panels if not hasattr(ax, "get_subplotspec")), None)
     if other is not None:
         raise ValueError(f"{what}, Matplotlib axes each, but {other} was received")
-    if len(found) != count:
-        raise ValueError(f"{what}, but {len(found)} axes were received")
-    return found
+    if len(panels) != count:
+        raise ValueError(f"{what}, but {len(panels)} axes were received")
+    return panels
 
 
 def size(ax: Any) -> tuple[float, float]:
-    """Width and height in inches that a panel and its labels have, before they are laid out."""
+    """Return the width and height in inches of a panel with its labels, before layout."""
     place, (width, height) = ax.get_position(), ax.figure.get_figure(root=True).get_size_inches()
     return width * place.width / 0.775, height * place.height / 0.77     # Matplotlib's margins
 
@@ -94,3 +104,10 @@ def finish(ax: Any, title: str, x: str, y: str) -> "Figure":
     ax.set_ylabel(y, fontsize=SMALL)
     ax.tick_params(which="both", labelsize=SMALL - 1)
     return ax.figure
+
+
+def titled(figure: Any, title: str) -> "Figure":
+    """Write a title above all panels, and return the figure."""
+    if title:
+        figure.suptitle(title, fontsize=SMALL + 3, x=0.01, ha="left")
+    return figure

@@ -102,7 +102,13 @@ class BoundProgram:
     program: Program
     constants: tuple[Any, ...]
 
+    @property
+    def out(self) -> jax.ShapeDtypeStruct:
+        """Shape and type of the first result."""
+        return _shape(self.program.jaxpr.outvars[0].aval)
+
     def __call__(self, *arguments: Any) -> Any:
+        """Evaluate the program."""
         return self.program(self.constants, *arguments)
 
 

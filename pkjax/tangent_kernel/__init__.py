@@ -1,4 +1,4 @@
-"""The tangent kernel Θ and the data factor A: layer by layer, in tiles, or by products alone."""
+"""The tangent kernel Θ and the data factor A: layer by layer, in tiles, or by products with vectors alone."""
 
 from pkjax.linalg.stochastic import Estimate
 from pkjax.tangent_kernel.data_factor import data_factor

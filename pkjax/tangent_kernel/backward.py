@@ -1,4 +1,4 @@
-"""What the gradients of one example are made of: operands h, cotangents δ, and the Jacobian of one leaf."""
+"""The parts that the gradients of one example consist of: operands h, cotangents δ, and the Jacobian of one leaf."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,47 +8,46 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from pkjax import paths
-from pkjax.trees import ApplyFn
+from pkjax.paths.taps import Site, network_sites, network_tapped
+from pkjax.programs.program import BoundProgram
 
-__all__ = ["Cotangents", "LeafJacobian"]
+__all__ = ["LeafJacobian", "TappedNetwork"]
 
 LeafJacobian = Callable[[int, int], Array]
-"""Outputs (first, last) → Jacobian (N, last - first, entries of the leaf)."""
+"""Maps a range of outputs (first, last) to the Jacobian (N, last - first, entries of the leaf)."""
 
 
-@dataclass(frozen=True)
-class Cotangents:
+@dataclass(frozen=True, eq=False)
+class TappedNetwork:
     """A network with taps, ready for backward passes from each of its K outputs."""
 
-    apply_fn: ApplyFn
+    fn: BoundProgram
     leaves: list[Any]
     treedef: Any
-    sites: tuple[paths.Site, ...]
+    sites: tuple[Site, ...]
     by_leaf: dict[int, tuple[int, ...]]
     n_out: int
     dtype: Any
 
     @classmethod
-    def of(cls, apply_fn: ApplyFn, params: PyTree, x: Array) -> "Cotangents":
-        """Find the sites of a network for a batch of one."""
+    def of(cls, fn: BoundProgram, params: PyTree, x: Array) -> "TappedNetwork":
+        """Put taps at the sites of a network, found for `x`, a batch of one."""
         leaves, treedef = jax.tree.flatten(params)
-        out = jax.eval_shape(apply_fn, params, x)
-        return cls(apply_fn, leaves, treedef, *paths.sites(apply_fn, params, x), out.shape[1], out.dtype)
+        return cls(fn, leaves, treedef, *network_sites(fn, params, x), fn.out.shape[1], fn.out.dtype)
 
-    def one(self, x: Float[Array, "..."]) -> tuple[tuple[Array | None, ...], tuple[Array, ...]]:
-        """Operands h and cotangents δ (K, ...) of every site for one example, by one backward pass for each output."""
+    def operands_and_cotangents(self, x: Float[Array, "..."]) -> tuple[tuple[Array | None, ...], tuple[Array, ...]]:
+        """Return h and δ (K, ...) of every site for one example, by one backward pass per output."""
         params = jax.tree.unflatten(self.treedef, self.leaves)
 
         def tapped(taps: tuple[Array, ...]) -> tuple[Array, Any]:
-            return paths.tapped(self.apply_fn, params, x[None], taps)
+            return network_tapped(self.fn, params, x[None], taps)
 
         zeros = tuple(jnp.zeros(site.shape, site.dtype) for site in self.sites)
         _, pullback, operands = jax.vjp(tapped, zeros, has_aux=True)
         return operands, jax.vmap(lambda e: pullback(e)[0])(jnp.eye(self.n_out, dtype=self.dtype)[:, None])
 
     def through_sites(self, index: int, operands: Any, deltas: Any) -> LeafJacobian:
-        """The Jacobian of a leaf from the operands and cotangents of a batch."""
+        """Return the Jacobian of a leaf from the operands and cotangents of a batch."""
         def jacobian(first: int, last: int) -> Array:
             def one_site(s: int) -> Array:
                 over_outputs = jax.vmap(self.sites[s].pullback, (None, 0))
@@ -60,12 +59,12 @@ class Cotangents:
         return jacobian
 
     def leaf_alone(self, index: int, batch: Array) -> LeafJacobian:
-        """The Jacobian of a leaf by backward passes through all that follows its first use."""
+        """Return the Jacobian of a leaf by backward passes through everything after its first use."""
         def jacobian(first: int, last: int) -> Array:
             def one_example(x: Array) -> Array:
                 def f(leaf: Array) -> Array:
                     changed = [*self.leaves[:index], leaf, *self.leaves[index + 1:]]
-                    return self.apply_fn(jax.tree.unflatten(self.treedef, changed), x[None])[0]
+                    return self.fn(jax.tree.unflatten(self.treedef, changed), x[None])[0]
 
                 _, pullback = jax.vjp(f, self.leaves[index])
                 return jax.vmap(lambda e: pullback(e)[0])(jnp.eye(self.n_out, dtype=self.dtype)[first:last])

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,86 +11,114 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from pkjax import paths
-from pkjax.trees import ApplyFn, apply_masks, check_finite, check_masks, check_network, is_floating
+from pkjax.network import Network, read
+from pkjax.paths.algebras import Polynomial
+from pkjax.paths.dense_pairs import network_pairs
+from pkjax.paths.polynomial import evaluate_paths, recorded_gates
+from pkjax.trees import ApplyFn, is_floating
 
 __all__ = ["data_blocks", "data_factor"]
 
 ENTRIES = 2**25
-"""How many numbers the gates and inputs of the pairs taken at once may hold."""
+"""Largest number of entries of the gates and inputs of the pairs taken at a time."""
 
 
 def data_factor(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array | np.ndarray, "N ..."], *,
                 masks: PyTree | None = None) -> Float[Array, "K N N"]:
-    """Return the blocks of A = J_v^f J_v^fᵀ, one for each output; between different outputs A is zero.
+    """Return the blocks of A = J_v^f J_v^fᵀ, one per output; between different outputs A is zero.
 
         A_k[x, x'] = Σ_{p→k} a_p(x) a_p(x') x_s x'_s
 
-    the sum over the paths that end in output k and are alive for both inputs: one forward pass of the path network
-    for each pair, with the gates and the inputs of the two multiplied together, every weight 1 (or its mask) and
-    every constant 1. For a dense network without masks all pairs are taken at once as Gram matrices of gates: without
-    biases (x·x') Π_l (g_l(x)·g_l(x')), g_l the gates of layer l. Each block is symmetric to the last bit and positive
-    semi-definite; its eigenvalues are ν_i = σ_i(J_v^f)².
+    the sum over the paths that end in output k and are alive for both inputs. It takes one forward pass of the path
+    network per pair, with the gates and the inputs of the two multiplied together, every weight 1 (or its mask) and
+    every constant 1. A dense network without masks takes all pairs at once, as Gram matrices of gates: without biases
+    (x·x') Π_l (g_l(x)·g_l(x')), where g_l are the gates of layer l. Each block is symmetric to the last bit and
+    positive semidefinite; its eigenvalues are ν_i = σ_i(J_v^f)².
 
     Args:
         apply_fn: maps (params, inputs (N, *input)) to outputs (N, K).
         params: parameters; they decide which gates are open.
-        X: inputs.
-        masks: booleans shaped like ``params``: a weight that is False is 0 and carries no path.
+        X: (N, *input), the inputs.
+        masks: booleans like `params`; a masked weight is 0 and carries no path.
+
+    Returns:
+        The blocks (K, N, N), in the dtype of the parameters.
 
     Raises:
-        ValueError: for masks of another structure, NaN or infinity in params or X, an empty X.
-        NotPathNetworkError: where the network is no sum over paths.
-        FloatingPointError: where the paths are too many for the type (convolutional networks in float32).
+        ValueError: masks have another structure, params or X hold NaN or infinity, or X is empty.
+        TypeError: masks are not booleans.
+        NotPathNetworkError: the network is not a sum over paths.
+        FloatingPointError: the number of paths exceeds the dtype's range (convolutional networks in float32).
 
-    Source: Gebhart et al. 2021, equations 10 and 11 (the factor J_v^f of the path decomposition of the tangent kernel).
+    Source: Gebhart, Saxena and Schrater (2021), equations 10 and 11: J_v^f is a factor of the path decomposition of Θ.
 
-    >>> import jax.numpy as jnp
-    >>> x = jnp.asarray([[1., 0.], [1., 2.]])
-    >>> data_factor(lambda w, x: x @ w, jnp.ones((2, 1)), x)
-    Array([[[1., 1.],
-            [1., 5.]]], ...)
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> x = jnp.asarray([[1., 0.], [1., 2.]])
+        >>> data_factor(lambda w, x: x @ w, jnp.ones((2, 1)), x)
+        Array([[[1., 1.],
+                [1., 5.]]], ...)
     """
-    X = jnp.asarray(X)
-    check_masks(masks, params)
-    check_network(apply_fn, params, X)
-    check_finite(params, "params")
-    check_finite(X, "X")
     blocks = data_blocks(apply_fn, params, X, masks)
     if not isinstance(blocks, jax.core.Tracer) and not np.isfinite(blocks).all():
-        raise FloatingPointError(f"the paths of this network are too many for {blocks.dtype}: call data_factor on "
-                                 "float64 parameters and inputs, with jax.enable_x64(True)")
+        raise FloatingPointError(f"this network has too many paths for {blocks.dtype}: call data_factor on float64 "
+                                 "parameters and inputs, with jax.enable_x64(True)")
     return blocks
 
 
-def data_blocks(apply_fn: ApplyFn, params: PyTree, X: Array, masks: PyTree | None, dtype: Any = None
-                ) -> Float[Array, "K N N"]:
-    """A, unchecked. Gates are in the parameters' type, sums over paths in ``dtype`` (None: the same)."""
-    present = apply_masks(params, masks)
-    n = X.shape[0]
+def data_blocks(apply_fn: ApplyFn, params: PyTree, X: PyTree, masks: PyTree | None, dtype: Any = None
+                ) -> Float[Array, "*K N N"]:
+    """Return A without checking that its sums are finite.
+
+    Gates have the dtype of the parameters, sums over paths have `dtype`; None means the same.
+    """
+    def wide(tree: PyTree) -> PyTree:
+        return tree if dtype is None else jax.tree.map(
+            lambda leaf: jnp.asarray(leaf, dtype) if is_floating(leaf) else leaf, tree)
+
+    gated = read(apply_fn, params, X, masks=masks, paths=True)
+    gates = _gates(gated, gated.batch(X))
+    counted = read(apply_fn, paths.unit_weights(wide(params)), wide(X), masks=masks, paths=True)
+    Z = counted.batch(wide(X))
+    blocks = None
+    if masks is None:
+        with contextlib.suppress(paths.NotDensePairsError):
+            # Where constants decide, they must be known, as they are outside of jit.
+            blocks = (_dense_pairs if not counted.fn.constants else network_pairs)(counted, Z, gates)
+            blocks = jnp.triu(blocks) + jnp.triu(blocks, 1).transpose(0, 2, 1)
+    if blocks is None:
+        blocks = _pair_by_pair(counted, Z, gates)
+    return blocks.reshape(*counted.outputs, len(Z), len(Z))
+
+
+@jax.jit
+def _gates(network: Network, Z: Array) -> tuple[Array, ...]:
+    """Gates of each example as a batch of one, stacked."""
+    with jax.default_matmul_precision("highest"):
+        return jax.vmap(lambda z: recorded_gates(network, z[None])[1])(Z)
+
+
+@jax.jit
+def _dense_pairs(network: Network, Z: Array, gates: tuple[Array, ...]) -> Array:
+    with jax.default_matmul_precision("highest"):
+        return network_pairs(network, Z, gates)
+
+
+@jax.jit
+def _pair_by_pair(network: Network, Z: Array, gates: tuple[Array, ...]) -> Array:
+    """One forward pass of the path network for each pair, the gates and the inputs of the two multiplied."""
+    n = len(Z)
     rows, columns = np.triu_indices(n)
+    gates = tuple(g.astype(Z.dtype) for g in gates)
 
-    def wide(leaf: Array) -> Array:
-        return leaf if dtype is None or not is_floating(leaf) else leaf.astype(dtype)
+    def pair(ij: tuple[Array, Array]) -> Array:
+        i, j = ij
+        joint = tuple(g[i] * g[j] for g in gates)
+        return evaluate_paths(partial(Polynomial, 0), network, (Z[i] * Z[j])[None], joint)[0]
 
-    @jax.jit
-    def upper(present: PyTree, X: Array, masks: PyTree | None) -> Array:
-        with jax.default_matmul_precision("highest"):
-            gates = jax.vmap(lambda x: paths.gates(apply_fn, present, x[None]))(X)
-            ones, X = jax.tree.map(wide, (paths.unit_weights(present), X))
-            if masks is None:
-                with contextlib.suppress(paths.NotDensePairsError):
-                    full = paths.dense_pairs(apply_fn, ones, X, gates)
-                    return jnp.triu(full) + jnp.triu(full, 1).transpose(0, 2, 1)
-
-            def pair(ij: tuple[Array, Array]) -> Array:
-                i, j = ij
-                joint = jax.tree.map(lambda g: wide(g[i] * g[j]), gates)
-                return paths.polynomial(apply_fn, ones, (X[i] * X[j])[None], q=0, gates=joint, masks=masks)[0]
-
-            each = sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves((gates, X)))
-            batch = max(1, min(len(rows), ENTRIES // max(1, each)))
-            values = jax.lax.map(pair, (jnp.asarray(rows), jnp.asarray(columns)), batch_size=batch)
-            half = jnp.zeros((values.shape[1], n, n), values.dtype).at[:, rows, columns].set(values.T)
-            return half + jnp.triu(half, 1).transpose(0, 2, 1)
-
-    return upper(present, X, masks)
+    with jax.default_matmul_precision("highest"):
+        each = sum(math.prod(leaf.shape[1:]) for leaf in (*gates, Z))
+        batch = max(1, min(len(rows), ENTRIES // max(1, each)))
+        values = jax.lax.map(pair, (jnp.asarray(rows), jnp.asarray(columns)), batch_size=batch)
+        half = jnp.zeros((values.shape[1], n, n), values.dtype).at[:, rows, columns].set(values.T)
+        return half + jnp.triu(half, 1).transpose(0, 2, 1)

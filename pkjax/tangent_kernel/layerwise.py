@@ -1,26 +1,26 @@
-"""The tangent kernel layer by layer: small Gram matrices in the place of Jacobians of all the parameters.
+"""The tangent kernel layer by layer: small Gram matrices instead of Jacobians of all parameters.
 
 A weight acts through the operation that uses it. With a tap (an additive zero) at that operation's output y,
-δ_k = ∂f_k/∂y is one backward pass for all layers at once, and the gradient of f_k in the weight follows from δ_k and
+δ_k = ∂f_k/∂y takes one backward pass for all layers at once, and the gradient of f_k in the weight follows from δ_k and
 the operation's other operand h. For a dense layer it is h δ_kᵀ, whose inner products factorise:
 
     Θ[(x,k),(x',l)] += (h·h') (δ_k·δ'_l)                        every weight trains
     Θ[(x,k),(x',l)] += Σ_j (Σ_i M_ij h_i h'_i) δ_kj δ'_lj       only the entries of the mask M train
 
-An operation at p places, a convolution for one, is a product of the rows h (p, I) that it meets and the matrix (I, J)
+An operation at p places, such as a convolution, is a product of the rows h (p, I) that it reads and the matrix (I, J)
 of the entries of the leaf; its gradient is hᵀ δ_k. Either the inner products are taken over places,
 
     Θ[(x,k),(x',l)] += Σ_pj δ_kpj Σ_q (h h'ᵀ)_pq δ'_lqj         every weight trains
 
 or the Jacobians hᵀ δ_k of that leaf alone are contracted, whichever costs less. Floating-point operations for a pair of
-examples and K outputs, beside the backward passes that give all δ:
+examples and K outputs, in addition to the backward passes that give all δ:
 
     over places       2 p² (I + K J) + 2 p K² J                 with p = 1: 2 (I + K² J + K²), a dense layer
     masked, p = 1     2 J (I + K² + K/2)
     Jacobian          2 K² I J, and 2 p K I J for each example
 
-Leaves used several times, other operations, and leaves that the taps do not reach go through the Jacobian of that leaf
-alone, too, in blocks of outputs.
+Leaves used several times, other operations, and leaves that the taps do not reach are contracted by the Jacobian of
+that leaf as well, in blocks of outputs.
 """
 
 from functools import partial
@@ -33,24 +33,30 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, PyTree
 
 from pkjax.paths.taps import Matrices
-from pkjax.tangent_kernel.backward import Cotangents, LeafJacobian
-from pkjax.tangent_kernel.leaf_costs import Name, bands, blocks, masked_columns, route, use
-from pkjax.trees import ApplyFn, accumulator
+from pkjax.programs.program import BoundProgram
+from pkjax.tangent_kernel.backward import LeafJacobian, TappedNetwork
+from pkjax.tangent_kernel.leaf_costs import Route, bands, blocks, cheapest_route, masked_columns, use
+from pkjax.trees import accumulator
 
 __all__ = ["energy", "theta"]
 
 
-def theta(apply_fn: ApplyFn, params: PyTree, entries: list[Any], whole: tuple[bool, ...],
+def theta(fn: BoundProgram, params: PyTree, entries: list[Any], whole: tuple[bool, ...],
           X: Array, X2: Array | None) -> Float[Array, "N M K K"]:
-    """Contract Θ over the parameters leaf by leaf, by the cheapest route that each allows.
+    """Contract Θ over the parameters leaf by leaf, each by its cheapest route.
 
-    ``entries`` gives for each leaf of ``params`` the booleans that say which of its entries train, None for a leaf
-    of which none does; ``whole`` says which leaves train whole.
+    Args:
+        apply_fn: the network, a sum over paths.
+        params: its parameters, masked.
+        entries: for each leaf the booleans that say which of its entries train; None where none of them does.
+        whole: for each leaf whether all of its entries train.
+        X: inputs of the rows.
+        X2: inputs of the columns; None for those of the rows.
     """
-    net = Cotangents.of(apply_fn, params, X[:1])
+    net = TappedNetwork.of(fn, params, X[:1])
     wide, k = accumulator(net.dtype), net.n_out
-    operands, deltas = jax.vmap(net.one)(X)
-    operands2, deltas2 = (operands, deltas) if X2 is None else jax.vmap(net.one)(X2)
+    operands, deltas = jax.vmap(net.operands_and_cotangents)(X)
+    operands2, deltas2 = (operands, deltas) if X2 is None else jax.vmap(net.operands_and_cotangents)(X2)
     columns = None if X2 is None else X2.shape[0]
     parts = bands(X.shape[0], k) if X2 is None else [(slice(None), slice(None))]
     total: list[Any] = [0] * len(parts)
@@ -60,14 +66,14 @@ def theta(apply_fn: ApplyFn, params: PyTree, entries: list[Any], whole: tuple[bo
         used = net.by_leaf.get(index, ())
         train = None if whole[index] else mask
         size = jnp.size(net.leaves[index])
-        name = route(X.shape[0], columns, k, size, [use(net.sites[s], net.leaves[index]) for s in used],
-                     train is not None).name
+        route = cheapest_route(X.shape[0], columns, k, size, [use(net.sites[s], net.leaves[index]) for s in used],
+                               train is not None).route
         matrices = net.sites[used[0]].matrices if len(used) == 1 else None
         if matrices is not None:
             h, h2 = operands[used[0]], operands2[used[0]]
             assert h is not None
             assert h2 is not None
-            terms = _product(name, matrices, (h, deltas[used[0]]), (h2, deltas2[used[0]]),
+            terms = _product(route, matrices, (h, deltas[used[0]]), (h2, deltas2[used[0]]),
                              None if train is None else matrices.entries(train), parts, X2 is None, wide)
         else:
             if used:
@@ -81,7 +87,7 @@ def theta(apply_fn: ApplyFn, params: PyTree, entries: list[Any], whole: tuple[bo
 
 
 def _mirror(upper: list[Float[Array, "rows K columns K"]], parts: list[tuple[slice, slice]]) -> Float[Array, "N N K K"]:
-    """A symmetric kernel from bands of its rows, each from its own block on the diagonal to the last column."""
+    """Build a symmetric kernel from bands of its rows, each from its block on the diagonal to the last column."""
     n = upper[0].shape[2]
     half = jnp.concatenate([jnp.pad(rows, [(0, 0), (0, 0), (n - rows.shape[2], 0), (0, 0)]) for rows in upper])
     half = half.transpose(0, 2, 1, 3)
@@ -89,16 +95,17 @@ def _mirror(upper: list[Float[Array, "rows K columns K"]], parts: list[tuple[sli
     return jnp.where((band[:, None] <= band)[:, :, None, None], half, half.transpose(1, 0, 3, 2))
 
 
-def energy(apply_fn: ApplyFn, params: PyTree, entries: list[Any], whole: tuple[bool, ...],
+def energy(fn: BoundProgram, params: PyTree, entries: list[Any], whole: tuple[bool, ...],
            x: Float[Array, "..."]) -> Float[Array, ""]:
-    """The part of Tr Θ that one example brings, ``Σ_k ‖∇f_k(x)‖²``, from the norms of each leaf's gradients.
+    """Return one example's share of Tr Θ, `Σ_k ‖∇f_k(x)‖²`, from the norms of each leaf's gradients.
 
-    For a matrix product at one place it is ``‖h‖² Σ_k ‖δ_k‖²``, at several ``Σ_pq (h hᵀ)_pq Σ_k (δ_k δ_kᵀ)_pq`` or
-    ``Σ_k ‖hᵀ δ_k‖²``, whichever takes fewer operations.
+    For a matrix product at one place it is `‖h‖² Σ_k ‖δ_k‖²`; at several places it is
+    `Σ_pq (h hᵀ)_pq Σ_k (δ_k δ_kᵀ)_pq` or `Σ_k ‖hᵀ δ_k‖²`, whichever takes fewer operations. Arguments are those of
+    `theta`.
     """
-    net = Cotangents.of(apply_fn, params, x[None])
+    net = TappedNetwork.of(fn, params, x[None])
     wide = accumulator(net.dtype)
-    operands, deltas = net.one(x)
+    operands, deltas = net.operands_and_cotangents(x)
     total = jnp.zeros((), wide)
     for index, mask in enumerate(entries):
         if mask is None:
@@ -126,19 +133,19 @@ def energy(apply_fn: ApplyFn, params: PyTree, entries: list[Any], whole: tuple[b
     return total
 
 
-def _product(name: Name, matrices: Matrices, left: tuple[Array, Array], right: tuple[Array, Array],
+def _product(route: Route, matrices: Matrices, left: tuple[Array, Array], right: tuple[Array, Array],
              mask: Bool[Array, "I J"] | None, parts: list[tuple[slice, slice]], symmetric: bool, dtype: Any
              ) -> list[Float[Array, "rows K columns K"]]:
-    """Inner products of the gradients hᵀ δ of a product of matrices, from its operands and cotangents."""
+    """Return inner products of the gradients hᵀ δ of a matrix product, from its operands and cotangents."""
     k = left[1].shape[1]
-    if name == "Jacobian of the layer":
+    if route == "Jacobian of the layer":
         def jacobian(side: tuple[Array, Array], first: int, last: int) -> Array:
             def one(h: Array, delta: Array) -> Array:
                 rows = matrices.rows(h).astype(dtype)
                 columns = jax.vmap(matrices.columns, out_axes=1)(delta).astype(dtype).reshape(rows.shape[0], -1)
                 return (columns.T @ rows).reshape(last - first, -1)
 
-            # A processor takes one example after the other, within its cache; an accelerator all at once.
+            # A CPU works within its cache one example after the other, an accelerator on all at once.
             if jax.default_backend() == "cpu":
                 return lax.map(lambda hd: one(*hd), (side[0], side[1][:, first:last]))
             return jax.vmap(one)(side[0], side[1][:, first:last])
@@ -149,10 +156,10 @@ def _product(name: Name, matrices: Matrices, left: tuple[Array, Array], right: t
                          blocks(max(len(left[0]), len(right[0])), size), dtype, parts)
     h, h2 = (jax.vmap(matrices.rows)(operand).astype(dtype) for operand, _ in (left, right))
     d, d2 = (jax.vmap(jax.vmap(matrices.columns))(delta).astype(dtype) for _, delta in (left, right))
-    if name == "Gram over places":
+    if route == "Gram over places":
         out = _gram_over_places(h, d, h2, d2, symmetric)
         return [out[r, :, c] for r, c in parts]
-    h, d, h2, d2 = h[:, 0], d[:, :, 0], h2[:, 0], d2[:, :, 0]     # before bands: so it is the product of the bias
+    h, d, h2, d2 = h[:, 0], d[:, :, 0], h2[:, 0], d2[:, :, 0]     # before bands: so this is the bias's product
     if mask is not None:
         return [_masked_gram(h[r], d[r], h2[c], d2[c], mask) for r, c in parts]
     return [(h[r] @ h2[c].T)[:, None, :, None] * _inner(d[r], d2[c]) for r, c in parts]
@@ -160,9 +167,9 @@ def _product(name: Name, matrices: Matrices, left: tuple[Array, Array], right: t
 
 def _gram_over_places(h: Float[Array, "N P I"], d: Float[Array, "N K P J"], h2: Float[Array, "M P I"],
                       d2: Float[Array, "M K P J"], symmetric: bool) -> Float[Array, "N K M K"]:
-    """Inner products of the gradients hᵀ d without them, for one row of examples after the other.
+    """Return inner products of the gradients hᵀ d without forming these, one row of examples after the other.
 
-    Of a symmetric kernel each row is taken with itself and with the half of the others that follows it in a circle.
+    In a symmetric kernel each row is paired with itself and with the half of the others that follows it cyclically.
     """
     n, (m, k, p, j) = len(h), d2.shape
     count = n // 2 + 1 if symmetric else m
@@ -174,14 +181,14 @@ def _gram_over_places(h: Float[Array, "N P I"], d: Float[Array, "N K P J"], h2: 
         rows, cotangents, first = one
         others, after = (lax.dynamic_slice_in_dim(a, first, count) if symmetric else a for a in (h2, after_all))
         met = jnp.einsum("pi,mqi->mpq", rows, others)
-        # One product for each of the others, for which the cotangents are repeated: cheaper than another order of met.
+        # One product per column example, for which the cotangents are repeated: cheaper than another order of met.
         mine = jnp.broadcast_to(cotangents.reshape(k, p * j), (count, k, p * j))
         return (mine @ (met @ after).reshape(count, p * j, k)).transpose(1, 0, 2)
 
     out = lax.map(row, (h, d, jnp.arange(n)))
     if not symmetric:
         return out
-    ahead = (np.arange(n) - np.arange(n)[:, None]) % n     # how far the column's example follows the row's
+    ahead = (np.arange(n) - np.arange(n)[:, None]) % n     # by how many places the column's example follows the row's
     mine = out[np.arange(n)[:, None], :, np.minimum(ahead, count - 1)]
     theirs = out[np.arange(n), :, np.minimum(-ahead % n, count - 1)].transpose(0, 1, 3, 2)
     return jnp.where((ahead < count)[:, :, None, None], mine, theirs).transpose(0, 2, 1, 3)
@@ -189,7 +196,7 @@ def _gram_over_places(h: Float[Array, "N P I"], d: Float[Array, "N K P J"], h2: 
 
 def _masked_gram(h: Float[Array, "N I"], d: Float[Array, "N K J"], h2: Float[Array, "M I"],
                  d2: Float[Array, "M K J"], mask: Bool[Array, "I J"]) -> Float[Array, "N K M K"]:
-    """Inner products of the gradients h dᵀ over the entries of a mask: one Gram matrix for each of its columns."""
+    """Return inner products of the gradients h dᵀ over the entries of a mask: one Gram matrix per column of it."""
     (n, i), (k, j), m = h.shape, d.shape[1:], h2.shape[0]
     block = masked_columns(n, m, k, i, j)
     steps = -(-j // block)
@@ -209,14 +216,14 @@ def _masked_gram(h: Float[Array, "N I"], d: Float[Array, "N K J"], h2: Float[Arr
 
 
 def _inner(left: Float[Array, "N K P"], right: Float[Array, "M L P"]) -> Float[Array, "N K M L"]:
-    """Inner products of the rows of two Jacobians, as one product of matrices."""
+    """Return inner products of the rows of two Jacobians, as one matrix product."""
     rows, columns = (a.reshape(-1, a.shape[-1]) for a in (left, right))
     return (rows @ columns.T).reshape(*left.shape[:2], *right.shape[:2])
 
 
 def _contract(left: LeafJacobian, right: LeafJacobian | None, mask: Array | None, n_out: int, block: int,
               dtype: Any, parts: list[tuple[slice, slice]]) -> list[Float[Array, "rows K columns K"]]:
-    """Contract two Jacobians of a leaf over its entries, ``block`` outputs at a time; None mirrors the left one."""
+    """Contract two Jacobians of a leaf over its entries, `block` outputs at a time; None mirrors the left one."""
     edges = [(first, min(first + block, n_out)) for first in range(0, n_out, block)]
     grid: list[list[Array]] = []
     for r, row in enumerate(edges):

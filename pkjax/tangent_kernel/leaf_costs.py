@@ -1,6 +1,6 @@
-"""How each leaf of the parameters enters the tangent kernel, and what that costs: from shapes alone.
+"""The route by which each leaf of the parameters enters the tangent kernel, and its cost: from shapes alone.
 
-The structured engine takes for every leaf the route that this module names, and ``ntk_plan`` tells it.
+The structured engine takes the route that this module chooses for each leaf, and `ntk_plan` reports it.
 """
 
 from functools import lru_cache
@@ -11,19 +11,21 @@ from typing import Any, Literal, NamedTuple
 import jax
 from jaxtyping import PyTree
 
-from pkjax import paths
-from pkjax.trees import ApplyFn, shapes
+from pkjax.paths.errors import NotPathNetworkError
+from pkjax.paths.taps import Site, network_sites
+from pkjax.programs.program import Program
+from pkjax.trees import shapes
 
-__all__ = ["Costs", "Name", "Use", "bands", "blocks", "masked_columns", "over_places", "route", "use", "uses"]
+__all__ = ["Costs", "Route", "Use", "bands", "blocks", "cheapest_route", "masked_columns", "over_places", "use", "uses"]
 
 ENTRIES = 2**26
-"""How many numbers one intermediate array may hold: 256 MB in float32."""
+"""Largest number of entries of an intermediate array: 256 MB in float32."""
 BALANCE = 32
-"""Operations that take as long as a number written and read again, on machines of today."""
+"""Floating-point operations that take as long as writing a number and reading it again."""
 BAND = 512
-"""Rows NK of a symmetric kernel from which on it is computed in bands."""
+"""Rows NK from which a symmetric kernel is computed in bands."""
 
-Name = Literal["Gram", "Gram over places", "masked Gram", "Jacobian of the layer", "Jacobian of the leaf"]
+Route = Literal["Gram", "Gram over places", "masked Gram", "Jacobian of the layer", "Jacobian of the leaf"]
 
 
 class Use(NamedTuple):
@@ -31,27 +33,27 @@ class Use(NamedTuple):
 
     leaf: int
     output: int
-    """Numbers that the operation gives."""
+    """Entries of the operation's result."""
     operand: int
-    """Numbers that it takes beside the leaf; 0 for a bias."""
+    """Entries of its other operand; 0 for a bias."""
     matrix: tuple[int, int, int] | None
-    """Places p, rows I and columns J, where the operation is a product (p, I) by (I, J)."""
+    """Places p, rows I and columns J if the operation is a product (p, I) by (I, J), else None."""
 
 
 class Costs(NamedTuple):
-    """The route of one leaf and what its contraction costs, beside the backward passes that all leaves share."""
+    """The route of one leaf and the cost of its contraction, without the backward passes that all leaves share."""
 
-    name: Name
+    route: Route
     operations: int
-    """In floating point."""
+    """Floating-point operations."""
     numbers: int
-    """Written and read."""
+    """Numbers written and read."""
     held: int
-    """At one time, beside the operands, their cotangents and the result."""
+    """Numbers held at a time, besides the operands, their cotangents and the result."""
 
 
-def use(site: paths.Site, leaf: Any) -> Use:
-    """Sizes of one use of a leaf."""
+def use(site: Site, leaf: Any) -> Use:
+    """Return the sizes of one use of a leaf."""
     output, operand = prod(site.shape), 0 if site.operand is None else prod(site.operand)
     if site.matrices is None:
         return Use(site.leaf, output, operand, None)
@@ -59,39 +61,44 @@ def use(site: paths.Site, leaf: Any) -> Use:
     return Use(site.leaf, output, operand, (output // j, i, j))
 
 
-def uses(apply_fn: ApplyFn, params: PyTree, x: Any) -> tuple[tuple[Use, ...], frozenset[int]] | None:
-    """Where a network uses its parameters, and which leaves are used there alone; None where it has no paths.
+def uses(program: Program, params: PyTree, x: Any) -> tuple[tuple[Use, ...], frozenset[int]] | None:
+    """Find where a network uses its parameters, and which leaves are used there alone; None if it has no paths.
 
-    The network must be hashable: it is walked once for the shapes of ``params`` and of ``x``, a batch of one.
+    Of `params` and of `x`, one example as a batch, shapes suffice.
     """
     leaves, treedef = jax.tree.flatten(shapes((params, x)))
-    return _uses(apply_fn, tuple(leaves), treedef)
+    return _uses(program, tuple(leaves), treedef)
 
 
-@lru_cache(maxsize=64)
-def _uses(apply_fn: ApplyFn, like: tuple[jax.ShapeDtypeStruct, ...], treedef: Any
+@lru_cache(maxsize=256)
+def _uses(program: Program, like: tuple[jax.ShapeDtypeStruct, ...], treedef: Any
           ) -> tuple[tuple[Use, ...], frozenset[int]] | None:
     params, x = jax.tree.unflatten(treedef, like)
     try:
-        found, by_leaf = paths.sites(apply_fn, params, x)
-    except paths.NotPathNetworkError:
+        sites, by_leaf = network_sites(program.shapes, params, x)
+    except NotPathNetworkError:
         return None
     leaves = jax.tree.leaves(params)
-    return tuple(use(site, leaves[site.leaf]) for site in found), frozenset(by_leaf)
+    return tuple(use(site, leaves[site.leaf]) for site in sites), frozenset(by_leaf)
 
 
 def over_places(met: int, pairs: int, examples: int, k: int, p: int, i: int, j: int) -> bool:
-    """Whether inner products over places cost less than Jacobians, in operations and in numbers written and read."""
+    """Return whether inner products over places cost less than Jacobians, in operations and in numbers moved."""
     gram = met * (p * p * (i + k * j) + p * k * k * j) + BALANCE * met * (p * p + p * k * j)
     jacobian = pairs * k * k * i * j + examples * p * k * i * j + BALANCE * examples * k * i * j
     return gram < jacobian
 
 
-def route(n: int, m: int | None, k: int, size: int, used: list[Use], masked: bool) -> Costs:
-    """The cheapest route for a leaf of ``size`` entries: n examples against m others, or against themselves (None).
+def cheapest_route(n: int, m: int | None, k: int, size: int, used: list[Use], masked: bool) -> Costs:
+    """Return the cheapest route of a leaf, and what it costs.
 
-    ``used`` are the leaf's uses, none where it enters in a way that taps do not reach; ``masked`` says that only
-    some of its entries train.
+    Args:
+        n: number of examples of the rows.
+        m: number of examples of the columns; None if they are those of the rows.
+        k: number of outputs.
+        size: number of entries of the leaf.
+        used: the leaf's uses; empty if taps do not reach it.
+        masked: whether only part of its entries trains.
     """
     columns, examples = (n, n) if m is None else (m, n + m)
     result = n * columns * k * k
@@ -99,9 +106,9 @@ def route(n: int, m: int | None, k: int, size: int, used: list[Use], masked: boo
     matrix = used[0].matrix if len(used) == 1 else None
     if matrix is None:
         block = examples * min(k, blocks(max(n, columns), size)) * size
-        name: Name = "Jacobian of the layer" if used else "Jacobian of the leaf"
-        return Costs(name, 2 * pairs * k * k * size + 2 * examples * k * size, (result // k + examples * k) * size // k,
-                     2 * block + result)
+        route: Route = "Jacobian of the layer" if used else "Jacobian of the leaf"
+        return Costs(route, 2 * pairs * k * k * size + 2 * examples * k * size,
+                     (result // k + examples * k) * size // k, 2 * block + result)
     p, i, j = matrix
     if p == 1 and not masked:
         return Costs("Gram", 2 * pairs * (i + k * k * j + k * k), 3 * result + examples * (i + k * j), 3 * result)
@@ -110,7 +117,7 @@ def route(n: int, m: int | None, k: int, size: int, used: list[Use], masked: boo
         return Costs("masked Gram", 2 * j * pairs * (i + k * k + k // 2), j * (n * i + pairs * (1 + k)) + 3 * result,
                      block * (n * i + pairs * (1 + k)) + 2 * result)
     moved = examples * p * (i + k * j)       # rows and columns in the order that the products want
-    met = n * (n // 2 + 1) if m is None else pairs     # in a circle, each with the half that follows it
+    met = n * (n // 2 + 1) if m is None else pairs     # each with the half that follows it cyclically
     if not masked and over_places(met, pairs, examples, k, p, i, j):
         return Costs("Gram over places", 2 * met * (p * p * (i + k * j) + p * k * k * j),
                      met * (p * p + p * k * j) + moved + result,
@@ -121,14 +128,14 @@ def route(n: int, m: int | None, k: int, size: int, used: list[Use], masked: boo
 
 
 def masked_columns(n: int, m: int, k: int, i: int, j: int) -> int:
-    """How many columns of a mask are taken at once."""
+    """Return how many columns of a mask are contracted at a time."""
     return max(1, min(j, ENTRIES // max(1, n * max(i, m * k))))
 
 
 def bands(n: int, k: int) -> list[tuple[slice, slice]]:
-    """Rows and columns of a symmetric kernel to compute: three bands from the diagonal on, two thirds of the whole.
+    """Return the rows and columns of a symmetric kernel to compute: three bands from the diagonal on, 2/3 of the whole.
 
-    A small kernel is one band: its long rows take longer to copy than to multiply.
+    A small kernel is one band: copying its long rows would take longer than multiplying them.
     """
     if n * k < BAND:
         return [(slice(0, n), slice(0, n))]
@@ -137,5 +144,5 @@ def bands(n: int, k: int) -> list[tuple[slice, slice]]:
 
 
 def blocks(examples: int, size: int) -> int:
-    """How many outputs' Jacobians of a leaf of that size are taken at once."""
+    """Return for how many outputs the Jacobian of a leaf of that size is formed at a time."""
     return max(1, ENTRIES // max(1, examples * size))

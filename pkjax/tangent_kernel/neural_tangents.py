@@ -1,10 +1,9 @@
 """Load neural-tangents 0.6.5, the reference for the tangent kernel, on versions of JAX newer than it knows.
 
-Its empirical kernels are sound, but the release names attributes that JAX has since moved, and its package
-imports TensorFlow. This is the one file of the library that deals in another project's private names. Only
-the module of empirical kernels is loaded; what JAX lacks is lent to it for the time of the import and taken
-back afterwards, and no module stays in ``sys.modules``: a program that imports neural-tangents itself sees what
-it would have seen.
+Its empirical kernels are sound, but the release uses attributes that JAX has since moved, and its package imports
+TensorFlow. This is the only file of the library that uses another project's private names. It loads the module of
+empirical kernels alone, lends JAX the missing attributes during the import and removes them afterwards, and leaves no
+module in `sys.modules`: a program that imports neural-tangents itself is not affected.
 """
 
 import functools
@@ -37,13 +36,13 @@ _lock = threading.Lock()
 
 @functools.cache
 def load() -> ModuleType:
-    """Import the module of neural-tangents that holds ``empirical_ntk_fn`` and ``NtkImplementation``.
+    """Import the module of neural-tangents that holds `empirical_ntk_fn` and `NtkImplementation`.
 
-    Implementations 1 (``JACOBIAN_CONTRACTION``) and 2 (``NTK_VECTOR_PRODUCTS``) run on current JAX; 3
-    (``STRUCTURED_DERIVATIVES``) interprets private parts of JAX that no longer exist. TensorFlow is not
-    imported.
+    Implementations 1 (`JACOBIAN_CONTRACTION`) and 2 (`NTK_VECTOR_PRODUCTS`) run on current JAX; 3
+    (`STRUCTURED_DERIVATIVES`) interprets private parts of JAX that no longer exist. TensorFlow is not imported.
 
-    Raises ImportError, with the versions seen and the extra to install, where it does not import.
+    Raises:
+        ImportError: the module cannot be imported; the message names the installed versions and the extra to install.
     """
     with _lock:
         already = sys.modules.get(f"{PACKAGE}._src.empirical")
@@ -53,7 +52,7 @@ def load() -> ModuleType:
         if spec is None or spec.submodule_search_locations is None:
             raise ImportError(_message("neural-tangents is not installed"))
         try:
-            # Names on their way out of JAX are no concern of the caller: their warnings are held back.
+            # Deprecated names of JAX do not concern the caller: their warnings are suppressed.
             with (warnings.catch_warnings(action="ignore"),
                   _private_package(list(spec.submodule_search_locations)), _lent_names()):
                 module = importlib.import_module(f"{PACKAGE}._src.empirical")
@@ -64,17 +63,21 @@ def load() -> ModuleType:
 
 
 def ntk_fn(apply_fn: Callable[..., Any], *, implementation: int = 1) -> Callable[..., Any]:
-    """Return neural-tangents' Θ, neither traced nor averaged: (x1, x2 or None, params) → (N, N2, K, K).
+    """Return neural-tangents' Θ, neither traced nor averaged over outputs: (x1, x2 or None, params) → (N, N2, K, K).
 
-    Implementation 1 contracts Jacobians, 2 takes NTK-vector products.
+    Args:
+        apply_fn: the network.
+        implementation: 1 contracts Jacobians, 2 takes NTK-vector products.
 
-    Raises ValueError for another implementation and ImportError where neural-tangents cannot be loaded.
+    Raises:
+        ValueError: another implementation is requested.
+        ImportError: neural-tangents cannot be loaded.
     """
     if implementation not in (1, 2):
         raise ValueError(f"implementation must be 1 (Jacobian contraction) or 2 (NTK-vector products), got "
                          f"{implementation!r}")
     empirical = load()
-    # Left alone, neural-tangents averages over the outputs: both sets of axes are emptied.
+    # By default neural-tangents averages over the outputs: both sets of axes are empty here.
     kernel = empirical.empirical_ntk_fn(apply_fn, trace_axes=(), diagonal_axes=(), vmap_axes=0,
                                         implementation=empirical.NtkImplementation(implementation))
 
@@ -87,22 +90,22 @@ def ntk_fn(apply_fn: Callable[..., Any], *, implementation: int = 1) -> Callable
 
 def _message(reason: str) -> str:
     try:
-        seen = importlib.metadata.version("neural-tangents")
+        installed = importlib.metadata.version("neural-tangents")
     except importlib.metadata.PackageNotFoundError:
-        seen = "absent"
+        installed = "none"
     python = ".".join(map(str, sys.version_info[:3]))
-    text = (f"{reason}. This needs the extra: pip install 'pkjax[ntk]'. Seen: neural-tangents {seen} "
+    text = (f"{reason}. This needs the extra: pip install 'pkjax[ntk]'. Installed: neural-tangents {installed} "
             f"(needed: {SUPPORTED}), JAX {jax.__version__}, Python {python}.")
     if sys.version_info >= (3, 14):
-        text += (" neural-tangents depends on TensorFlow, which has no wheels for Python 3.14, so the extra "
-                 f"is empty there; pip install --no-deps neural-tangents=={SUPPORTED} is enough: TensorFlow "
-                 "is not used.")
+        text += (" neural-tangents depends on TensorFlow, which has no wheels for Python 3.14, so the extra is empty "
+                 f"there; pip install --no-deps neural-tangents=={SUPPORTED} suffices, as pkjax does not use "
+                 "TensorFlow.")
     return text + " The engines 'structured' and 'jacobian' need nothing more."
 
 
 @contextmanager
 def _private_package(locations: list[str]) -> Iterator[None]:
-    """Put an empty package in the place of ``neural_tangents``, whose ``__init__`` imports TensorFlow."""
+    """Put an empty package in place of `neural_tangents`, whose `__init__` imports TensorFlow."""
     ours = {name: module for name, module in sys.modules.items()
             if name == PACKAGE or name.startswith(f"{PACKAGE}.")}
     for name in ours:
@@ -121,7 +124,7 @@ def _private_package(locations: list[str]) -> Iterator[None]:
 
 @contextmanager
 def _lent_names() -> Iterator[None]:
-    """Give JAX's modules the names that neural-tangents imports from them, then take back those lent."""
+    """Give JAX's modules the names that neural-tangents imports from them, then remove those added."""
     lent: list[tuple[ModuleType, str]] = []
     util = sys.modules.get("jax.util")
     try:
@@ -147,20 +150,20 @@ def _lent_names() -> Iterator[None]:
 def _core_names() -> dict[str, Any]:
     names = ("Jaxpr", "JaxprEqn", "Literal", "Primitive", "Var")
     moved = {name: getattr(jax.extend.core, name) for name in names}
-    # The others serve annotations and isinstance checks alone.
+    # The others appear only in annotations and isinstance checks.
     return moved | {"Value": Any, "AbstractValue": object, "ShapedArray": jax.ShapeDtypeStruct}
 
 
 def _ad_names() -> dict[str, Any]:
-    # Keys of a table of rules that implementation 3 consults: any primitive that no program holds will do.
+    # Keys of a table of rules for implementation 3: any primitive that no program contains serves.
     fresh = jax.extend.core.Primitive
     return {"zeros_like_p": fresh("zeros_like"), "add_jaxvals_p": fresh("add_any")}
 
 
 def _settle(loaded: list[ModuleType]) -> None:
-    """Let neural-tangents' own modules see stand-ins where it looks names up at run time.
+    """Give neural-tangents' own modules stand-ins for the names that they look up at run time.
 
-    By then the loan is over, and ``jax.numpy.size`` will no longer take the abstract arrays it is given.
+    By then JAX's modules are as they were, and `jax.numpy.size` rejects the abstract arrays that it is given.
     """
     for module in loaded:
         if getattr(module, "core", None) is jax.core:
@@ -174,7 +177,7 @@ def _missing(module: ModuleType, names: dict[str, Any]) -> dict[str, Any]:
 
 
 def _stand_in(module: ModuleType, names: dict[str, Any]) -> ModuleType:
-    """Build a module that answers with ``names``, and with ``module`` for all the rest."""
+    """Build a module that has `names`, and otherwise the attributes of `module`."""
     stand_in = ModuleType(module.__name__)
     vars(stand_in).update(names, __getattr__=lambda name: getattr(module, name))
     return stand_in

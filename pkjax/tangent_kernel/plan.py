@@ -1,4 +1,4 @@
-"""What a tangent kernel will cost, before any of it is computed; and the tiles that keep it within memory."""
+"""The cost of a tangent kernel before any of it is computed, and the tiles that keep it within memory."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -7,12 +7,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
 
-from pkjax import paths, tables
+from pkjax import tables
 from pkjax.linalg.memory import default_memory_limit
-from pkjax.tangent_kernel.leaf_costs import Costs, Use, route, uses
-from pkjax.trees import ApplyFn, accumulator, leaf_names, shapes
+from pkjax.network import Network
+from pkjax.paths.taps import network_sites
+from pkjax.programs.program import Program
+from pkjax.tangent_kernel.leaf_costs import Costs, Use, cheapest_route, uses
+from pkjax.trees import accumulator, leaf_names, shapes
 
 __all__ = ["LeafPlan", "NtkPlan", "plan_kernel"]
 
@@ -21,70 +23,71 @@ __all__ = ["LeafPlan", "NtkPlan", "plan_kernel"]
 class LeafPlan:
     """How one leaf of the parameters enters Θ, over all tiles.
 
-    A part of ``NtkPlan``, so returned by ``ntk_plan``.
+    Part of the `NtkPlan` that `ntk_plan` returns.
 
-    >>> LeafPlan(name="kernel", route="Gram", operations=1000, bytes=4000).route
-    'Gram'
+    Examples:
+        >>> LeafPlan(name="kernel", route="Gram", operations=1000, bytes=4000).route
+        'Gram'
     """
 
     name: str
-    """Its key path."""
+    """Key path of the leaf."""
     route: str
-    """"Gram", "Gram over places", "masked Gram", "Jacobian of the layer" or "Jacobian of the leaf"."""
+    """One of "Gram", "Gram over places", "masked Gram", "Jacobian of the layer" and "Jacobian of the leaf"."""
     operations: int
-    """Floating-point operations of its contraction."""
+    """Floating-point operations of the contraction."""
     bytes: int
     """Bytes that the contraction writes and reads."""
 
 
 @dataclass(frozen=True)
 class NtkPlan:
-    """How a tangent kernel would be computed, and an estimate of what that costs.
+    """How a tangent kernel would be computed, and an estimate of its cost.
 
-    Returned by ``ntk_plan``. Shows itself as a short text, as lines where it is printed, and as a table of its leaves
-    in a notebook.
+    Returned by `ntk_plan`. Its `str` takes one line per leaf; in a notebook it prints as a table of its leaves.
 
-    >>> import jax.numpy as jnp, pkjax as pk
-    >>> print(pk.ntk_plan(lambda w, x: x @ w["a"], {"a": jnp.ones((3, 2))}, jnp.ones((4, 3)), memory_limit=10**6))
-    Θ (4, 4, 2, 2) by the structured engine
-    1 tile of 4 × 4 examples on 1 device
-    ... (limit 1 MB)
-      a  Gram ...
+    Examples:
+        >>> import jax.numpy as jnp, pkjax as pk
+        >>> print(pk.ntk_plan(lambda w, x: x @ w["a"], {"a": jnp.ones((3, 2))}, jnp.ones((4, 3)), memory_limit=10**6))
+        Θ (4, 4, 2, 2) by the structured engine
+        1 tile of 4 × 4 examples on 1 device
+        ... (limit 1 MB)
+          a  Gram ...
     """
 
     engine: str
-    """"structured", "jacobian" or "neural-tangents"."""
+    """One of "structured", "jacobian" and "neural-tangents"."""
     examples: tuple[int, int]
-    """(N, M)."""
+    """Numbers of examples of the rows and columns (N, M)."""
     outputs: int
-    """K."""
+    """Number of outputs K."""
     tile: int
-    """Examples to a side of a tile."""
+    """Examples per side of a tile."""
     tiles: int
-    """How many tiles there are to compute."""
+    """Number of tiles to compute."""
     devices: int
-    """Devices that compute tiles side by side."""
+    """Number of devices that compute tiles side by side."""
     leaves: tuple[LeafPlan, ...]
-    """The leaves that train, in flattening order; empty for engines that do not go leaf by leaf."""
+    """The leaves that train, in flattening order; empty for engines that do not work leaf by leaf."""
     operations: int
-    """Floating-point operations in all, backward passes included."""
+    """Total floating-point operations, including backward passes."""
     bytes: int
-    """Bytes written and read in all."""
+    """Total bytes written and read."""
     peak_memory: int
-    """Bytes that one device holds at a time, the finished kernel included where it is a processor's memory."""
+    """Bytes that one device holds at a time, including the finished kernel if the device is a CPU."""
     memory_limit: int
-    """Bytes that one device was allowed."""
+    """Bytes that one device may hold."""
 
     __repr__ = tables.brief
 
     def _repr_html_(self) -> str:
         rows = [[leaf.name, leaf.route, f"{leaf.operations:.3g}", _size(leaf.bytes)] for leaf in self.leaves]
         return tables.html(["leaf", "route", "operations", "moved"],
-                           [*rows, ["all, backward passes included", "", f"{self.operations:.3g}", _size(self.bytes)]],
+                           [*rows, ["total, with backward passes", "", f"{self.operations:.3g}", _size(self.bytes)]],
                            caption="; ".join(str(self).split("\n")[:3]), left=2)
 
     def __str__(self) -> str:
-        """A few lines for people."""
+        """Format the plan as a few lines of text."""
         n, m = self.examples
         tiles, devices = (f"{n} {what}{'s' * (n > 1)}" for n, what in ((self.tiles, "tile"), (self.devices, "device")))
         lines = [f"Θ ({n}, {m}, {self.outputs}, {self.outputs}) by the {self.engine} engine",
@@ -98,7 +101,7 @@ class NtkPlan:
 
 
 class _Work(NamedTuple):
-    """What one tile takes."""
+    """The cost of one tile."""
 
     leaves: tuple[Costs, ...]
     operations: int
@@ -108,21 +111,21 @@ class _Work(NamedTuple):
 
 @dataclass(frozen=True)
 class _Request:
-    """A kernel asked for, in sizes alone."""
+    """A requested kernel, as sizes alone."""
 
     engine: str
     n: int
-    m: int | None                     # None: against itself
+    m: int | None                     # None: the columns are the rows
     k: int
     itemsize: int
-    image: int                        # bytes of an example
+    image: int                        # bytes per example
     sizes: tuple[int, ...]            # of the leaves that train
     masked: tuple[bool, ...]          # which of them train in part
-    used: tuple[tuple[Use, ...], ...]  # their uses; empty for a leaf that taps do not reach
+    used: tuple[tuple[Use, ...], ...]  # their uses; empty if taps do not reach the leaf
     all_uses: tuple[Use, ...]
 
     def tile(self, rows: int, columns: int | None) -> _Work:
-        """A tile of so many examples; None for one on the diagonal."""
+        """Return the cost of a tile; `columns` is None for a tile on the diagonal."""
         result = rows * (columns or rows) * self.k**2
         examples = rows + (columns or 0)
         # A bias has the cotangent of the operation before it.
@@ -135,13 +138,13 @@ class _Request:
             return _Work((), operations + 2 * result * size + 2 * examples * self.k * size,
                          numbers + (result // self.k + examples * self.k) * size,
                          examples * (8 * self.k * size + passes + working) + 5 * result)
-        costs = tuple(route(rows, columns, self.k, size, list(used), masked)
+        costs = tuple(cheapest_route(rows, columns, self.k, size, list(used), masked)
                       for size, used, masked in zip(self.sizes, self.used, self.masked, strict=True))
         return _Work(costs, operations + sum(c.operations for c in costs), numbers + sum(c.numbers for c in costs),
                      examples * (passes + working) + max(c.held for c in costs) + 3 * result)
 
     def tiles(self, side: int) -> list[tuple[int, _Work]]:
-        """The kinds of tiles that cover the kernel, and how many there are of each."""
+        """Return the kinds of tiles that cover the kernel, each with its number."""
         rows, columns = ceil(self.n / side), ceil((self.m or self.n) / side)
         if self.m is not None:
             return [(rows * columns, self.tile(min(side, self.n), min(side, self.m)))]
@@ -149,7 +152,7 @@ class _Request:
         return kinds if rows == 1 else [*kinds, (rows * (rows - 1) // 2, self.tile(side, side))]
 
     def peak(self, side: int) -> int:
-        """Bytes that one device holds at a time; finished tiles wait on the host, on a processor the same memory."""
+        """Return the bytes that one device holds at a time; finished tiles wait on the host, a CPU's own memory."""
         kinds = self.tiles(side)
         whole = sum(count for count, _ in kinds) == 1
         kernel = 0 if whole or jax.default_backend() != "cpu" else self.n * (self.m or self.n) * self.k**2
@@ -157,45 +160,42 @@ class _Request:
                 + 2 * min(side, max(self.n, self.m or 0)) * self.image)
 
 
-def plan_kernel(apply_fn: ApplyFn, params: PyTree, entries: list[Any], whole: tuple[bool, ...], x: Any,
-              examples: tuple[int, int | None], engine: str, *, tile: int | None = None,
-              memory_limit: int | None = None, devices: int = 1) -> NtkPlan:
+def plan_kernel(network: Network, examples: tuple[int, int | None], engine: str, *, tile: int | None = None,
+                memory_limit: int | None = None, devices: int = 1) -> NtkPlan:
     """Choose engine and tiles from shapes.
 
     Args:
-        apply_fn: the network (hashable).
-        params: its parameters, or their shapes.
-        entries: for each leaf what trains, None where nothing does.
-        whole: for each leaf whether all of it trains.
-        x: a batch of one, or its shape.
-        examples: how many rows and columns; None for columns that are the rows.
-        engine: the engine asked for, "auto" included.
-        tile: the tile asked for; None means the largest that fits.
-        memory_limit: bytes for one device; None means half of its memory.
-        devices: how many share the tiles.
+        network: the network.
+        examples: numbers of rows and columns; None for columns that are the rows.
+        engine: the requested engine, which may be "auto".
+        tile: the requested tile; None means the largest that fits.
+        memory_limit: bytes that one device may hold; None means half of its memory.
+        devices: number of devices that share the tiles.
 
-    Raises: ValueError where the tile asked for does not fit the limit, or none does; NotPathNetworkError where engine
-    "structured" is asked for a network without paths.
+    Raises:
+        ValueError: the requested tile, or every tile, exceeds the limit.
+        NotPathNetworkError: the engine is "structured" and the network has no paths.
     """
-    leaves, treedef = jax.tree.flatten(shapes((params, x)))
+    leaves, treedef = jax.tree.flatten(shapes((network.params, network.example)))
     limit = default_memory_limit(devices) if memory_limit is None else memory_limit
-    trains = tuple(entry is not None for entry in entries)
-    return _plan_kernel(apply_fn, tuple(leaves), treedef, trains, whole, examples, engine, tile, limit, devices)
+    trains = tuple(entry is not None for entry in network.entries)
+    return _plan_kernel(network.fn.program, tuple(leaves), treedef, trains, network.whole, examples, engine, tile,
+                        limit, devices)
 
 
 @lru_cache(maxsize=256)
-def _plan_kernel(apply_fn: ApplyFn, like: tuple[Any, ...], treedef: Any, trains: tuple[bool, ...],
-               whole: tuple[bool, ...], examples: tuple[int, int | None], engine: str, tile: int | None, limit: int,
-               devices: int) -> NtkPlan:
+def _plan_kernel(program: Program, like: tuple[Any, ...], treedef: Any, trains: tuple[bool, ...],
+                 whole: tuple[bool, ...], examples: tuple[int, int | None], engine: str, tile: int | None, limit: int,
+                 devices: int) -> NtkPlan:
     params, x = jax.tree.unflatten(treedef, like)
     leaves = jax.tree.leaves(params)
-    found = uses(apply_fn, params, x)
+    network_uses = uses(program, params, x)
     if engine == "auto":
-        engine = "structured" if found else "jacobian"
-    if engine == "structured" and not found:
-        paths.sites(apply_fn, params, x)     # raises, and names the operation
-    all_uses, covered = found or ((), frozenset())
-    out = jax.eval_shape(apply_fn, params, x)
+        engine = "structured" if network_uses else "jacobian"
+    if engine == "structured" and not network_uses:
+        network_sites(program.shapes, params, x)     # raises, and names the operation
+    all_uses, covered = network_uses or ((), frozenset())
+    out = program.shapes.out
     train = [i for i, moves in enumerate(trains) if moves]
     request = _Request(
         engine, *examples, out.shape[1], accumulator(out.dtype).itemsize, prod(x.shape) * x.dtype.itemsize,
@@ -209,7 +209,7 @@ def _plan_kernel(apply_fn: ApplyFn, like: tuple[Any, ...], treedef: Any, trains:
     listed = []
     for n, i in enumerate(train if kinds[0][1].leaves else ()):
         each = [(count, work.leaves[n]) for count, work in kinds]
-        listed.append(LeafPlan(names[i], each[-1][1].name, sum(count * c.operations for count, c in each),
+        listed.append(LeafPlan(names[i], each[-1][1].route, sum(count * c.operations for count, c in each),
                                request.itemsize * sum(count * c.numbers for count, c in each)))
     return NtkPlan(
         engine, (request.n, request.m or request.n), request.k, side, sum(count for count, _ in kinds), devices,
@@ -218,7 +218,7 @@ def _plan_kernel(apply_fn: ApplyFn, like: tuple[Any, ...], treedef: Any, trains:
 
 
 def _largest(request: _Request, limit: int, devices: int) -> int:
-    """The largest side that fits, its tiles spread evenly: no remainder of a few examples, no device idle."""
+    """Return the largest side that fits, evened out: no remainder of a few examples, no idle device."""
     most = max(request.n, request.m or 0)
     low, high = 1, most
     while low < high:

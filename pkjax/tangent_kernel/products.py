@@ -1,20 +1,20 @@
-"""The tangent kernel without its matrix: exact trace and products, for any number of examples."""
+"""The tangent kernel without its matrix: exact trace and products with vectors, for any number of examples."""
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree, Shaped
 
+from pkjax.network import Network, read
 from pkjax.tangent_kernel import layerwise
-from pkjax.tangent_kernel.arguments import prepare, restrict
+from pkjax.tangent_kernel.arguments import restrict
 from pkjax.tangent_kernel.leaf_costs import ENTRIES, uses
-from pkjax.trees import ApplyFn, Trainable, accumulator, hashable
+from pkjax.trees import ApplyFn, Trainable, accumulator
 
-__all__ = ["ntk_matvec", "ntk_trace"]
+__all__ = ["examples_at_once", "ntk_matvec", "ntk_trace", "theta_times"]
 
 
 def ntk_trace(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array | np.ndarray, "N ..."], *, masks: PyTree | None = None,
@@ -23,93 +23,114 @@ def ntk_trace(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array | np.ndarray, "
 
         Tr Θ = Σ_x Σ_k ‖∇_θ f_k(x)‖²
 
-    exact, K backward passes for each example: where the network is a sum over paths, from the norms of each layer's
-    operands and cotangents, without a gradient of the parameters. Arguments are those of ``ntk``.
+    It is exact and takes K backward passes per example. In a sum over paths it follows from the norms of each layer's
+    operands and cotangents, without any gradient of the parameters. Arguments are those of `ntk`.
 
-    Raises: as ``ntk``.
+    Returns:
+        The trace, a scalar of the outputs' dtype (float32 for narrower ones).
+
+    Raises:
+        ValueError: as for `ntk`.
 
     Source: Gebhart, Saxena and Schrater (2021), equation 3 for Θ.
 
-    >>> import jax.numpy as jnp
-    >>> x = jnp.asarray([[1., 0.], [1., 1.]])
-    >>> ntk_trace(lambda w, x: x @ w, jnp.ones((2, 3)), x)         # K Σ_x ‖x‖² for a linear layer
-    Array(9., ...)
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> x = jnp.asarray([[1., 0.], [1., 1.]])
+        >>> ntk_trace(lambda w, x: x @ w, jnp.ones((2, 3)), x)         # K Σ_x ‖x‖² for a linear layer
+        Array(9., ...)
     """
-    X = jnp.asarray(X)
-    params, entries, whole = prepare(apply_fn, params, X, masks, trainable)
-    return _trace(hashable(apply_fn), params, entries, X, whole=whole)
+    network = read(apply_fn, params, X, masks=masks, trainable=trainable)
+    return _trace(network, network.batch(X))
 
 
 def ntk_matvec(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array | np.ndarray, "N ..."], *,
                masks: PyTree | None = None, trainable: Trainable = None, batch_size: int | None = None
                ) -> Callable[[Float[Array, "N K"]], Float[Array, "N K"]]:
-    """Return the map v → Θ v of arrays (N, K), one backward and one forward derivative for each product.
+    """Return the map v → Θ v of arrays (N, K), by one backward and one forward derivative per product.
 
         (Θ v)[x, k] = Σ_{x', l} Θ[x, x', k, l] v[x', l] = J_θ^f (J_θ^fᵀ v)
 
-    The examples are taken ``batch_size`` at a time (None: as many as have activations of 256 MB), so that memory is
-    that of one batch and two sets of parameters, whatever N. Arguments are those of ``ntk``.
+    It holds one batch and two sets of parameters in memory, whatever N is.
 
-    Raises: as ``ntk``, and ValueError for a batch_size below 1; the map raises ValueError for v of another shape than
-    (N, K).
+    Args:
+        apply_fn: maps (params, inputs (N, *input)) to outputs (N, K).
+        params: parameters, a pytree.
+        X: (N, *input), the inputs.
+        masks: booleans like `params`; masked weights are absent and do not train.
+        trainable: which parameters Θ differentiates, as in `ntk`.
+        batch_size: number of examples taken at a time; None means as many as have activations of 256 MB.
+
+    Returns:
+        The map; it raises ValueError for a v of another shape than (N, K).
+
+    Raises:
+        ValueError: `batch_size` is below 1; and as for `ntk`.
 
     Source: Gebhart, Saxena and Schrater (2021), equation 3 for Θ.
 
-    >>> import jax.numpy as jnp
-    >>> x = jnp.asarray([[1., 0.], [1., 1.]])
-    >>> ntk_matvec(lambda w, x: x @ w, jnp.ones((2, 1)), x)(jnp.ones((2, 1)))
-    Array([[2.],
-           [3.]], ...)
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> x = jnp.asarray([[1., 0.], [1., 1.]])
+        >>> ntk_matvec(lambda w, x: x @ w, jnp.ones((2, 1)), x)(jnp.ones((2, 1)))
+        Array([[2.],
+               [3.]], ...)
     """
-    X = jnp.asarray(X)
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size must be 1 or more, or None, got {batch_size}")
-    params, entries, _ = prepare(apply_fn, params, X, masks, trainable)
-    shape = jax.eval_shape(apply_fn, params, X)
-    net = hashable(apply_fn)
-    size = min(X.shape[0], _batch(net, params, X, 1) if batch_size is None else batch_size)
+    network = read(apply_fn, params, X, masks=masks, trainable=trainable)
+    X = network.batch(X)
+    size = examples_at_once(network, X, batch_size)
+    shape = (len(X), *network.outputs)
 
     def matvec(v: Float[Array, "..."]) -> Float[Array, "..."]:
         v = jnp.asarray(v)
-        if v.shape != shape.shape:
-            raise ValueError(f"v must have the shape {shape.shape} of the network's outputs, got {v.shape}")
-        return _product(net, params, entries, X, v.astype(shape.dtype), size=size)
+        if v.shape != shape:
+            raise ValueError(f"v must have the shape {shape} of the network's outputs, got {v.shape}")
+        flat = v.reshape(len(X), network.size).astype(network.fn.out.dtype)
+        return network.shaped(theta_times(network, X, flat, size=size), 1)
 
     return matvec
 
 
-def _batch(apply_fn: ApplyFn, params: PyTree, X: Array, outputs: int) -> int:
-    """How many examples' operands and cotangents from so many outputs ``ENTRIES`` numbers hold."""
-    found = uses(apply_fn, params, X[:1])
-    # Where nothing is known of the activations, as if there were as many as inputs and parameters.
-    each = sum(u.operand + 2 * outputs * u.output for u in found[0]) if found else (
-        X[:1].size + outputs * sum(leaf.size for leaf in jax.tree.leaves(params)))
-    return max(1, min(X.shape[0], ENTRIES // max(1, each)))
+def examples_at_once(network: Network, X: Array, batch_size: int | None, outputs: int = 1) -> int:
+    """Return the number of examples whose operands, and cotangents of so many outputs, are `ENTRIES` numbers.
+
+    Raises:
+        ValueError: a `batch_size` was asked for, and is below 1.
+    """
+    if batch_size is not None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be 1 or more, or None, got {batch_size}")
+        return min(len(X), batch_size)
+    network_uses = uses(network.fn.program, network.params, network.example)
+    # Without paths the activations are unknown: count as many as inputs and parameters.
+    each = sum(u.operand + 2 * outputs * u.output for u in network_uses[0]) if network_uses else (
+        X[:1].size + outputs * sum(jnp.size(leaf) for leaf in jax.tree.leaves(network.params)))
+    return max(1, min(len(X), ENTRIES // max(1, each)))
 
 
-@partial(jax.jit, static_argnames=("apply_fn", "whole"))
-def _trace(apply_fn: ApplyFn, params: PyTree, entries: list[Any], X: Array, *, whole: tuple[bool, ...]
-           ) -> Array:
+@jax.jit
+def _trace(network: Network, X: Array) -> Array:
+    fn, wide = network.fn, accumulator(network.fn.out.dtype)
+    has_paths = uses(fn.program, network.params, network.example)
+
+    def energy(x: Array) -> Array:
+        if has_paths:
+            return layerwise.energy(fn, network.params, network.entries, network.whole, x)
+        f, theta = restrict(fn, network.params, network.entries)
+        _, pullback = jax.vjp(lambda t: f(t, x), theta)
+        gradients = jax.vmap(lambda e: pullback(e)[0])(jnp.eye(network.size, dtype=fn.out.dtype))
+        return sum((jnp.sum(g.astype(wide)**2) for g in gradients), start=jnp.zeros((), wide))
+
     with jax.default_matmul_precision("highest"):
-        out = jax.eval_shape(apply_fn, params, X)
-
-        def energy(x: Array) -> Array:
-            if uses(apply_fn, params, X[:1]):
-                return layerwise.energy(apply_fn, params, entries, whole, x)
-            f, theta = restrict(apply_fn, params, entries)
-            _, pullback = jax.vjp(lambda t: f(t, x[None])[0], theta)
-            gradients = jax.vmap(lambda e: pullback(e)[0])(jnp.eye(out.shape[1], dtype=out.dtype))
-            return sum((jnp.sum(g.astype(accumulator(out.dtype))**2) for g in gradients),
-                       start=jnp.zeros((), accumulator(out.dtype)))
-
-        return jnp.sum(jax.lax.map(energy, X, batch_size=_batch(apply_fn, params, X, out.shape[1])))
+        return jnp.sum(jax.lax.map(energy, X, batch_size=examples_at_once(network, X, None, network.size)))
 
 
-@partial(jax.jit, static_argnames=("apply_fn", "size"))
-def _product(apply_fn: ApplyFn, params: PyTree, entries: list[Any], X: Array, v: Array, *, size: int) -> Array:
-    """Batches of ``size`` examples; the last one is filled up with examples that have no weight."""
+@partial(jax.jit, static_argnames="size")
+def theta_times(network: Network, X: Array, v: Array, *, size: int) -> Array:
+    """Return Θ v, (N, K), from batches of `size` examples; the last is padded with examples of weight 0."""
     with jax.default_matmul_precision("highest"):
-        f, theta = restrict(apply_fn, params, entries)
+        f, theta = restrict(network.fn, network.params, network.entries)
+        over = jax.vmap(f, (None, 0))
         n = X.shape[0]
         full = -(-n // size) * size
         batches = X[np.minimum(np.arange(full), n - 1)].reshape(-1, size, *X.shape[1:])
@@ -117,9 +138,9 @@ def _product(apply_fn: ApplyFn, params: PyTree, entries: list[Any], X: Array, v:
 
         def add(total: list[Array], batch: tuple[Array, Array]) -> tuple[list[Array], None]:
             x, w = batch
-            (part,) = jax.vjp(lambda t: f(t, x), theta)[1](w)
+            (part,) = jax.vjp(lambda t: over(t, x), theta)[1](w)
             return jax.tree.map(jnp.add, total, part), None
 
         tangent, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, theta), (batches, weights))
-        out = jax.lax.map(lambda x: jax.jvp(lambda t: f(t, x), (theta,), (tangent,))[1], batches)
+        out = jax.lax.map(lambda x: jax.jvp(lambda t: over(t, x), (theta,), (tangent,))[1], batches)
         return out.reshape(full, -1)[:n]

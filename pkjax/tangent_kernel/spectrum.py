@@ -7,6 +7,7 @@ grow with the square of NK. Random vectors are called probes. Arguments that all
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,11 +18,12 @@ from jaxtyping import Array, Float64, Key, PyTree, Shaped
 from pkjax import tables
 from pkjax.linalg.block_lanczos import block_lanczos
 from pkjax.linalg.stochastic import Estimate, SpectralDensity, frobenius, quadrature, trace
-from pkjax.tangent_kernel.products import ntk_matvec, ntk_trace
+from pkjax.network import Network, read
+from pkjax.tangent_kernel.products import examples_at_once, ntk_trace, theta_times
 from pkjax.trees import ApplyFn, Trainable
 
 __all__ = ["NtkEigenpairs", "ntk_density", "ntk_effective_rank", "ntk_eigenpairs", "ntk_frobenius",
-           "ntk_trace_estimate"]
+           "ntk_trace_estimate", "theta_rows"]
 
 Inputs = Shaped[Array | np.ndarray, "N ..."]
 
@@ -94,9 +96,8 @@ def ntk_trace_estimate(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, key: Key
         >>> round(float(trace), 3)
         9.0
     """
-    multiply, shape = _flat(apply_fn, params, X, masks, trainable, batch_size)
-    dimension = int(np.prod(shape.shape))
-    return trace(multiply, jnp.zeros(dimension, shape.dtype), key, min(_several(probes), dimension))
+    network, X, size = _taken(apply_fn, params, X, masks, trainable, batch_size)
+    return _estimate(network, X, key, probes=min(_several(probes), len(X) * network.size), size=size)
 
 
 def ntk_frobenius(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, key: Key[Array, ""], probes: int = 32,
@@ -129,7 +130,9 @@ def ntk_frobenius(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, key: Key[Arra
         >>> round(float(norm), 3), round(float(error), 3)      # Θ is the identity
         (1.414, 0.0)
     """
-    mean, error, scale = _mean_square(apply_fn, params, X, key, probes, masks, trainable, batch_size)
+    network, X, size = _taken(apply_fn, params, X, masks, trainable, batch_size)
+    scale = ntk_trace(network.fn, params, X, masks=masks, trainable=trainable).astype(network.fn.out.dtype)
+    mean, error = _mean_square(network, X, key, scale, probes=_several(probes), size=size)
     norm = jnp.sqrt(mean)
     return Estimate(norm * scale, error / (2 * norm) * scale)
 
@@ -156,7 +159,9 @@ def ntk_effective_rank(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, key: Key
         >>> round(float(rank), 3), round(float(error), 3)
         (2.0, 0.0)
     """
-    mean, error, _ = _mean_square(apply_fn, params, X, key, probes, masks, trainable, batch_size)
+    network, X, size = _taken(apply_fn, params, X, masks, trainable, batch_size)
+    scale = ntk_trace(network.fn, params, X, masks=masks, trainable=trainable).astype(network.fn.out.dtype)
+    mean, error = _mean_square(network, X, key, scale, probes=_several(probes), size=size)
     return Estimate(1 / mean, error / mean**2)
 
 
@@ -192,15 +197,14 @@ def ntk_eigenpairs(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, k: int, mask
         >>> ntk_eigenpairs(lambda w, x: x @ w, jnp.ones((2, 1)), x, k=1).values.round(3)
         array([9.])
     """
-    multiply, shape = _flat(apply_fn, params, X, masks, trainable, batch_size)
-    size = int(np.prod(shape.shape))
-    if not 1 <= k <= size:
-        raise ValueError(f"k must be between 1 and NK = {size}, got {k}")
-    rows = jax.jit(lambda v: jax.lax.map(multiply, v))
-    pairs = block_lanczos(lambda v: np.asarray(rows(jnp.asarray(v, shape.dtype)), np.float64), size, k,
-                          tolerance=100 * float(jnp.finfo(shape.dtype).eps) if tolerance is None else tolerance)
-    return NtkEigenpairs(np.maximum(pairs.values, 0), pairs.vectors.reshape(k, *shape.shape), pairs.residuals,
-                         pairs.converged)
+    network, X, size = _taken(apply_fn, params, X, masks, trainable, batch_size)
+    rows, dtype = len(X) * network.size, network.fn.out.dtype
+    if not 1 <= k <= rows:
+        raise ValueError(f"k must be between 1 and NK = {rows}, got {k}")
+    pairs = block_lanczos(lambda v: np.asarray(theta_rows(network, X, jnp.asarray(v, dtype), size=size), np.float64),
+                          rows, k, tolerance=100 * float(jnp.finfo(dtype).eps) if tolerance is None else tolerance)
+    return NtkEigenpairs(np.maximum(pairs.values, 0), pairs.vectors.reshape(k, len(X), *network.outputs),
+                         pairs.residuals, pairs.converged)
 
 
 def ntk_density(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, key: Key[Array, ""], probes: int = 8, depth: int = 64,
@@ -236,27 +240,48 @@ def ntk_density(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, key: Key[Array,
         >>> float(estimate.weights[0].sum().round(2))          # NK eigenvalues
         6.0
     """
-    multiply, shape = _flat(apply_fn, params, X, masks, trainable, batch_size)
-    signs = _signs(key, probes, shape)
-    mass = jnp.asarray(signs.shape[1], shape.dtype)
-    return quadrature(multiply, signs, mass, key, depth=depth, points=points, decades=decades, width=width)
+    network, X, size = _taken(apply_fn, params, X, masks, trainable, batch_size)
+    return _density(network, X, key, probes=probes, size=size, depth=depth, points=points, decades=decades,
+                    width=width)
 
 
-def _flat(apply_fn: ApplyFn, params: PyTree, X: Inputs, masks: PyTree | None, trainable: Trainable,
-          batch_size: int | None) -> tuple[Callable[[Array], Array], Any]:
-    """Products with flat vectors of NK entries, and the shape (N, K) of the outputs."""
-    X = jnp.asarray(X)
-    product = ntk_matvec(apply_fn, params, X, masks=masks, trainable=trainable, batch_size=batch_size)
-    shape = jax.eval_shape(apply_fn, params, X)
-    return lambda v: product(v.reshape(shape.shape)).ravel(), shape
+def _taken(apply_fn: ApplyFn, params: PyTree, X: Inputs, masks: PyTree | None, trainable: Trainable,
+           batch_size: int | None) -> tuple[Network, Array, int]:
+    """Read the network and its batch, and say how many examples to take at a time."""
+    network = read(apply_fn, params, X, masks=masks, trainable=trainable)
+    X = network.batch(X)
+    return network, X, examples_at_once(network, X, batch_size)
 
 
-def _mean_square(apply_fn: ApplyFn, params: PyTree, X: Inputs, key: Array, probes: int, masks: PyTree | None,
-                 trainable: Trainable, batch_size: int | None) -> tuple[Array, Array, Array]:
-    """The estimate of `‖Θ‖_F² / Tr(Θ)²`, its standard error, and the trace."""
-    multiply, shape = _flat(apply_fn, params, X, masks, trainable, batch_size)
-    scale = ntk_trace(apply_fn, params, X, masks=masks, trainable=trainable).astype(shape.dtype)
-    return *frobenius(multiply, _signs(key, _several(probes), shape), scale), scale
+def _times(network: Network, X: Array, size: int) -> Callable[[Array], Array]:
+    """Products with flat vectors of NK entries."""
+    return lambda v: theta_times(network, X, v.reshape(len(X), network.size), size=size).ravel()
+
+
+@partial(jax.jit, static_argnames="size")
+def theta_rows(network: Network, X: Array, rows: Array, *, size: int) -> Array:
+    """Return the products of Θ with rows (r, NK)."""
+    return jax.lax.map(_times(network, X, size), rows)
+
+
+@partial(jax.jit, static_argnames=("probes", "size"))
+def _estimate(network: Network, X: Array, key: Array, *, probes: int, size: int) -> Estimate:
+    like = jnp.zeros(len(X) * network.size, network.fn.out.dtype)
+    return trace(_times(network, X, size), like, key, probes)
+
+
+@partial(jax.jit, static_argnames=("probes", "size"))
+def _mean_square(network: Network, X: Array, key: Array, scale: Array, *, probes: int, size: int
+                 ) -> tuple[Array, Array]:
+    """The estimate of `‖Θ‖_F² / scale²`, and its standard error."""
+    return frobenius(_times(network, X, size), _signs(key, probes, network, X), scale)
+
+
+@partial(jax.jit, static_argnames=("probes", "size", "depth", "points", "decades", "width"))
+def _density(network: Network, X: Array, key: Array, *, probes: int, size: int, **options: Any) -> SpectralDensity:
+    signs = _signs(key, probes, network, X)
+    mass = jnp.asarray(signs.shape[1], signs.dtype)
+    return quadrature(_times(network, X, size), signs, mass, key, **options)
 
 
 def _several(probes: int) -> int:
@@ -265,5 +290,5 @@ def _several(probes: int) -> int:
     return probes
 
 
-def _signs(key: Array, probes: int, shape: Any) -> Array:
-    return jax.random.rademacher(key, (probes, int(np.prod(shape.shape))), shape.dtype)
+def _signs(key: Array, probes: int, network: Network, X: Array) -> Array:
+    return jax.random.rademacher(key, (probes, len(X) * network.size), network.fn.out.dtype)

@@ -15,14 +15,14 @@ from pkjax.tables import Progress, reporter
 __all__ = ["fill"]
 
 Block = Callable[..., Array]
-"""Maps (*network, rows, columns or None) to a tile of Θ; hashable, equal where it does the same."""
+"""Maps (*network, rows, columns or None) to a tile of Θ; hashable, and equal to blocks that compute the same."""
 
 
 def fill(block: Block, network: tuple[PyTree, ...], X: Array, X2: Array | None, tile: int, mesh: Mesh | None,
          progress: Progress) -> Array:
-    """Compute Θ in tiles of ``tile`` by ``tile`` examples; with X2 None, those on one side of the diagonal.
+    """Compute Θ in tiles of `tile` by `tile` examples; if X2 is None, only those on one side of the diagonal.
 
-    The last tile of each side is filled up with its last example, so that one shape compiles.
+    The last tile of each side is padded with its last example, so that only one shape compiles.
     """
     Y = X if X2 is None else X2
     traced = any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves((network, X, Y)))
@@ -37,7 +37,7 @@ def fill(block: Block, network: tuple[PyTree, ...], X: Array, X2: Array | None, 
     report = reporter(progress)
     out: Any = None
     for done, ((r, c), values) in enumerate(zip(starts, tiles, strict=True), start=1):
-        # Finished tiles wait on the host: the accelerator holds one at a time.
+        # Finished tiles wait on the host: an accelerator holds one at a time.
         cut = values[:X.shape[0] - r, :Y.shape[0] - c]
         if out is None:
             out = (jnp if traced else np).empty((X.shape[0], Y.shape[0], *cut.shape[2:]), cut.dtype)
@@ -87,7 +87,7 @@ def _side_by_side(block: Block, network: tuple[PyTree, ...], X: Array, Y: Array,
 
 
 def _place(sharding: NamedSharding, value: Any) -> Array:
-    """Put an array that every process has onto the devices of a mesh, each process its own part."""
+    """Put an array that every process holds onto the devices of a mesh, each process its own part."""
     host = np.asarray(value)
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
@@ -99,7 +99,7 @@ def _whole(block: Block, network: tuple[PyTree, ...], X: Array, X2: Array | None
 
 @partial(jax.jit, static_argnames=("block", "mesh"))
 def _sharded(block: Block, mesh: Mesh, network: tuple[PyTree, ...], rows: Array, columns: Array) -> Array:
-    """One tile on each device: rows and columns (devices, tile, ...) to (devices, tile, tile, K, K)."""
+    """Compute one tile per device: rows and columns (devices, tile, ...) to (devices, tile, tile, K, K)."""
     spread = PartitionSpec(mesh.axis_names)
 
     def one(network: tuple[PyTree, ...], rows: Array, columns: Array) -> Array:

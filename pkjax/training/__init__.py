@@ -1,4 +1,4 @@
-"""Training under masks: compiled epochs of Adam that hold pruned weights at 0, and checkpoints that resume exactly."""
+"""Training under masks: compiled epochs of Adam that keep pruned weights at 0, and checkpoints that resume exactly."""
 
 from pkjax.training.fit import Fit, Measure, fit, restore
 from pkjax.training.recipes import Recipe, recipe

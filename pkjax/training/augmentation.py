@@ -12,16 +12,23 @@ __all__ = ["crop_and_flip"]
 @partial(jax.jit, static_argnames="padding")
 def crop_and_flip(key: PRNGKeyArray, images: Shaped[Array, "n h w c"], *, padding: int = 4
                   ) -> Shaped[Array, "n h w c"]:
-    """Shift every image by up to ``padding`` pixels either way, black coming in, and mirror half of them.
+    """Shift every image by up to `padding` pixels each way, filling with black, and mirror half of the images.
 
-    Each image has its own shift, evenly among the (2 · padding + 1)² ones, and its own coin.
+    Each image draws its own shift, uniform over the (2 · padding + 1)² possible ones, and its own coin.
 
-    Shapes: (N, H, W, C) of any type to the same.
+    Args:
+        key: randomness.
+        images: (N, H, W, C) of any type.
+        padding: the largest shift in pixels.
+
+    Returns:
+        images of the same shape and type.
 
     Source: the augmentation of CIFAR in He et al. (2016), section 4.2.
 
-    >>> crop_and_flip(jax.random.key(0), jnp.ones((2, 8, 8, 1), jnp.uint8)).shape
-    (2, 8, 8, 1)
+    Examples:
+        >>> crop_and_flip(jax.random.key(0), jnp.ones((2, 8, 8, 1), jnp.uint8)).shape
+        (2, 8, 8, 1)
     """
     n, height, width, channels = images.shape
     shift, coin = jax.random.split(key)

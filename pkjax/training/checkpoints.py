@@ -1,4 +1,4 @@
-"""Checkpoints of a training: parameters, state, optimizer, masks and history, by Orbax."""
+"""Checkpoints of a training by Orbax: parameters, state, optimizer, masks and history."""
 
 import contextlib
 import hashlib
@@ -17,17 +17,18 @@ FORMAT = "pkjax training 1"
 
 
 class Checkpoints:
-    """The last state of one training in a folder; a new one replaces the old one when it is written whole."""
+    """The last state of one training in a folder; a new state replaces the old one once it is complete."""
 
     def __init__(self, folder: Path | str, identity: Mapping[str, Any]) -> None:
-        """Open a folder, made where it is missing, for the training that ``identity`` describes in JSON's types."""
+        """Open or create a folder for the training that `identity` describes in JSON's types."""
         self._folder, self._identity = Path(folder), dict(identity)
         self._manager = _manager(self._folder, create=True)
 
     def latest(self, like: Mapping[str, PyTree]) -> tuple[dict[str, PyTree], list[dict[str, Any]]] | None:
-        """Read the last state and the history before it, or None where there is none.
+        """Read the last state and its history; None where there is no checkpoint.
 
-        Raises ValueError where the folder holds another training, naming what differs.
+        Raises:
+            ValueError: the folder holds another training; the message names what differs.
         """
         epoch = self._manager.latest_step()
         if epoch is None:
@@ -38,11 +39,11 @@ class Checkpoints:
                      if mine.get(name) != other.get(name)]
         if differing:
             raise ValueError(f"{self._folder} holds a checkpoint of another training, with {'; '.join(differing)}: "
-                             "train as then, or into another folder")
+                             "use the same settings or another folder")
         return _restore(self._manager, epoch, about["empty"], like), about["history"]
 
     def save(self, epoch: int, now: Mapping[str, PyTree], history: Sequence[Mapping[str, Any]]) -> None:
-        """Write the state after an epoch; it counts from when it is there whole."""
+        """Write the state after an epoch."""
         import orbax.checkpoint as ocp
 
         full = {name: tree for name, tree in now.items() if jax.tree.leaves(tree)}
@@ -54,17 +55,19 @@ class Checkpoints:
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Let go of the folder."""
+        """Release the folder."""
         self._manager.close()
 
 
 def read(folder: Path | str) -> tuple[dict[str, PyTree], dict[str, Any]]:
-    """Read the last checkpoint of a folder without knowing the network: its trees as nested dictionaries, and about it.
+    """Read a folder's last checkpoint without knowing the network: nested dictionaries, and what describes them.
 
-    Raises FileNotFoundError where there is none, ValueError where it is of another format.
+    Raises:
+        FileNotFoundError: there is no checkpoint.
+        ValueError: the checkpoint has another format.
     """
     if not Path(folder).is_dir():
-        raise FileNotFoundError(f"no folder {folder} with checkpoints")
+        raise FileNotFoundError(f"there is no folder {folder} of checkpoints")
     with contextlib.closing(_manager(Path(folder), create=False)) as manager:
         epoch = manager.latest_step()
         if epoch is None:
@@ -74,10 +77,8 @@ def read(folder: Path | str) -> tuple[dict[str, PyTree], dict[str, Any]]:
 
 
 def _manager(folder: Path, create: bool) -> Any:
-    try:
-        import orbax.checkpoint as ocp
-    except ImportError as error:
-        raise ImportError("checkpoints need Orbax: pip install orbax-checkpoint") from error
+    import orbax.checkpoint as ocp
+
     with _quiet():
         return ocp.CheckpointManager(folder.absolute(), options=ocp.CheckpointManagerOptions(
             max_to_keep=1, create=create, enable_async_checkpointing=False))
@@ -89,7 +90,7 @@ def _about(manager: Any, epoch: int) -> dict[str, Any]:
     with _quiet():
         about = dict(manager.restore(epoch, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"])
     if about.get("format") != FORMAT:
-        raise ValueError(f"a checkpoint of format {about.get('format')!r}, and this version reads {FORMAT!r}")
+        raise ValueError(f"the checkpoint has the format {about.get('format')!r}, but this version reads {FORMAT!r}")
     return about
 
 
@@ -98,12 +99,12 @@ def _restore(manager: Any, epoch: int, empty: Sequence[str], like: Mapping[str, 
 
     wanted = {name: ocp.args.StandardRestore(tree) for name, tree in like.items() if name not in empty}
     with _quiet():
-        found = manager.restore(epoch, args=ocp.args.Composite(**wanted))
-    return {name: like[name] or {} if name in empty else found[name] for name in like}
+        trees = manager.restore(epoch, args=ocp.args.Composite(**wanted))
+    return {name: like[name] or {} if name in empty else trees[name] for name in like}
 
 
 def digest(tree: PyTree) -> str:
-    """Fingerprint of a tree's names, shapes and numbers."""
+    """Fingerprint a tree by its names, shapes and numbers."""
     total = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         value = np.asarray(leaf)
@@ -114,7 +115,7 @@ def digest(tree: PyTree) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Any:
-    """Keep Orbax's account of its steps off the screen; its errors are raised."""
+    """Silence Orbax's log of its steps; its errors are raised all the same."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)

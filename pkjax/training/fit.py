@@ -1,4 +1,4 @@
-"""Training: a compiled epoch of Adam that holds pruned weights at 0, and checkpoints that resume exactly."""
+"""Training: compiled epochs of Adam that keep pruned weights at 0, and checkpoints that resume exactly."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -17,7 +17,7 @@ from pkjax.data.dataset import Dataset
 from pkjax.pruning.masks import apply_masks, masked
 from pkjax.training.augmentation import crop_and_flip
 from pkjax.training.checkpoints import Checkpoints, digest, read
-from pkjax.training.flax_modules import Forward, trainable
+from pkjax.training.flax_modules import Forward, split_module
 from pkjax.training.loops import compiled_loop, one_by_one
 from pkjax.training.recipes import Recipe, recipe
 from pkjax.trees import check_masks
@@ -25,39 +25,40 @@ from pkjax.trees import check_masks
 __all__ = ["Fit", "Measure", "Recipe", "fit", "recipe", "restore"]
 
 Measure = Callable[[PyTree, PyTree], Mapping[str, Any]]
-"""Maps (params, state) to named numbers, kept in the history beside the accuracies."""
+"""Maps (params, state) to named numbers, which the history keeps beside the accuracies."""
 
 EVALUATED = 500
-"""Examples that evaluation takes at a time."""
+"""Examples that are evaluated at a time."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Fit:
-    """What training returns: the network, and how it got there.
+    """The result of a training: the network and the history of its epochs.
 
-    Returned by ``fit`` and ``restore``. Shows itself as a short text and, in a notebook, as a table of its epochs.
+    Returned by `fit` and `restore`. Prints as a short text and, in a notebook, as a table of its epochs.
 
-    >>> row = {"epoch": 0, "test_loss": 2.3, "test_accuracy": 0.1}
-    >>> Fit({"kernel": jnp.ones((2, 3))}, {}, {"kernel": jnp.ones((2, 3), bool)}, (row,), finished=False)
-    Fit(
-        params=<1 leaf, 6 entries>,
-        state=<0 leaves, 0 entries>,
-        masks=<1 leaf, 6 entries>,
-        history=<1 of dict>,
-        finished=False
-    )
+    Examples:
+        >>> row = {"epoch": 0, "test_loss": 2.3, "test_accuracy": 0.1}
+        >>> Fit({"kernel": jnp.ones((2, 3))}, {}, {"kernel": jnp.ones((2, 3), bool)}, (row,), finished=False)
+        Fit(
+            params=<1 leaf, 6 entries>,
+            state=<0 leaves, 0 entries>,
+            masks=<1 leaf, 6 entries>,
+            history=<1 of dict>,
+            finished=False
+        )
     """
 
     params: PyTree
     """The trained parameters; pruned ones are exactly 0."""
     state: PyTree
-    """What else the module holds: running averages of BatchNorm."""
+    """The other variables of the module, such as BatchNorm's running averages."""
     masks: PyTree
-    """Booleans like ``params``."""
+    """Booleans like `params`."""
     history: tuple[Mapping[str, Any], ...]
-    """A row before training (epoch 0) and one after each epoch: losses, accuracies, learning rate, seconds."""
+    """One row before training (epoch 0) and one after each epoch: losses, accuracies, learning rate, seconds."""
     finished: bool
-    """Whether all epochs were run."""
+    """Whether the training ran all its epochs."""
 
     __repr__ = tables.brief
 
@@ -71,65 +72,69 @@ class Fit:
         names = list(dict.fromkeys(name for row in shown for name in row))
         rows = [[cell(row, name) for name in names] for row in shown]
         return tables.html([name.replace("_", " ") for name in names], rows, left=0,
-                           caption="finished" if self.finished else "not finished: to be continued from a checkpoint")
+                           caption="finished" if self.finished else "not finished")
 
     @property
     def accuracy(self) -> float:
-        """Accuracy on the test set at the end, as a fraction."""
+        """Accuracy on the test set after the last epoch, as a fraction."""
         return self.history[-1]["test_accuracy"]
 
 
 def fit(module: Any, train: Dataset, test: Dataset, *, recipe: Recipe, variables: PyTree | None = None,
         masks: PyTree | None = None, seed: int = 0, measure: Measure | None = None,
         checkpoint: Path | str | None = None, save_seconds: float = 30.0, epochs: int | None = None,
-        progress: Callable[[str], None] | None = None) -> Fit:
-    r"""Train a Flax module on labelled images by Adam; pruned weights are 0 from the first step to the last.
+        progress: tables.Progress = False) -> Fit:
+    """Train a Flax module on labelled images by Adam; pruned weights are 0 from the first step to the last.
 
-    .. math:: L = -\tfrac1B \sum_x \log \operatorname{softmax}(f(x, \theta))_{y(x)},
-              \quad g = \nabla_\theta L + w\,\theta
+        L = −(1/B) Σ_x ln softmax(f(x, θ))_{y(x)},   g = ∇L + w θ
 
-    with w the recipe's weight decay, in the gradient that Adam sees (as PyTorch's Adam has it). An epoch is one
-    compiled scan over a permutation of the examples that seed and epoch fix; on a processor, for networks with
-    convolutions, a compiled step for each batch. What does not fill a batch is left out of that epoch. Images stay on
-    the device, a byte a number.
+    where w is the recipe's weight decay, part of the gradient that Adam sees (as in PyTorch's Adam). An epoch is one
+    compiled scan over a permutation of the examples, which seed and epoch determine; for networks with convolutions on
+    a CPU it is one compiled step for each batch. Examples that do not fill a batch are left out of that epoch. Images
+    stay on the device, as bytes.
 
     Args:
-        module: a Linen or NNX module; BatchNorm and Dropout are told to train by the usual arguments.
+        module: a Linen or NNX module; the usual arguments put BatchNorm and Dropout into training mode.
         train: training images.
         test: images for the accuracy after each epoch.
-        recipe: learning rate, drops, weight decay, epochs, batch, augmentation; the paper's: ``recipe(model, data)``.
+        recipe: learning rate, drops, weight decay, epochs, batch size, augmentation; `recipe(model, data)` is the
+            paper's.
         variables: a Linen module's variables to start from; None initialises them by the seed.
-        masks: booleans like the parameters, as ``pk.prune`` returns them; None trains all.
-        seed: of initialisation, permutations, augmentation and Dropout.
+        masks: booleans like the parameters, as `pk.prune` returns them; None trains all weights.
+        seed: seed of initialisation, permutations, augmentation and Dropout.
         measure: (params, state) → numbers to keep in the history, before training and after each epoch.
-        checkpoint: a folder for the last state. Where it holds one of the same training, that is continued, with the
-            same result as without the interruption.
-        save_seconds: an epoch's end is saved when so many seconds have passed since the last save; the last one always.
-        epochs: stop, to be continued from the checkpoint, after this epoch; None runs all of the recipe's.
-        progress: is told after each epoch how far it is.
+        checkpoint: a folder for the last state. If it holds a checkpoint of the same training, that training resumes,
+            with the same result as without the interruption.
+        save_seconds: seconds between checkpoints, written at the ends of epochs; the last epoch always writes one.
+        epochs: stop after this epoch, to resume later from the checkpoint; None runs all epochs of the recipe.
+        progress: where to report the test accuracy after each epoch.
 
-    Returns: parameters, state, masks and history.
+    Returns:
+        parameters, state, masks and history.
 
-    Raises: ValueError for masks that do not match or a checkpoint of another training; TypeError for what is no Flax
-    module; FloatingPointError where the loss is not finite any more, what was saved before stays; ImportError where
-    Orbax is missing and ``checkpoint`` is given.
+    Raises:
+        ValueError: the masks do not match, or the checkpoint belongs to another training.
+        TypeError: `module` is not a Flax module.
+        FloatingPointError: the loss is no longer finite; earlier checkpoints stay.
 
     Source: Gebhart, Saxena and Schrater (2021), appendix A.4.3, tables 1 and 2.
 
-    >>> import pkjax as pk
-    >>> digits = pk.data.load("digits", samples=128)
-    >>> result = fit(pk.models.fc(8, 1), digits, digits, recipe=Recipe(learning_rate=0.01, epochs=2, batch_size=32))
-    >>> len(result.history), result.finished
-    (3, True)
+    Examples:
+        >>> import pkjax as pk
+        >>> digits = pk.data.load("digits", samples=128)
+        >>> result = fit(pk.models.fc(8, 1), digits, digits, recipe=Recipe(learning_rate=0.01, epochs=2, batch_size=32))
+        >>> len(result.history), result.finished
+        (3, True)
     """
-    net = trainable(module, variables, jnp.asarray(train.images[:1]), seed)
+    tell = tables.reporter(progress)
+    net = split_module(module, variables, jnp.asarray(train.images[:1]), seed)
     if masks is None:
         masks = jax.tree.map(lambda leaf: jnp.ones(jnp.shape(leaf), bool), net.params)
     check_masks(masks, net.params)
     size = min(recipe.batch_size, len(train))
     steps = len(train) // size
     params = apply_masks(net.params, masks)
-    begin = {"params": params, "state": jax.tree.map(jnp.copy, net.state),     # the epoch overwrites what it is given
+    begin = {"params": params, "state": jax.tree.map(jnp.copy, net.state),     # an epoch overwrites its input
              "optimizer": jax.jit(recipe.optimizer(steps).init)(params)}
     apart = one_by_one(params)
     run = _epoch(net.forward, recipe, size, steps, _scale(train), apart)
@@ -143,9 +148,9 @@ def fit(module: Any, train: Dataset, test: Dataset, *, recipe: Recipe, variables
     saved = None if checkpoint is None else Checkpoints(checkpoint, {
         **asdict(recipe), "drops": list(recipe.drops), "seed": seed, "data": train.name, "examples": len(train),
         "module": type(module).__name__, "beginning": digest((params, masks))})
-    found = saved.latest({**begin, "masks": masks}) if saved else None
-    now, history = (begin, [row(0, begin)]) if found is None else (
-        {name: found[0][name] for name in begin}, found[1])
+    resumed = saved.latest({**begin, "masks": masks}) if saved else None
+    now, history = (begin, [row(0, begin)]) if resumed is None else (
+        {name: resumed[0][name] for name in begin}, resumed[1])
     last = recipe.epochs if epochs is None else min(epochs, recipe.epochs)
     written = time.monotonic()
     for epoch in range(len(history), last + 1):
@@ -159,8 +164,7 @@ def fit(module: Any, train: Dataset, test: Dataset, *, recipe: Recipe, variables
         if saved and (epoch == last or time.monotonic() - written >= save_seconds):
             saved.save(epoch, {**now, "masks": masks}, history)
             written = time.monotonic()
-        if progress:
-            progress(f"epoch {epoch} of {recipe.epochs}: test accuracy {100 * history[-1]['test_accuracy']:.2f} %")
+        tell(f"epoch {epoch} of {recipe.epochs}: test accuracy {100 * history[-1]['test_accuracy']:.2f} %")
     if saved:
         saved.close()
     return Fit(now["params"], now["state"], masks, tuple(history), len(history) > recipe.epochs)
@@ -169,16 +173,17 @@ def fit(module: Any, train: Dataset, test: Dataset, *, recipe: Recipe, variables
 def restore(checkpoint: Path | str) -> Fit:
     """Read the last state of a training from its checkpoint folder.
 
-    Raises FileNotFoundError where there is none, ValueError where it is of another format, ImportError without Orbax.
+    Raises:
+        FileNotFoundError: there is no checkpoint.
+        ValueError: the checkpoint has another format.
 
-    Source: definition; see ``fit``.
-
-    >>> import pkjax as pk, tempfile
-    >>> digits, few = pk.data.load("digits", samples=32), Recipe(epochs=1, batch_size=16)
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     done = fit(pk.models.fc(2, 1), digits, digits, recipe=few, checkpoint=folder)
-    ...     restore(folder).accuracy == done.accuracy
-    True
+    Examples:
+        >>> import pkjax as pk, tempfile
+        >>> digits, few = pk.data.load("digits", samples=32), Recipe(epochs=1, batch_size=16)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     done = fit(pk.models.fc(2, 1), digits, digits, recipe=few, checkpoint=folder)
+        ...     restore(folder).accuracy == done.accuracy
+        True
     """
     trees, about = read(checkpoint)
     return Fit(trees["params"], trees["state"], trees["masks"], tuple(about["history"]),
@@ -186,7 +191,7 @@ def restore(checkpoint: Path | str) -> Fit:
 
 
 class _Scale(NamedTuple):
-    """What normalises a byte, as numbers that can be hashed."""
+    """How to normalise bytes, in numbers that can be hashed."""
 
     levels: int
     mean: tuple[float, ...]
@@ -202,17 +207,19 @@ def _scale(dataset: Dataset) -> _Scale:
 
 
 def _losses(logits: Array, labels: Array) -> tuple[Array, Array]:
-    """Cross entropy and whether the largest logit is the label's, example by example."""
-    rows = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)[:, 0]
-    return -rows, (jnp.argmax(logits, axis=1) == labels).astype(logits.dtype)
+    """Compute the cross entropy of each example, and whether its largest logit is that of its label."""
+    import optax
+
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return losses, (jnp.argmax(logits, axis=1) == labels).astype(logits.dtype)
 
 
 @lru_cache(maxsize=32)
 def _epoch(forward: Forward, recipe: Recipe, size: int, steps: int, scale: _Scale, apart: bool
            ) -> Callable[..., Any]:
-    """Compile an epoch: (state, masks, key, pixels, labels) → (state, (loss, accuracy)), the means over its batches.
+    """Compile an epoch: (state, masks, key, pixels, labels) → (state, (loss, accuracy)), means over the batches.
 
-    ``apart``: a call for each batch.
+    `apart` makes one call for each batch.
     """
     import optax
 
@@ -251,15 +258,15 @@ def _epoch(forward: Forward, recipe: Recipe, size: int, steps: int, scale: _Scal
 @lru_cache(maxsize=32)
 def _evaluate(forward: Forward, scale: _Scale, apart: bool) -> Callable[..., tuple[Array, Array]]:
     """Compile (params, state, pixels, labels) → (loss, accuracy), a few examples at a time."""
-    def some(carry: None, chosen: Array, params: PyTree, state: PyTree, pixels: Array, labels: Array) -> Any:
-        return carry, _losses(forward(params, state, scale(pixels[chosen]), None)[0], labels[chosen])
+    def evaluate_rows(carry: None, rows: Array, params: PyTree, state: PyTree, pixels: Array, labels: Array) -> Any:
+        return carry, _losses(forward(params, state, scale(pixels[rows]), None)[0], labels[rows])
 
-    loop = compiled_loop(some, one_by_one=apart)
+    loop = compiled_loop(evaluate_rows, one_by_one=apart)
 
     def evaluate(params: PyTree, state: PyTree, pixels: Array, labels: Array) -> tuple[Array, Array]:
         n = len(labels)
         size = min(EVALUATED, n)
-        full = -(-n // size) * size     # the last batch is filled up with examples that do not count
+        full = -(-n // size) * size     # the last batch is filled with examples that are not counted
         rows = jnp.minimum(jnp.arange(full), n - 1).reshape(-1, size)
         _, (losses, right) = loop(None, rows, params, state, pixels, labels)
         return losses.ravel()[:n].mean(), right.ravel()[:n].mean()

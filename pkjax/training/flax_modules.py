@@ -1,4 +1,4 @@
-"""A Flax module in training mode, as a function of parameters and state: Linen's and NNX's alike."""
+"""A Flax module, Linen or NNX, as one function of parameters and state for training and evaluation."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -9,24 +9,26 @@ from jaxtyping import Array, PyTree
 
 from pkjax.adapters import from_linen, from_nnx, mode_flags
 
-__all__ = ["Forward", "Trainable", "trainable"]
+__all__ = ["Forward", "SplitModule", "split_module"]
 
 Forward = Callable[[PyTree, PyTree, Array, Array | None], tuple[Array, PyTree]]
-"""Maps (params, state, batch, key) to (logits, new state); a key means training mode, None evaluation."""
+"""Maps (params, state, batch, key) to (logits, new state); a key means training mode, None evaluation mode."""
 
 
-class Trainable(NamedTuple):
-    """A network to train. ``forward`` is the same function for equal modules, so that what it is compiled into is."""
+class SplitModule(NamedTuple):
+    """A network to train. Equal modules share one `forward`, and so everything compiled from it."""
 
     forward: Forward
     params: PyTree
     state: PyTree
 
 
-def trainable(module: Any, variables: PyTree | None, example: Array, seed: int) -> Trainable:
-    """Split a Linen or NNX module into its function, its parameters and its state.
+def split_module(module: Any, variables: PyTree | None, example: Array, seed: int) -> SplitModule:
+    """Split a Linen or NNX module into its function, parameters and state.
 
-    Raises TypeError for what is no Flax module, and ValueError for a Linen module's variables without ``params``.
+    Raises:
+        TypeError: `module` is not a Flax module.
+        ValueError: a Linen module's variables lack `params`, or variables are given with an NNX module.
     """
     import flax.linen as nn
     from flax import nnx
@@ -34,18 +36,18 @@ def trainable(module: Any, variables: PyTree | None, example: Array, seed: int) 
     if isinstance(module, nn.Module):
         if variables is None:
             variables = jax.jit(module.init)(jax.random.key(seed), example)
-        _, params = from_linen(module, variables)       # checks the variables, opens their boxes
+        _, params = from_linen(module, variables)       # checks and unboxes the variables
         state = {name: value for name, value in variables.items() if name != "params"}
         try:
-            return Trainable(_linen(module), params, state)
-        except TypeError:                               # a field that cannot be hashed: compiled for this call alone
-            return Trainable(_linen.__wrapped__(module), params, state)
+            return SplitModule(_linen(module), params, state)
+        except TypeError:                               # a field cannot be hashed: compiled for this call only
+            return SplitModule(_linen.__wrapped__(module), params, state)
     if isinstance(module, nnx.Module):
         if variables is not None:
             raise ValueError("an NNX module holds its own variables: pass variables=None")
         _, params = from_nnx(module)
         definition, kept, state = nnx.split(nnx.clone(module), nnx.Param, ...)
-        return Trainable(_nnx(type(module), definition, kept), params, state)
+        return SplitModule(_nnx(type(module), definition, kept), params, state)
     raise TypeError(f"training takes a Linen or NNX module, got {type(module).__name__}")
 
 

@@ -1,4 +1,4 @@
-"""A compiled loop over batches, of the kind that the device runs fast."""
+"""A compiled loop over batches, in the form that is fast on the device."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,23 +14,25 @@ Body = Callable[..., tuple[PyTree, PyTree]]
 
 
 def one_by_one(params: PyTree) -> bool:
-    """Say whether a loop over this network is better a call for each batch than one program.
+    """Decide whether a loop over this network is faster as one call for each batch than as one program.
 
-    XLA's CPU compiler runs a convolution within a loop 25 times as slowly as outside of one (ResNet-20, 64 images).
+    XLA on CPUs runs a convolution inside a loop 25 times as slowly as outside (ResNet-20, 64 images).
 
-    >>> one_by_one({"kernel": jnp.ones((3, 2))})
-    False
+    Examples:
+        >>> one_by_one({"kernel": jnp.ones((3, 2))})
+        False
     """
     return jax.default_backend() == "cpu" and any(jnp.ndim(leaf) > 2 for leaf in jax.tree.leaves(params))
 
 
 def compiled_loop(body: Body, *, one_by_one: bool) -> Callable[..., tuple[PyTree, PyTree]]:
-    """Compile (carry, xs, …) → (carry, ys), with what follows xs the same in every round; the carry is overwritten.
+    """Compile (carry, xs, …) → (carry, ys), where the arguments after xs are constant; the carry is overwritten.
 
-    >>> add = compiled_loop(lambda total, x, scale: (total + scale * x, total), one_by_one=True)
-    >>> total, before = add(jnp.zeros(()), jnp.arange(4.0), jnp.asarray(2.0))
-    >>> float(total), before.tolist()
-    (12.0, [0.0, 0.0, 2.0, 6.0])
+    Examples:
+        >>> add = compiled_loop(lambda total, x, scale: (total + scale * x, total), one_by_one=True)
+        >>> total, before = add(jnp.zeros(()), jnp.arange(4.0), jnp.asarray(2.0))
+        >>> float(total), before.tolist()
+        (12.0, [0.0, 0.0, 2.0, 6.0])
     """
     if not one_by_one:
         return jax.jit(lambda carry, xs, *rest: jax.lax.scan(lambda c, x: body(c, x, *rest), carry, xs),

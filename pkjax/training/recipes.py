@@ -1,4 +1,4 @@
-"""How to train: the paper's tables of hyperparameters as ready recipes."""
+"""How to train: the hyperparameters of the paper's tables as recipes."""
 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -13,12 +13,14 @@ __all__ = ["Recipe", "recipe"]
 class Recipe:
     """Adam with an ℓ2 term in the gradient and a learning rate that drops at given epochs.
 
-    Raises ValueError for numbers that no training could use.
+    Raises:
+        ValueError: a value is out of its range.
 
     Source: Gebhart, Saxena and Schrater (2021), tables 1 and 2.
 
-    >>> Recipe(learning_rate=0.01, epochs=50)
-    Recipe(learning_rate=0.01, epochs=50, batch_size=64, drops=(), drop_factor=0.1, weight_decay=0.0001, augment=False)
+    Examples:
+        >>> Recipe(learning_rate=0.01, epochs=50)
+        Recipe(learning_rate=0.01, epochs=50, batch_size=64, drops=(), drop_factor=0.1, weight_decay=0.0001, ...)
     """
 
     learning_rate: float = 1e-3
@@ -26,18 +28,18 @@ class Recipe:
     epochs: int = 100
     """Passes over the training images."""
     batch_size: int = 64
-    """Images to a step."""
+    """Images per step."""
     drops: tuple[int, ...] = ()
-    """Epochs after which the learning rate is multiplied by ``drop_factor``."""
+    """Epochs after which the learning rate is multiplied by `drop_factor`."""
     drop_factor: float = 0.1
-    """What the learning rate is multiplied by at each drop."""
+    """Factor of the learning rate at each drop."""
     weight_decay: float = 1e-4
     """w: the gradient is that of the loss and w θ."""
     augment: bool = False
     """Whether training images are shifted by up to four pixels and mirrored at random."""
 
     def __post_init__(self) -> None:
-        """Raise ValueError for what no training could use."""
+        """Refuse values out of their range."""
         for name in ("learning_rate", "drop_factor"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
@@ -50,15 +52,16 @@ class Recipe:
             raise ValueError(f"drops are epochs counted from 1, got {self.drops}")
 
     def rate(self, epoch: int) -> float:
-        """Learning rate of an epoch, counted from 1.
+        """Compute the learning rate of an epoch, counted from 1.
 
-        >>> [Recipe(learning_rate=1.0, drops=(2,)).rate(epoch) for epoch in (1, 2, 3)]
-        [1.0, 1.0, 0.1]
+        Examples:
+            >>> [Recipe(learning_rate=1.0, drops=(2,)).rate(epoch) for epoch in (1, 2, 3)]
+            [1.0, 1.0, 0.1]
         """
         return self.learning_rate * self.drop_factor ** sum(epoch > drop for drop in self.drops)
 
     def optimizer(self, steps: int) -> "optax.GradientTransformation":
-        """Build the optimizer for so many steps an epoch: g + w θ into Adam, as PyTorch's Adam takes weight decay."""
+        """Build the optimizer for a number of steps per epoch: Adam on g + w θ, as PyTorch treats weight decay."""
         import optax
 
         schedule = optax.piecewise_constant_schedule(
@@ -73,26 +76,27 @@ _VGG = replace(_CONVOLUTIONAL, epochs=160, drops=(60, 120))
 def recipe(model: str, data: str) -> Recipe:
     """Look up how the paper trains a model on a data set, by their names on the command line.
 
-    Tables 1 and 2: Adam, batches of 64, weight decay 1e-4, drops by a factor of 0.1. Fully connected networks: on MNIST
-    50 epochs at 0.01; on CIFAR 100 at 0.001, dropped after 60. ResNet-20 and Wide-ResNet-20: 100 at 0.001, dropped
-    after 60. VGG-11 and VGG-16: 160 at 0.001 (CIFAR-100: 0.0005), dropped after 60 and 120. CIFAR images are augmented,
-    as is usual and as the code does that the paper builds on; its text does not say.
+    Tables 1 and 2 have Adam, batches of 64, weight decay 1e-4 and drops by a factor of 0.1. Fully connected networks
+    train on MNIST for 50 epochs at 0.01, on CIFAR for 100 at 0.001 with a drop after 60. ResNet-20 and Wide-ResNet-20
+    train for 100 at 0.001 with a drop after 60; VGG-11 and VGG-16 for 160 at 0.001 (CIFAR-100: 0.0005) with drops after
+    60 and 120. CIFAR images are augmented, as usual and as in the code that the paper builds on; its text does not
+    mention it.
 
-    What the tables leave out takes the nearest column: digits and Fashion-MNIST that of MNIST, Tiny ImageNet that of
-    CIFAR, ResNet-18 and Wide-ResNet-18 that of ResNet-20.
-
-    Raises nothing: an unknown model trains as ResNet-20 does, an unknown data set as CIFAR.
+    Cases that the tables omit take the nearest column: digits and Fashion-MNIST that of MNIST, Tiny ImageNet that of
+    CIFAR, ResNet-18 and Wide-ResNet-18 that of ResNet-20. An unknown model trains as ResNet-20, an unknown data set as
+    CIFAR.
 
     Source: Gebhart, Saxena and Schrater (2021), tables 1 and 2.
 
-    >>> recipe("fc-100", "mnist").learning_rate, recipe("vgg16", "cifar100").drops
-    (0.01, (60, 120))
+    Examples:
+        >>> recipe("fc-100", "mnist").learning_rate, recipe("vgg16", "cifar100").drops
+        (0.01, (60, 120))
     """
     small = data in ("digits", "mnist", "fashion_mnist")
     if model.startswith("fc-"):
-        found = Recipe(learning_rate=0.01, epochs=50) if small else Recipe(1e-3, 100, drops=(60,), augment=True)
+        nearest = Recipe(learning_rate=0.01, epochs=50) if small else Recipe(1e-3, 100, drops=(60,), augment=True)
     elif model.startswith("vgg"):
-        found = replace(_VGG, learning_rate=5e-4) if data == "cifar100" else _VGG
+        nearest = replace(_VGG, learning_rate=5e-4) if data == "cifar100" else _VGG
     else:
-        found = _CONVOLUTIONAL
-    return replace(found, augment=found.augment and not small)
+        nearest = _CONVOLUTIONAL
+    return replace(nearest, augment=nearest.augment and not small)

@@ -62,7 +62,7 @@ def test_bad_input_is_refused_by_name():
     net, w, masks, X = counterexample()
     with pytest.raises(ValueError, match=r"shape \(N, \*input\)"):
         analyze(net, w, jnp.ones(3))
-    with pytest.raises(ValueError, match="failed on an input of"):
+    with pytest.raises(ValueError, match="failed on a batch of"):
         analyze(net, w, jnp.ones((2, 3)))
     with pytest.raises(ValueError, match=r"X leaf .* holds 1 values that are NaN"):
         analyze(net, w, X.at[0, 0].set(jnp.nan))

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -39,7 +40,7 @@ def test_analyze_writes_a_folder_that_says_what_analyze_returns(capsys):
     folder = Path("pkjax-report")
     assert sorted(os.listdir()) == ["pkjax-report"]
     assert sorted(os.listdir(folder)) == ["dense.png", "masks.npz", "pruned.png", "report.html", "report.json"]
-    said = json.loads((folder / "report.json").read_text())
+    written = json.loads((folder / "report.json").read_text())
     net = initial()
     masks = pk.load_masks(folder / "masks.npz", like=net.params)
     assert sum(int(m.sum()) for m in jax.tree.leaves(masks) if m.ndim > 1) == round(WEIGHTS / 10)
@@ -47,9 +48,9 @@ def test_analyze_writes_a_folder_that_says_what_analyze_returns(capsys):
         X = jax.numpy.asarray(net.dataset.images)
         theta = np.asarray(pk.ntk(net.apply_fn, net.params, X, masks=mask, engine="jacobian"))
         lam = np.linalg.eigvalsh(theta.transpose(0, 2, 1, 3).reshape(20, 20))[::-1]
-        np.testing.assert_allclose(said[name]["lam"], lam, rtol=1e-4, atol=1e-5 * lam[0])
-        assert len(said[name]["pi"]) == 5
-    assert said["settings"]["steps"] == 1
+        np.testing.assert_allclose(written[name]["lam"], lam, rtol=1e-4, atol=1e-5 * lam[0])
+        assert len(written[name]["pi"]) == 5
+    assert written["settings"]["steps"] == 1
     assert (folder / "report.html").read_text().startswith("<!doctype html>")
     shown = capsys.readouterr()
     assert shown.err == ""
@@ -80,9 +81,9 @@ def test_prune_keeps_exactly_the_largest_weights_and_analyze_takes_its_masks(cap
     assert max(map(len, shown.splitlines())) <= 80
     monkeypatch.setattr(pk, "analyze", counted)
     assert main(["analyze", *SMALL, "--masks", "masks.npz", "--output", "out"]) == 0
-    said = json.loads(Path("out/report.json").read_text())
-    assert sum(layer["kept"] for layer in said["pruned"]["layers"]) == kept.sum()
-    assert "pruner" not in said["settings"]
+    written = json.loads(Path("out/report.json").read_text())
+    assert sum(layer["kept"] for layer in written["pruned"]["layers"]) == kept.sum()
+    assert "pruner" not in written["settings"]
 
 
 @pytest.mark.parametrize("pruner", methods.PRUNERS)
@@ -127,7 +128,7 @@ def test_a_compression_that_keeps_nothing_is_an_error_that_names_what_keeps_some
     small = ["--model", "fc-6x1", "--pruner", "magnitude"]
     assert main([command, *small, "--compression", "9"]) == 2
     shown = capsys.readouterr()
-    assert f"error: a compression of 9 keeps none of the {WEIGHTS} weights; below 2.94 it keeps some\n" in shown.err
+    assert f"error: a compression of 9 keeps none of the {WEIGHTS} weights; one below 2.94 keeps some\n" in shown.err
     assert not any(Path().rglob("*.npz"))
     with pytest.warns(pk.EmptiedLayerWarning):
         assert methods.pruned(pk.magnitude, initial().params, compression=2.939, steps=1).kept == 1
@@ -144,49 +145,51 @@ def test_only_warnings_meant_for_the_user_become_notes(monkeypatch, capsys):
         warnings.warn("thin\nlayer", pk.EmptiedLayerWarning, stacklevel=1)
 
     monkeypatch.setattr(commands, "prune", noisy)
-    monkeypatch.setattr("pkjax.cli.screen.layers", lambda result: "")
+    monkeypatch.setattr("pkjax.cli.screen.layers_table", lambda result: "")
     assert main(["prune", *NET]) == 0
     assert capsys.readouterr().err == "pkjax: note: thin layer\n"
 
 
 BAD = [
-    (["analyze", "--model", "fc-0"], "no model 'fc-0'; there are fc-WIDTH and fc-WIDTHxDEPTH (as in fc-100x6), vgg11"),
-    (["analyze", "--model", "lenet"], "no model 'lenet'"),
-    (["analyze", "--data", "imagenet"], "no data set 'imagenet'; there are digits, mnist"),
-    (["prune", "--pruner", "oracle"], "no pruner 'oracle'; there are random, magnitude"),
+    (["analyze", "--model", "fc-0"],
+     "unknown model 'fc-0'; choose fc-WIDTH or fc-WIDTHxDEPTH (such as fc-100x6), or one of vgg11"),
+    (["analyze", "--model", "lenet"], "unknown model 'lenet'"),
+    (["analyze", "--data", "imagenet"], "unknown data set 'imagenet'; choose from digits, mnist"),
+    (["prune", "--pruner", "oracle"], "unknown pruner 'oracle'; choose from random, magnitude"),
     (["prune", "--compression", "-1"], "--compression must be a number of at least 0"),
     (["prune", "--compression", "nan"], "--compression must be a number of at least 0"),
     (["prune", "--samples", "0"], "--samples must be at least 1, got 0"),
     (["prune", "--samples", "5000"], "samples must be between 1 and 1437, got 5000"),
     (["prune", "--steps", "0"], "--steps must be at least 1"),
     (["prune", "--seed", "-1"], "--seed must not be negative"),
-    (["prune", "--samples", "x"], "--samples: expected a whole number, got 'x' (pkjax prune --help lists what"),
+    (["prune", "--samples", "x"], "--samples: expected a whole number, got 'x' (see pkjax prune --help)"),
     (["prune", "--compression", "x"], "--compression: expected a number, got 'x'"),
     (["train", "--drops", "60,x"], "--drops: expected whole numbers with commas between them, got '60,x'"),
-    (["analyze", "--sampels", "3"], "Unrecognized options: --sampels, 3; perhaps you meant --samples (pkjax analyze"),
+    (["analyze", "--sampels", "3"], "Unrecognized options: --sampels, 3; did you mean --samples (see pkjax analyze"),
     (["prune", "--steps"], "--steps"),
-    (["analyse"], "no command 'analyse'; there are analyze, prune, train, sweep, figures (pkjax --help"),
-    (["--model", "fc-6x1"], "name a command first: analyze, prune, train, sweep, figures (pkjax --help"),
-    ([], "name a command first: analyze, prune, train, sweep, figures (pkjax --help"),
-    (["analyze", "--output", "there.txt"], "there.txt is a file; --output names the folder"),
-    (["prune", "--output", "."], "is a folder; --output names the file"),
-    (["prune", "--output", "no/such/masks.npz"], "no folder no/such"),
-    (["analyze", "--output", "no/such/report"], "no folder no/such"),
+    (["analyse"], "unknown command 'analyse'; choose from analyze, prune, train, sweep, figures (see pkjax --help"),
+    (["--model", "fc-6x1"], "name a command first: analyze, prune, train, sweep, figures (see pkjax --help"),
+    ([], "name a command first: analyze, prune, train, sweep, figures (see pkjax --help"),
+    (["analyze", "--output", "there.txt"], "there.txt is a file; give --output the folder"),
+    (["prune", "--output", "."], "is a folder; give --output the file"),
+    (["prune", "--output", "no/such/masks.npz"], "there is no folder no/such"),
+    (["analyze", "--output", "no/such/report"], "there is no folder no/such"),
     (["analyze", "--model", "vgg11"], "at least 16×16 pixels"),
     (["analyze", "--masks", "missing.npz"], "missing.npz: No such file"),
     (["analyze", "--masks", "there.txt"], "there.txt"),
     (["analyze", *SMALL, "--k", "0"], "k must be between 1 and"),
-    (["train", "--pruner", "oracle"], "no pruner 'oracle'; there are none, random"),
-    (["train", "--compression", "1"], "--compression 1 prunes nothing without --pruner, which is none"),
+    (["train", "--pruner", "oracle"], "unknown pruner 'oracle'; choose from none, random"),
+    (["train", "--compression", "1"], "--compression 1 has no effect with --pruner none: name a pruner"),
     (["train", "--epochs", "0"], "epochs must be at least 1"),
     (["train", "--learning-rate", "-1"], "learning_rate must be positive"),
-    (["train", "--output", "there.txt"], "there.txt is a file; --output names the folder"),
-    (["train", "--output", "no/such/run"], "no folder no/such"),
+    (["train", "--output", "there.txt"], "there.txt is a file; give --output the folder"),
+    (["train", "--output", "no/such/run"], "there is no folder no/such"),
     (["sweep"], "Missing from pkjax sweep: CONFIG TOML file"),
     (["sweep", "missing.toml"], "missing.toml: No such file"),
-    (["figures"], "Missing from pkjax figures: FIGURE One of 1, 2, 3, predictors, captured, claims. (required)"),
-    (["sweep", "there.txt"], "there.txt is no TOML"),
-    (["figures", "4", "results"], "no figure '4'; there are 1, 2, 3, predictors"),
+    (["figures"],
+     "Missing from pkjax figures: FIGURE Which figure: 1, 2, 3, predictors, captured or claims. (required)"),
+    (["sweep", "there.txt"], "there.txt is not a TOML file"),
+    (["figures", "4", "results"], "unknown figure '4'; choose from 1, 2, 3, predictors"),
     (["figures", "3", "results"], "no records of runs in results"),
 ]
 
@@ -283,13 +286,13 @@ def test_an_interrupted_training_says_how_it_goes_on(monkeypatch, capsys):
 
     monkeypatch.setattr(commands.experiments, "run", interrupt, raising=False)
     assert main(TRAIN) == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "run the same command to resume" in capsys.readouterr().err
 
 
 def test_a_sweep_and_its_figures(capsys):
     Path("small.toml").write_text(
-        '[defaults]\nmodel = "fc-6x1"\nepochs = 1\ntrain_samples = 96\ntest_samples = 50\ntraces = 2\nprobes = 4\n'
-        'prune_steps = 2\n[[grid]]\npruner = ["none", "magnitude"]\ncompression = [0.5, 1, 1.5]\n')
+        '[defaults]\nmodel = "fc-6x1"\nepochs = 1\ntrain_samples = 96\ntest_samples = 50\ntraces = 2\n'
+        'output_samples = 4\nprune_steps = 2\n[[grid]]\npruner = ["none", "magnitude"]\ncompression = [0.5, 1, 1.5]\n')
     assert main(["sweep", "small.toml"]) == 0
     shown = capsys.readouterr().out
     assert "4 runs, 0 of them failed, 0 recorded before; table: small/table.parquet" in shown
@@ -305,21 +308,23 @@ def test_a_sweep_and_its_figures(capsys):
     assert "no run of the table has the shares" in capsys.readouterr().err
     assert main(["figures", "claims", "small"]) == 0
     shown = capsys.readouterr().out
-    assert "linear in log Tr Π" in shown
+    assert "linear in ln Tr Π" in shown
     assert max(map(len, shown.splitlines())) <= 80
 
 
 def test_errors_lose_their_frames_with_and_without_box_characters():
     for encoding in ("utf-8", "ascii"):
         done = run("prune", "--sampels", "3", PYTHONIOENCODING=encoding)
-        assert done.stderr == ("pkjax: error: Unrecognized options: --sampels, 3; perhaps you meant --samples "
-                               "(pkjax prune --help lists what it takes)\n")
+        assert done.stderr == ("pkjax: error: Unrecognized options: --sampels, 3; did you mean --samples "
+                               "(see pkjax prune --help)\n")
 
 
 def test_help_names_what_can_be_chosen(capsys):
     assert main(["--help"]) == main(["analyze", "--help"]) == 0
     shown = capsys.readouterr().out
     assert max(map(len, shown.splitlines())) <= 80
+    for name in (*methods.MODELS, *methods.PRUNERS, *pk.data.names):
+        assert re.search(rf"\b{name}\b", shown), name
     for option in ("--model", "--data", "--pruner", "--compression", "--samples", "--seed", "--output", "--masks"):
         assert option in shown
 

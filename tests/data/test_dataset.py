@@ -125,7 +125,7 @@ def test_a_missing_tiny_imagenet_says_where_to_get_it(tmp_path):
 
 
 def test_unknown_names_splits_and_sizes_are_refused():
-    with pytest.raises(ValueError, match=r"no data set 'imagenet'; there are digits, mnist, "):
+    with pytest.raises(ValueError, match=r"unknown data set 'imagenet'; choose from digits, mnist, "):
         data.load("imagenet")
     with pytest.raises(ValueError, match="'train' or 'test', got 'valid'"):
         data.load("digits", split="valid")
@@ -151,7 +151,7 @@ def test_missing_data_says_in_one_line_how_to_get_it(tmp_path, monkeypatch):
 
 def test_a_missing_package_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(ImportError, match=r"no module 'PIL'\): pip install 'pkjax\[data\]'"):
+    with pytest.raises(ImportError, match=r"which needs PIL: pip install 'pkjax\[data\]'"):
         data.load("mnist")
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(ImportError, match=r"pip install 'pkjax\[data\]'"):

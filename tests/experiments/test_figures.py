@@ -7,13 +7,15 @@ import numpy as np
 import pandas as pd
 import pytest
 from pkjax.experiments import figures, findings, regression
-from pkjax.experiments.styles import STYLES, known
+from pkjax.experiments.figures.styles import STYLES, known
+from pkjax.experiments.paper_claims import judge_claims
+from pkjax.experiments.run_tables import PREDICTORS, QUANTITIES
 from pkjax.plots import panels
 from scipy import optimize, stats
 
 DRAW = {"figure1": figures.figure1, "figure2": figures.figure2, "figure3": figures.figure3,
         "predictors": figures.predictors, "captured": figures.captured}
-TABLES = {"fits": findings.fits, "predictor_scores": findings.predictor_scores, "claims": findings.claims}
+TABLES = {"fits": findings.fits, "predictor_scores": findings.predictor_scores, "claims": judge_claims}
 ALL = DRAW | TABLES
 ETA, T, A, B = 0.01, 0.7, 9.0, 2.0
 
@@ -26,8 +28,8 @@ def sweep(models=("fc-100", "fc-500"), pruners=tuple(STYLES), compressions=(0.5,
         for pruner in pruners:
             for compression in (0.0,) if pruner == "none" else compressions:
                 for seed in range(seeds):
-                    log_trace = 8 - 1.5 * compression + random.normal()
-                    rate = ETA * np.exp(log_trace)
+                    ln_trace = 8 - 1.5 * compression + random.normal()
+                    rate = ETA * np.exp(ln_trace)
                     level = (number + 1) * A
                     spread = noise * (0.1 if "l2" in pruner else 1.0)
                     rows.append({
@@ -35,9 +37,9 @@ def sweep(models=("fc-100", "fc-500"), pruners=tuple(STYLES), compressions=(0.5,
                         "epochs": 5, "steps": 2345, "learning_rate": ETA, "density": 10**-compression,
                         "test_accuracy": 0.9 - 0.05 * compression + 0.001 * random.normal()
                         - 0.03 * ("dist" in pruner) + 0.1 * (number - 0.5) * ("l2" in pruner),
-                        "train_accuracy": 0.95, "trace_pi": np.exp(log_trace + 0.1 * random.normal()),
-                        "trace_pi_1": np.exp(log_trace), "gated_trace": np.exp(log_trace + random.normal()),
-                        "trace_ntk": np.exp(log_trace + 2 + random.normal()), "bound": np.exp(log_trace + 5),
+                        "train_accuracy": 0.95, "trace_pi": np.exp(ln_trace + 0.1 * random.normal()),
+                        "trace_pi_1": np.exp(ln_trace), "gated_trace": np.exp(ln_trace + random.normal()),
+                        "trace_ntk": np.exp(ln_trace + 2 + random.normal()), "bound": np.exp(ln_trace + 5),
                         "weight_change": level * (1 - np.exp(-rate * T)) + spread * random.normal(),
                         "output_norm": 2 * level * (1 - np.exp(-rate * T)) + B * np.exp(-rate * T)
                         + spread * random.normal(), "output_change": 1.0,
@@ -63,14 +65,23 @@ def text(figure):
 # Regression
 
 
-def test_the_line_is_that_of_linregress_and_of_ranks_that_of_spearmanr():
+def ranks(values):
+    """The number of smaller values plus half that of equal ones: ties share their mean rank."""
+    return (values[:, None] > values).sum(1) + (values[:, None] == values).sum(1) / 2
+
+
+def test_the_line_is_least_squares_and_spearmans_rho_is_the_correlation_of_ranks():
     random = np.random.default_rng(1)
     x, y = np.exp(random.normal(size=50) * 20), random.normal(size=50)
-    found, want = regression.line(x, y), stats.linregress(np.log(x), y)
-    np.testing.assert_allclose(found[:3], [want.slope, want.intercept, want.rvalue**2], rtol=1e-10)
-    np.testing.assert_allclose(found[:2], np.polyfit(np.log(x), y, 1), rtol=1e-9)
-    assert found[3:] == (50, 0)
-    np.testing.assert_allclose(regression.spearman(x, np.round(y)), stats.spearmanr(x, np.round(y)).statistic)
+    fit = regression.line(x, y)
+    np.testing.assert_allclose(fit[:2], np.polyfit(np.log(x), y, 1), rtol=1e-9)
+    residuals = y - fit.intercept - fit.slope * np.log(x)
+    np.testing.assert_allclose(fit.r2, 1 - np.sum(residuals**2) / np.sum((y - y.mean())**2), rtol=1e-10)
+    assert fit[3:] == (50, 0)
+    tied = np.round(y)
+    assert len(set(tied)) < len(tied)
+    want = np.corrcoef(ranks(x), ranks(tied))[0, 1]
+    np.testing.assert_allclose(regression.spearman(x, tied), want)
 
 
 def test_points_without_a_logarithm_or_a_value_are_counted_and_change_nothing():
@@ -190,7 +201,7 @@ def test_two_learning_rates_have_two_curves(table):
 
 def test_figure_2_draws_the_lines_of_its_table(table):
     found = findings.fits(table).set_index(["model", "quantity"])
-    for ax, quantity in zip(figures.figure2(table).axes, findings.QUANTITIES, strict=True):
+    for ax, quantity in zip(figures.figure2(table).axes, QUANTITIES, strict=True):
         labels = ax.get_legend_handles_labels()[1]
         for model, label in zip(("fc-100", "fc-500"), labels, strict=True):
             some = table[table["model"] == model]
@@ -243,8 +254,8 @@ def test_bars_are_the_scores_and_the_scores_are_r2_and_spearman(table):
             assert row["spearman"] == pytest.approx(stats.spearmanr(here[predictor], here[quantity]).statistic)
         else:
             assert np.isnan(row["r2"])
-    for ax, quantity in zip(figures.predictors(some).axes, findings.QUANTITIES, strict=True):
-        for bars, predictor in zip(ax.containers, findings.PREDICTORS, strict=True):
+    for ax, quantity in zip(figures.predictors(some).axes, QUANTITIES, strict=True):
+        for bars, predictor in zip(ax.containers, PREDICTORS, strict=True):
             want = [scores.loc[(model, quantity, predictor), "r2"] for model in ("fc-100", "fc-500")]
             np.testing.assert_allclose([bar.get_height() for bar in bars], np.nan_to_num(want))
         assert "– (0)" in [label.get_text() for label in ax.texts]
@@ -298,7 +309,7 @@ def test_no_font_is_smaller_than_seven_points(table):
 
 
 def test_the_claims_hold_where_the_runs_were_made_so(table):
-    found = findings.claims(table)
+    found = judge_claims(table)
     width = found[found["claim"].str.contains("overtakes")]
     assert list(width["model"]) == ["fc-100", "fc-500", "fc-100 to fc-500"]
     assert list(width["held"]) == [None, None, True]
@@ -315,18 +326,18 @@ def test_the_claims_hold_where_the_runs_were_made_so(table):
         rms = {name: float(line.get_label().rsplit(" ", 1)[1]) for name, line in named(ax).items() if name != "dense"}
         pruner = {style.label: name for name, style in STYLES.items()}
         order = [pruner[label] for label in sorted(rms, key=rms.__getitem__)]
-        listed = [part.rsplit(" ", 1)[0] for part in row["found"].split(": ")[1].split(", ")]
+        listed = [part.rsplit(" ", 1)[0] for part in row["finding"].split(": ")[1].split(", ")]
         assert listed == order
 
 
 def test_the_claims_fail_where_the_runs_were_made_otherwise(table):
     swapped = table.replace({"pruner": {"synflow-l2": "synflow", "synflow": "synflow-l2", "synflow-dist": "synflow-l2",
                                         "synflow-l2-dist": "snip"}})
-    found = findings.claims(table.assign(model=table["model"].map({"fc-100": "fc-500", "fc-500": "fc-100"})))
+    found = judge_claims(table.assign(model=table["model"].map({"fc-100": "fc-500", "fc-500": "fc-100"})))
     assert found[found["model"] == "fc-100 to fc-500"]["held"].tolist() == [False]
-    found = findings.claims(table.replace({"pruner": {"synflow-dist": "synflow", "synflow": "synflow-dist"}}))
+    found = judge_claims(table.replace({"pruner": {"synflow-dist": "synflow", "synflow": "synflow-dist"}}))
     assert False in found[found["claim"].str.contains("Dist")]["held"].tolist()
-    found = findings.claims(swapped)
+    found = judge_claims(swapped)
     assert found[found["claim"].str.contains("nearest")]["held"].tolist() == [False] * 4
 
 
@@ -336,12 +347,12 @@ def test_the_order_of_the_traces_is_that_of_their_logarithms():
     moved = table.assign(trace_pi_1=table["trace_pi_1"] * np.exp(table["pruner"].map(shift)))
 
     def order(runs):
-        return findings.claims(runs).set_index("claim").loc["SNIP's path kernels are the largest, GraSP's the smallest"]
+        return judge_claims(runs).set_index("claim").loc["SNIP's path kernels are the largest, GraSP's the smallest"]
 
     mean = {name: np.log(moved[moved["pruner"] == name]["trace_pi_1"]).mean() for name in ("snip", "grasp")}
     assert order(moved)["value"] == pytest.approx(mean["snip"] - mean["grasp"])
     assert order(moved)["held"] is True
-    assert re.search(r"snip \S+, synflow \S+, grasp \S+$", order(moved)["found"])
+    assert re.search(r"snip \S+, synflow \S+, grasp \S+$", order(moved)["finding"])
     assert order(moved.replace({"pruner": {"snip": "grasp", "grasp": "snip"}}))["held"] is False
     assert order(moved[moved["pruner"] != "synflow"])["held"] is None
     dead = moved.assign(trace_pi_1=moved["trace_pi_1"].where(moved["compression"] < 3, 0.0))
@@ -351,18 +362,18 @@ def test_the_order_of_the_traces_is_that_of_their_logarithms():
 
 def test_the_bound_per_index_is_counted_over_the_networks_whose_spectra_are_known(table):
     def bound(runs, model="fc-100"):
-        found = findings.claims(runs)
+        found = judge_claims(runs)
         return found[found["claim"].str.startswith("λ_i") & (found["model"] == model)]
 
     assert len(bound(table)) == 0
     few = table.assign(per_index=np.where(table["seed"] == 0, 1 + 1e-6, np.nan))
     assert bound(few)["held"].tolist() == [True]
     seen = ((few["seed"] == 0) & (few["model"] == "fc-100")).sum()
-    assert bound(few)["found"].item() == f"exceeded in 0 of {seen} networks"
+    assert bound(few)["finding"].item() == f"exceeded in 0 of {seen} networks"
     few.loc[few.index[:2], "per_index"] = 30.0, 40.0
     assert bound(few)["held"].tolist() == [False]
     assert bound(few)["value"].item() == 40.0
-    assert re.match(r"exceeded in 2 of \d+ networks \(.*, at worst by a factor of 40 \(", bound(few)["found"].item())
+    assert re.match(r"exceeded in 2 of \d+ networks \(.*, at worst by a factor of 40 \(", bound(few)["finding"].item())
     unseen = table.assign(per_index=np.nan)
     assert bound(unseen)["held"].tolist() == [None]
 
@@ -373,23 +384,23 @@ def test_differences_of_pruners_are_paired_by_compression_and_seed():
     cells = table.pivot(columns="pruner", index=["compression", "seed"], values="test_accuracy")
     paired = 100 * (cells["synflow-l2"] - cells["synflow"]).dropna()
     want = paired.groupby("compression").mean()
-    row = findings.claims(table).iloc[0]
+    row = judge_claims(table).iloc[0]
     assert row["value"] == pytest.approx(want[want.index >= 1.5].mean())
     for compression, difference in want.items():
-        assert f"{difference:+.2f} at {compression:g}" in row["found"]
+        assert f"{difference:+.2f} at {compression:g}" in row["finding"]
 
 
 def test_models_that_differ_in_width_alone_are_compared():
     models = ("fc-100", "fc-1000", "fc-500", "fc-100x3", "vgg11", "vgg16", "resnet20", "wide_resnet20")
-    found = findings.claims(sweep(models=models, pruners=("synflow", "synflow-l2"), compressions=(1.0,)))
+    found = judge_claims(sweep(models=models, pruners=("synflow", "synflow-l2"), compressions=(1.0,)))
     names = [name for name in found[found["figure"] == 3]["model"] if " to " in name]
     assert names == ["fc-100 to fc-1000", "resnet20 to wide_resnet20"]
 
 
 def test_one_seed_is_not_judged():
-    found = findings.claims(sweep(seeds=1))
+    found = judge_claims(sweep(seeds=1))
     assert found[found["figure"] == 3]["held"].tolist() == [None] * 7
-    assert "one seed" in found.iloc[0]["found"]
+    assert "one seed" in found.iloc[0]["finding"]
 
 
 # Bad input

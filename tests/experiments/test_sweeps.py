@@ -14,11 +14,12 @@ import numpy as np
 import pkjax as pk
 import pytest
 from pkjax.experiments import findings, records, sweeps, workers
+from pkjax.experiments.paper_claims import judge_claims
 from pkjax.experiments.runs import run
 from pkjax.experiments.settings import Settings, grid, read_grid
 
 TINY = {"model": "fc-6x1", "epochs": 2, "batch_size": 32, "train_samples": 96, "test_samples": 50, "traces": 2,
-        "probes": 8, "prune_steps": 3}
+        "output_samples": 8, "prune_steps": 3}
 
 
 def test_a_grid_is_the_product_of_its_lists_and_the_dense_network_comes_once(tmp_path):
@@ -37,7 +38,7 @@ def test_keys_tell_runs_apart_and_nothing_else():
     base = Settings(model="fc-6x1")
     assert base.key == Settings(model="fc-6x1", epochs=50, learning_rate=0.01).key        # the defaults, spelled out
     others = [Settings(model="fc-6x1", **more) for more in ({"seed": 1}, {"epochs": 3}, {"data": "mnist"},
-              {"pruner": "snip", "compression": 1.0}, {"pruner": "snip", "compression": 2.0}, {"probes": 3})]
+              {"pruner": "snip", "compression": 1.0}, {"pruner": "snip", "compression": 2.0}, {"output_samples": 3})]
     assert len({base.key, *(s.key for s in others)}) == 7
     code = "from pkjax.experiments import Settings; print(Settings(model='fc-6x1').key)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == \
@@ -45,11 +46,13 @@ def test_keys_tell_runs_apart_and_nothing_else():
 
 
 @pytest.mark.parametrize(("text", "message"), [
-    ("[defaults]\nmodle = 'fc-6x1'", "no setting 'modle'; there are model, data"),
+    ("[defaults]\nmodle = 'fc-6x1'", "unknown setting 'modle'; choose from model, data"),
     ("[[grid]]\nseed = ['a']", "seed must be int, got 'a'"), ("[[grid]]\nseed = []", "the list of seed is empty"),
     ("[grid]\nseed = 1", r"write \[defaults\] and \[\[grid\]\]"), ("[sweep]\nseed = 1", "holds 'sweep'"),
-    ("seed = ", "is no TOML"), ("[[grid]]\npruner = 'oracle'", "no pruner 'oracle'; there are none, random"),
-    ("[[grid]]\nmodel = 'lenet'", "no model 'lenet'"), ("[[grid]]\ncompression = -1", "compression must be a number"),
+    ("seed = ", "is not a TOML file"),
+    ("[[grid]]\npruner = 'oracle'", "unknown pruner 'oracle'; choose from none, random"),
+    ("[[grid]]\nmodel = 'lenet'", "unknown model 'lenet'"),
+    ("[[grid]]\ncompression = -1", "compression must be a number"),
     ("[[grid]]\nepochs = 0", "epochs must be at least 1"), ("[[grid]]\ntest_samples = 0", "test_samples must be at")])
 def test_a_file_that_fits_no_sweep_is_refused_by_name(tmp_path, text, message):
     file = tmp_path / "sweep.toml"
@@ -72,7 +75,7 @@ def test_a_record_says_what_the_functions_say_one_by_one():
     report = pk.analyze(apply_fn, params, few, masks=want)
     np.testing.assert_allclose(record["initial"]["trace_ntk"], report.trace_ntk, rtol=1e-4)
     np.testing.assert_allclose(record["initial"]["gated_trace"], report.gated_trace, rtol=1e-4)
-    np.testing.assert_allclose(np.exp(record["history"][0]["log_trace_pi"]), report.trace_pi, rtol=1e-4)
+    np.testing.assert_allclose(np.exp(record["history"][0]["ln_trace_pi"]), report.trace_pi, rtol=1e-4)
     shares = record["spectra"]["captured"]      # which vectors of an eigenspace that k cuts are listed is open
     assert len(shares) == len(report.pi) == 20
     assert 0 < shares[0] <= shares[-1] <= 1
@@ -145,12 +148,12 @@ def test_parquet_holds_the_table_and_is_read_in_place_of_the_records(undisturbed
     for column in ("trace_pi", "bound", "captured", "compression", "prune_steps", "steps"):
         assert again[column].isna().equals(table[column].isna())
     pd.testing.assert_frame_equal(findings.fits(again), findings.fits(table))
-    pd.testing.assert_frame_equal(findings.claims(again), findings.claims(table))
+    pd.testing.assert_frame_equal(judge_claims(again), judge_claims(table))
     (tmp_path / "torn.parquet").write_bytes((undisturbed / "table.parquet").read_bytes()[:-9])
-    with pytest.raises(ValueError, match=r"torn.parquet is no table of runs in Parquet"):
+    with pytest.raises(ValueError, match=r"torn.parquet is not a Parquet table of runs"):
         records.table(tmp_path / "torn.parquet")
     pd.DataFrame({"a": [1]}).to_parquet(tmp_path / "other.parquet")
-    with pytest.raises(ValueError, match="no table of runs: it has the columns a"):
+    with pytest.raises(ValueError, match="not a table of runs: it has the columns a"):
         records.table(tmp_path / "other.parquet")
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(ImportError, match=r"pip install 'pkjax\[sweep\]'"):
@@ -181,7 +184,7 @@ def test_a_failing_run_is_recorded_and_the_others_go_on(tmp_path):
     assert sweeps.sweep([bad, SWEPT[0]], tmp_path / "r") == (2, 1, 0)
     table = records.table(tmp_path / "r").set_index("key")
     assert table.loc[bad.key, "status"] == "failed"
-    assert "digits has 1437 examples in this split, got 5000" in table.loc[bad.key, "error"]
+    assert "digits has 1437 examples in this split, fewer than the 5000 wanted" in table.loc[bad.key, "error"]
     assert table.loc[SWEPT[0].key, "status"] == "done"
     assert sweeps.sweep([bad, SWEPT[0]], tmp_path / "r") == (0, 0, 2)                  # a failure is a result
     assert sweeps.sweep([bad], tmp_path / "r", retry=True) == (1, 1, 0)
@@ -211,7 +214,15 @@ def test_a_folder_without_records_is_refused(tmp_path):
         records.table(tmp_path)
     (tmp_path / "runs" / "a").mkdir(parents=True)
     (tmp_path / "runs" / "a" / "record.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"record.json is no record of a run"):
+    with pytest.raises(ValueError, match=r"record.json is not the record of a run"):
+        records.table(tmp_path)
+
+
+def test_records_of_an_earlier_format_are_refused_by_name(undisturbed, tmp_path):
+    shutil.copytree(undisturbed / "runs" / SWEPT[0].key, tmp_path / "runs" / SWEPT[0].key)
+    file = tmp_path / "runs" / SWEPT[0].key / "record.json"
+    file.write_text(file.read_text().replace(records.FORMAT, "pkjax run 1"))
+    with pytest.raises(ValueError, match=r"record.json has the format 'pkjax run 1', but this version reads 'pkjax"):
         records.table(tmp_path)
 
 

@@ -14,7 +14,8 @@ PACKAGE = Path(pkjax.__file__).parent
 # The floors of the house, lowest first: a folder imports from lower floors, and from itself where that is no circle.
 FLOORS = (
     ("extras", "files", "tables", "trees"),
-    ("adapters", "data", "linalg", "models"),
+    ("adapters", "data", "linalg", "models", "programs"),
+    ("network",),
     ("paths",),
     ("path_kernel", "tangent_kernel"),
     ("pruning",),

@@ -107,9 +107,9 @@ def test_average_pool_of_vgg_is_openlths_at_32_pixels():
 def test_small_images_and_bad_sizes_are_refused(key):
     with pytest.raises(ValueError, match=r"at least 16×16 pixels, got a batch of shape \(1, 8, 8, 1\)"):
         models.vgg11().init(key, jnp.ones((1, 8, 8, 1), jnp.float32))
-    with pytest.raises(ValueError, match="positive width, got 0"):
+    with pytest.raises(ValueError, match="width must be positive, got 0"):
         models.fc(0)
-    with pytest.raises(AttributeError, match=r"no model 'vgg99'; it has fc, nnx_fc, resnet18"):
+    with pytest.raises(AttributeError, match=r"no attribute 'vgg99'; it has fc, nnx_fc, resnet18"):
         models.vgg99  # noqa: B018
 
 

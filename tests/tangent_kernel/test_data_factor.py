@@ -163,7 +163,7 @@ def test_too_many_paths_for_the_type_are_an_error_and_not_infinity():
         return x
 
     p, x = jnp.ones((64, 64), jnp.float32), jnp.ones((2, 64), jnp.float32)
-    with pytest.raises(FloatingPointError, match=r"too many for float32: call data_factor on float64"):
+    with pytest.raises(FloatingPointError, match=r"too many paths for float32: call data_factor on float64"):
         data_factor(net, p, x)
     np.testing.assert_allclose(data_factor(net, p.astype(jnp.float64), x.astype(jnp.float64))[0, 0, 0], 64.0**40)
 

@@ -67,9 +67,9 @@ def test_only_the_chosen_leaves_and_entries_train(engine):
     want = oracle(apply_fn, params, x, x, moving)
     for trainable in (names, moving, lambda path, leaf: path[-1].key in "ab"):
         np.testing.assert_allclose(ntk(apply_fn, params, x, engine=engine, trainable=trainable), want, rtol=1e-10)
-    some = half_masks(params)
-    np.testing.assert_allclose(ntk(apply_fn, params, x, engine=engine, trainable=some),
-                               oracle(apply_fn, params, x, x, some), rtol=1e-10, atol=1e-12)
+    part = half_masks(params)
+    np.testing.assert_allclose(ntk(apply_fn, params, x, engine=engine, trainable=part),
+                               oracle(apply_fn, params, x, x, part), rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.skipif("neural-tangents" not in ENGINES, reason="neural-tangents is not installed")
@@ -147,8 +147,8 @@ def test_convolutions_contract_exactly_by_either_route(over_places, monkeypatch)
     shapes = {"first": (4, 2, 3, 2), "groups": (2, 2, 2, 6), "large": (5, 5, 6, 3), "positions": (3, 3)}
     params = drawn_like(shapes)
     x = normal(1, (5, 2, 5, 6))
-    found, _ = paths.sites(oddly_convolved, params, x[:1])
-    assert [site.kind for site in found] == ["convolution", "other", "convolution", "dense"]
+    sites, _ = paths.sites(oddly_convolved, params, x[:1])
+    assert [site.kind for site in sites] == ["convolution", "other", "convolution", "dense"]
     monkeypatch.setattr(leaf_costs, "over_places", lambda *sizes: over_places)
 
     def fresh(p, z):                                                  # a new key of the compilation cache

@@ -44,7 +44,7 @@ def test_the_estimate_of_the_trace_is_within_its_error(probes):
         apply_fn, params, x, key=key, probes=probes)), jax.random.split(jax.random.key(3), 40)).T
     spread = float(estimates.std(ddof=1))
     assert abs(float(estimates.mean()) - np.trace(theta)) < 5 * spread / 40**0.5 + 1e-9
-    assert 0.3 < float(errors.mean()) / spread < 3                   # the error said is the error made
+    assert 0.3 < float(errors.mean()) / spread < 3                   # the reported error is the actual one
     assert spread < 0.2 * np.trace(theta)
 
 
@@ -70,20 +70,20 @@ def test_the_largest_eigenpairs_are_those_of_the_kernel(masked):
     apply_fn, params, x, _ = network()
     masks = half_masks(params) if masked else None
     theta = np.asarray(ntk(apply_fn, params, x, masks=masks)).transpose(0, 2, 1, 3).reshape(54, 54)
-    found = ntk_eigenpairs(apply_fn, params, x, k=7, masks=masks)
+    pairs = ntk_eigenpairs(apply_fn, params, x, k=7, masks=masks)
     want = np.linalg.eigvalsh(theta)[::-1][:7]
-    assert found.converged
-    np.testing.assert_allclose(found.values, want, rtol=1e-9, atol=1e-9 * want[0])
-    u = found.vectors.reshape(7, -1)
+    assert pairs.converged
+    np.testing.assert_allclose(pairs.values, want, rtol=1e-9, atol=1e-9 * want[0])
+    u = pairs.vectors.reshape(7, -1)
     np.testing.assert_allclose(u @ u.T, np.eye(7), atol=1e-10)
-    residuals = np.linalg.norm(u @ theta - found.values[:, None] * u, axis=1)
-    np.testing.assert_allclose(residuals, found.residuals, atol=1e-9 * want[0])
+    residuals = np.linalg.norm(u @ theta - pairs.values[:, None] * u, axis=1)
+    np.testing.assert_allclose(residuals, pairs.residuals, atol=1e-9 * want[0])
 
 
 def test_every_copy_of_a_multiple_eigenvalue_is_found():
     x = jnp.eye(6)
-    found = ntk_eigenpairs(lambda w, z: z @ w, jnp.ones((6, 4)), x * jnp.asarray([3.0, 3, 3, 2, 2, 1])[:, None], k=21)
-    np.testing.assert_allclose(found.values, [9] * 12 + [4] * 8 + [1], rtol=1e-9)
+    pairs = ntk_eigenpairs(lambda w, z: z @ w, jnp.ones((6, 4)), x * jnp.asarray([3.0, 3, 3, 2, 2, 1])[:, None], k=21)
+    np.testing.assert_allclose(pairs.values, [9] * 12 + [4] * 8 + [1], rtol=1e-9)
 
 
 def test_the_density_counts_every_eigenvalue():

@@ -1,6 +1,7 @@
 """Recipes are the paper's, pruned weights stay exactly 0, interruptions change nothing, Flax of both kinds trains."""
 
 import dataclasses
+import sys
 from functools import partial
 
 import flax.linen as nn
@@ -11,7 +12,6 @@ import optax
 import pkjax as pk
 import pytest
 from flax import nnx
-from pkjax import training
 from pkjax.training import loops
 from pkjax.training.augmentation import crop_and_flip
 from pkjax.training.fit import Recipe, fit, recipe, restore
@@ -80,7 +80,8 @@ def by_hand(digits, masks, key, *, seed, how):
     @partial(jax.value_and_grad, has_aux=True)
     def loss(params, state, x, y):
         logits, new = module.apply({"params": params, "batch_stats": state}, x, train=True, mutable=["batch_stats"])
-        return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean(), (new["batch_stats"], logits)
+        right = jnp.take_along_axis(jax.nn.log_softmax(logits), y[:, None], axis=1)
+        return -right.mean(), (new["batch_stats"], logits)
 
     rows, slopes, update = [], jax.jit(loss), jax.jit(tx.update)
     for epoch in range(1, how.epochs + 1):
@@ -130,7 +131,7 @@ class Convolution(nn.Module):
 def test_a_call_for_each_batch_trains_as_one_program_does(digits, monkeypatch):
     done = {}
     for apart in (True, False):
-        monkeypatch.setattr(training, "one_by_one", lambda params, apart=apart: apart)
+        monkeypatch.setattr(sys.modules[fit.__module__], "one_by_one", lambda params, apart=apart: apart)
         done[apart] = fit(Convolution(), *digits, recipe=dataclasses.replace(SHORT, augment=True), seed=1)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), *((d.params, d.state)
                                                                            for d in done.values()))
@@ -170,11 +171,11 @@ def test_an_interrupted_training_ends_where_an_undisturbed_one_does(digits, tmp_
     whole = fit(Norm(), *digits, recipe=how, seed=3)
     part = fit(Norm(), *digits, recipe=how, seed=3, checkpoint=tmp_path / "run", epochs=2)
     assert not part.finished
-    said = []
-    rest = fit(Norm(), *digits, recipe=how, seed=3, checkpoint=tmp_path / "run", progress=said.append)
+    lines = []
+    rest = fit(Norm(), *digits, recipe=how, seed=3, checkpoint=tmp_path / "run", progress=lines.append)
     assert same((rest.params, rest.state), (whole.params, whole.state))
-    assert len(said) == 2
-    assert said[-1].startswith("epoch 4 of 4: test accuracy ")
+    assert len(lines) == 2
+    assert lines[-1].startswith("epoch 4 of 4: test accuracy ")
     timeless = [[{k: v for k, v in row.items() if k != "seconds"} for row in run.history] for run in (rest, whole)]
     assert timeless[0] == timeless[1]
     again = fit(Norm(), *digits, recipe=how, seed=3, checkpoint=tmp_path / "run")    # nothing is left to do
@@ -184,11 +185,11 @@ def test_an_interrupted_training_ends_where_an_undisturbed_one_does(digits, tmp_
 def test_a_checkpoint_of_another_training_is_refused(digits, key, tmp_path):
     module = pk.models.fc(8, 1)
     fit(module, *digits, recipe=SHORT, checkpoint=tmp_path / "run", epochs=1)
-    with pytest.raises(ValueError, match=r"another training, with learning_rate 0.01, not 0.1: train as then"):
+    with pytest.raises(ValueError, match=r"another training, with learning_rate 0.01, not 0.1: use the same settings"):
         fit(module, *digits, recipe=dataclasses.replace(SHORT, learning_rate=0.1), checkpoint=tmp_path / "run")
     with pytest.raises(ValueError, match=r"with beginning '\w+', not '\w+'"):
         fit(module, *digits, recipe=SHORT, masks=pruned(module, digits, key), checkpoint=tmp_path / "run")
-    with pytest.raises(FileNotFoundError, match="no folder"):
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
         restore(tmp_path / "nothing")
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="no checkpoint in"):
@@ -241,7 +242,7 @@ def test_dropout_draws_new_numbers_every_step(digits):
     assert not same(runs[0].params, runs[2].params)
 
 
-def test_what_is_no_flax_module_is_refused(digits):
+def test_anything_but_a_flax_module_is_refused(digits):
     with pytest.raises(TypeError, match="a Linen or NNX module, got function"):
         fit(lambda x: x, *digits, recipe=SHORT)
     with pytest.raises(ValueError, match="holds its own variables"):

@@ -8,50 +8,18 @@ import numpy as np
 import pytest
 import scipy.linalg
 from pkjax import ntk
-from pkjax.dynamics import fit_forecast, flow, forecast, linearize, linearized, predict, weight_change
+from pkjax.dynamics import flow, linearize, linearized
 
-from tests.cases import half_masks, normal
-
-T = np.array([0.0, 0.3, 2.0, 17.0])
-
-
-def mlp(params, x):
-    return jax.nn.relu(x @ params["a"] + params["c"]) @ params["b"]
-
-
-@functools.cache
-def network(n=4, width=7, outputs=2):
-    a, c, b = normal((1, 0), (3, width)), normal((1, 1), (width,)), normal((1, 2), (width, outputs))
-    x, x2, y = normal((1, 3), (n, 3)), normal((1, 4), (3, 3)), normal((1, 5), (n, outputs))
-    params = {"a": a, "c": 0.3 * c, "b": b / width**0.5}
-    return params, x, x2, y
-
-
-@functools.cache
-def problem():
-    params, x, _, y = network()
-    return ntk(mlp, params, x), mlp(params, x), y
-
-
-def matrix_of(theta):
-    n, m, k, _ = theta.shape
-    return np.asarray(theta).transpose(0, 2, 1, 3).reshape(n * k, m * k)
+from tests.cases import normal
+from tests.dynamics.cases import T, cross_entropy, matrix_of, mlp, network, norms, problem
 
 
 def squared(y):
     return lambda f: 0.5 * ((f - y) ** 2).sum()
 
 
-def cross_entropy(f):
-    return -jax.nn.log_softmax(f)[jnp.arange(4), jnp.array([0, 1, 1, 0])].sum()
-
-
 def largest(theta):
     return float(np.linalg.eigvalsh(matrix_of(theta))[-1])
-
-
-def norms(tree, axes=0):
-    return np.sqrt(sum((np.asarray(v) ** 2).sum(tuple(range(axes, v.ndim))) for v in jax.tree.leaves(tree)))
 
 
 def test_the_closed_form_is_that_of_the_matrix_exponential_and_the_inverse():
@@ -253,55 +221,6 @@ def test_where_inputs_are_twins_the_kernel_is_singular_and_the_weights_are_those
     np.testing.assert_allclose(nothing.outputs, f0, rtol=1e-14)
 
 
-@pytest.mark.parametrize("masked", [False, True])
-def test_outputs_elsewhere_are_those_of_the_linearised_network_at_the_weights_of_equation_7(masked):
-    params, x, x2, y = network()
-    masks = half_masks(params) if masked else None
-    chosen = {"masks": masks, "trainable": (lambda path, leaf: leaf.ndim == 2) if masked else None}
-    alive = params if masks is None else jax.tree.map(lambda p, m: jnp.where(m, p, 0.0), params, masks)
-    theta, cross = ntk(mlp, params, x, **chosen), ntk(mlp, params, x2, x, **chosen)
-    run = linearized(theta, mlp(alive, x), y, learning_rate=0.05, t=T)
-    omega = weight_change(mlp, params, x, run.coefficients, **chosen)
-    np.testing.assert_allclose(norms(omega, 1), run.weight_change, rtol=1e-10, atol=1e-14)
-    there, here = linearize(mlp, params, x2, **chosen), linearize(mlp, params, x, **chosen)
-    elsewhere = predict(cross, mlp(alive, x2), run.coefficients)
-    for i in range(len(T)):
-        theta_t = jax.tree.map(lambda p, w: p + w[i], alive, omega)  # noqa: B023
-        np.testing.assert_allclose(here(theta_t), run.outputs[i], rtol=1e-10, atol=1e-12)
-        np.testing.assert_allclose(there(theta_t), elsewhere[i], rtol=1e-10, atol=1e-12)
-        single = weight_change(mlp, params, x, run.coefficients[i], **chosen)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b[i], rtol=1e-12, atol=1e-14),  # noqa: B023
-                     single, omega)
-        np.testing.assert_allclose(predict(matrix_of(cross), mlp(alive, x2), run.coefficients[i]), elsewhere[i],
-                                   rtol=1e-12)
-    assert np.abs(elsewhere[-1] - elsewhere[0]).max() > 0.01
-    if masked:
-        assert not omega["c"].any()
-        assert not np.asarray(omega["a"])[:, ~np.asarray(masks["a"])].any()
-
-
-def test_the_linearised_network_is_the_first_order_of_the_network():
-    params, x, _, _ = network()
-    tangent = linearize(mlp, params, x)
-    np.testing.assert_allclose(tangent(params), mlp(params, x), rtol=1e-14)
-    direction = jax.tree.map(lambda p: jnp.cos(7 * p), params)
-    gaps = [float(jnp.abs(tangent(q) - mlp(q, x)).max()) for q in
-            (jax.tree.map(lambda p, d, s=s: p + s * d, params, direction) for s in (1e-4, 1e-5))]
-    np.testing.assert_allclose(gaps[0] / gaps[1], 100, rtol=0.01)
-
-
-def test_leaves_that_cannot_train_stand_still():
-    def scaled(params, x):
-        return x @ params["w"] * params["n"].astype(x.dtype)
-
-    params, x = {"w": jnp.ones((3, 2)), "n": jnp.asarray(3)}, network()[1]
-    omega = weight_change(scaled, params, x, jnp.ones((4, 2)))
-    assert omega["n"].dtype == params["n"].dtype
-    np.testing.assert_allclose(omega["w"], -3 * np.asarray(x).T @ np.ones((4, 2)), rtol=1e-14)
-    np.testing.assert_allclose(linearize(scaled, params, x)({"w": 2 * params["w"], "n": jnp.asarray(3)}),
-                               2 * scaled(params, x), rtol=1e-14)
-
-
 def test_dynamics_compile_and_differentiate():
     theta, f0, y = problem()
     run = jax.jit(lambda a, b, c, r, t: linearized(a, b, c, learning_rate=r, t=t))(theta, f0, y, 0.05, jnp.asarray(T))
@@ -334,44 +253,6 @@ def test_kernels_and_outputs_of_single_precision_are_solved_in_double():
             np.testing.assert_allclose(run.outputs, single.outputs, atol=1e-4)
 
 
-def test_the_forecast_is_the_weight_change_of_a_kernel_with_one_eigenvalue():
-    """Θ = Tr Π · I: a is the distance to the end, and f_0 = 0 starts where b is 0."""
-    trace, y = 3.0, np.ones((4, 1))
-    run = linearized(trace * np.eye(4), 0 * y, y, learning_rate=0.1, t=T)
-    curve = forecast(trace, learning_rate=0.1, t=T, a=np.sqrt(4 / trace))
-    np.testing.assert_allclose(run.weight_change, curve, rtol=1e-12, atol=1e-14)
-    np.testing.assert_allclose(run.output_norm, forecast(trace, learning_rate=0.1, t=T, a=2.0), rtol=1e-12, atol=1e-14)
-    back = linearized(trace * np.eye(4), y, 3 * y, learning_rate=0.1, t=T)
-    np.testing.assert_allclose(back.output_norm, forecast(trace, learning_rate=0.1, t=T, a=6.0, b=2.0), rtol=1e-12)
-
-
-def test_forecasts_broadcast_over_networks_and_times():
-    traces = np.logspace(-2, 3, 6)
-    curves = forecast(traces[:, None], learning_rate=0.01, t=T, a=2.0, b=0.5)
-    assert curves.shape == (6, 4)
-    decay = np.exp(-0.01 * traces[:, None] * T)
-    np.testing.assert_allclose(curves, 2 * (1 - decay) + 0.5 * decay, rtol=1e-12)
-    np.testing.assert_allclose(jax.jit(lambda x: forecast(x, learning_rate=0.01, t=60, a=2.0))(1e-14),
-                               2 * 0.01 * 60 * 1e-14, rtol=1e-12)
-
-
-def test_the_fit_is_that_of_least_squares_on_the_curves():
-    rng = np.random.default_rng(0)
-    traces, eta, t = np.logspace(-1, 4, 40), 0.001, 60
-    noisy = np.asarray(forecast(traces, learning_rate=eta, t=t, a=3.0, b=1.0)) + 0.1 * rng.normal(size=40)
-    decay = np.exp(-eta * t * traces)
-    for start, design in ((True, np.stack([1 - decay, decay], 1)), (False, (1 - decay)[:, None])):
-        want, squares, *_ = np.linalg.lstsq(design, noisy)
-        fit = fit_forecast(traces, noisy, learning_rate=eta, t=t, start=start)
-        np.testing.assert_allclose([fit.a, fit.b][:1 + start], want, rtol=1e-10)
-        np.testing.assert_allclose(fit.r_squared, 1 - squares[0] / (40 * noisy.var()), rtol=1e-10)
-        assert start == (fit.b is not None)
-    exact = fit_forecast(traces, forecast(traces, learning_rate=eta, t=t, a=3.0), learning_rate=eta, t=t)
-    np.testing.assert_allclose([exact.a, exact.r_squared], [3.0, 1.0], rtol=1e-12)
-    jitted = jax.jit(lambda v: fit_forecast(traces, v, learning_rate=eta, t=t, start=True))(noisy)
-    np.testing.assert_allclose(jitted.a, fit_forecast(traces, noisy, learning_rate=eta, t=t, start=True).a)
-
-
 @pytest.mark.parametrize(("change", "message"), [
     ({"theta": np.ones((3, 3))}, r"theta must have the shape \(4, 4, 2, 2\) .* or \(8, 8\) .*, got \(3, 3\)"),
     ({"theta": np.triu(np.ones((8, 8)))}, "theta must be symmetric"),
@@ -392,27 +273,13 @@ def test_bad_requests_are_refused(change, message):
         linearized(arguments.pop("theta"), arguments.pop("f0"), arguments.pop("y"), **arguments)
 
 
-def test_bad_requests_of_the_other_functions_are_refused():
+def test_bad_requests_of_the_flow_are_refused():
     theta, f0, _ = problem()
-    params, x, _, _ = network()
     options = {"learning_rate": 0.1, "t": 1.0}
     for message, call in (
         (r"loss_fn must map outputs \(4, 2\) to one scalar.*\(4, 2\)", lambda: flow(theta, f0, lambda f: f, **options)),
         ("finite gradient at f0", lambda: flow(theta, f0, lambda f: jnp.sqrt(f - f).sum(), **options)),
         ("rtol must be positive", lambda: flow(theta, f0, cross_entropy, **options, rtol=0.0)),
-        (r"coefficients must have the shape \(4, 2\).*got \(3, 2\)",
-         lambda: weight_change(mlp, params, x, np.ones((3, 2)))),
-        (r"theta_cross must have the shape \(4, 5, 2, 2\)", lambda: predict(theta, f0, np.ones((5, 2)))),
-        (r"coefficients must have the shape", lambda: predict(theta, f0, np.ones(5))),
-        ("params_t leaf 'a' has shape", lambda: linearize(mlp, params, x)(params | {"a": np.ones(3)})),
-        ("t must be finite", lambda: forecast(1.0, learning_rate=0.1, t=np.inf, a=1.0)),
-        ("trace_pi must be finite and 0 or more", lambda: forecast(-1.0, learning_rate=0.1, t=1, a=1.0)),
-        (r"broadcast, got trace_pi · learning_rate · t \(3,\), a \(2,\)",
-         lambda: forecast(np.ones(3), learning_rate=0.1, t=1, a=np.ones(2))),
-        ("2 values .* do not determine a and b",
-         lambda: fit_forecast(np.full(2, 1e9), np.ones(2), learning_rate=0.1, t=1, start=True)),
-        ("do not determine a:", lambda: fit_forecast(np.ones(2), np.ones(2), learning_rate=0.1, t=0)),
-        ("values must be finite", lambda: fit_forecast(1.0, np.nan, learning_rate=0.1, t=1)),
     ):
         with pytest.raises(ValueError, match=message):
             call()

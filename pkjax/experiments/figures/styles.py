@@ -1,6 +1,6 @@
-"""How the figures of a sweep are drawn: one style per pruner, grids of panels, legends and notes.
+"""Style and layout of a sweep's figures: one style per pruner, grids of panels, legends and notes.
 
-Okabe and Ito's (2008) colours, then grey and two of Tol's (2021); markers and line styles differ as well.
+The colours are those of Okabe and Ito (2008), then grey and two of Tol (2021); markers and line styles differ too.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,13 +16,16 @@ from pkjax.plots.panels import BLACK, BLUE, GREEN, ORANGE, SMALL, VERMILLION, ax
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["STYLES", "Style", "below", "by_data", "count", "finish", "grid", "known", "legend", "line_style", "note",
-           "number", "percent", "r2_text", "scale"]
+__all__ = ["FAILED", "STYLES", "UNUSED", "Style", "below", "by_data", "count", "finish", "first_in_row", "grid",
+           "known", "legend", "line_style", "note", "percent", "r2_text", "scale"]
 
 SKY, YELLOW, PURPLE, GREY = "#56B4E9", "#F0E442", "#CC79A7", "#8C8C8C"
 INDIGO, WINE = "#332288", "#882255"
 ACROSS = 4
-"""Panels side by side."""
+"""Panels side by side at most."""
+FAILED = ("failed run", "failed runs")
+UNUSED = ("point without a positive trace and a value", "points without a positive trace and a value")
+"""What a note counts, in singular and plural."""
 
 
 class Style(NamedTuple):
@@ -48,26 +51,28 @@ STYLES = {
     "ntk-trace": Style("NTK trace", WINE, "p", (0, (7, 1.5))),
     "none": Style("dense", BLACK, "*", "--"),
 }
-"""Pruner → style: the -Dist variants are the paler, open, dashed ones of their counterparts."""
+"""Pruner → style; a -Dist variant is paler, open and dashed beside its counterpart."""
 
 
 def known(names: Iterable[Any]) -> list[str]:
-    """Return the pruners among ``names`` in the order of ``STYLES``.
+    """Return the pruners among `names` in the order of `STYLES`.
 
-    Raises: ValueError for a pruner that has no style.
+    Raises:
+        ValueError: a pruner has no style.
 
-    >>> known(["synflow", "snip", "snip"])
-    ['snip', 'synflow']
+    Examples:
+        >>> known(["synflow", "snip", "snip"])
+        ['snip', 'synflow']
     """
     names = set(names)
     if unknown := sorted(map(str, names - set(STYLES))):
-        raise ValueError(f"no style for pruner {', '.join(map(repr, unknown))}; there are {', '.join(STYLES)}")
+        raise ValueError(f"no style for pruner {', '.join(map(repr, unknown))}; known are {', '.join(STYLES)}")
     return [name for name in STYLES if name in names]
 
 
 def line_style(style: Style) -> dict[str, Any]:
-    """Return the keyword arguments with which ``plot`` draws a style."""
-    faint = style.colour == YELLOW                       # hard to see on white without something dark beside it
+    """Return the keyword arguments with which `plot` draws a style."""
+    faint = style.colour == YELLOW                       # hard to see on white without a dark edge
     return {"color": style.colour, "linestyle": style.dashes, "gapcolor": "#555555" if faint else None,
             "linewidth": 1.4, "marker": style.marker, "markersize": 4.5,
             "markerfacecolor": style.colour if style.filled else "white",
@@ -76,7 +81,7 @@ def line_style(style: Style) -> dict[str, Any]:
 
 
 def scale(values: Iterable[float]) -> dict[float, Style]:
-    """Give every compression a colour from light to dark, and markers and dashes in turn."""
+    """Give every compression a colour from light to dark, with markers and dashes in turn."""
     import matplotlib
 
     levels = sorted(set(values))
@@ -88,9 +93,10 @@ def scale(values: Iterable[float]) -> dict[float, Style]:
 
 def grid(count: int, width: float, height: float, given: "Sequence[Axes] | None" = None, *, across: int = ACROSS,
          **shared: Any) -> tuple[Any, list[Any]]:
-    """Return a figure and one axes per panel, ``across`` side by side; sizes are a panel's, in inches.
+    """Return a figure and one axes per panel, `across` side by side; sizes are a panel's, in inches.
 
-    Raises: ValueError where axes are given and are not one per panel.
+    Raises:
+        ValueError: axes are given, but not one per panel.
     """
     if given is not None:
         return _given(given, count)
@@ -104,15 +110,16 @@ def grid(count: int, width: float, height: float, given: "Sequence[Axes] | None"
 
 
 def _given(axes: "Sequence[Axes]", count: int) -> tuple[Any, list[Any]]:
-    found = axes_of_all(axes, count, f"this figure is drawn on {count} panels")
-    return found[0].figure, found
+    panels = axes_of_all(axes, count, f"this figure is drawn on {count} panels")
+    return panels[0].figure, panels
 
 
 def by_data(groups: list[tuple[str, str, str, Any]], given: "Sequence[Axes] | None" = None, **shared: Any
             ) -> tuple[Any, list[Any]]:
-    """Return a figure and one axes per group, a new row for each data set, of at most ``ACROSS``.
+    """Return a figure and one axes per group, a new row for each data set, of at most `ACROSS`.
 
-    Raises: ValueError where axes are given and are not one per group.
+    Raises:
+        ValueError: axes are given, but not one per group.
     """
     if given is not None:
         return _given(given, len(groups))
@@ -135,8 +142,14 @@ def finish(ax: Any, title: str, x: str, y: str) -> None:
     shared.finish(ax, title, x, y)
 
 
+def first_in_row(ax: Any, label: str) -> str:
+    """Return the label for the first panel of a row, "" for the others that share its axis."""
+    place = ax.get_subplotspec()
+    return label if place is None or place.is_first_col() else ""
+
+
 def legend(figure: Any, axes: list[Any]) -> None:
-    """Put one legend for all panels above them, each label once, pruners in their order."""
+    """Draw one legend above all panels: each label once, pruners in their order."""
     handles = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     order = {style.label: place for place, style in enumerate(STYLES.values())}
     labels = sorted(handles, key=lambda label: order.get(label, len(order)))
@@ -147,49 +160,40 @@ def legend(figure: Any, axes: list[Any]) -> None:
 
 
 def below(ax: Any) -> Any:
-    """Return the coordinates of a panel, shifted to below its ticks and label however high it is."""
+    """Return coordinates of a panel that are shifted below its ticks and label, whatever its height."""
     from matplotlib.transforms import ScaledTranslation
 
     return ax.transAxes + ScaledTranslation(0, -0.42, ax.figure.get_figure(root=True).dpi_scale_trans)
 
 
 def _width(figure: Any) -> float:
-    """Width in inches of a figure or subfigure."""
+    """Return the width in inches of a figure or subfigure."""
     return float(figure.bbox.width / figure.get_figure(root=True).dpi)
 
 
 def note(figure: Any, *parts: str) -> None:
-    """Write the parts below the panels, in lines of the figure's width."""
+    """Write the parts below the panels, wrapped to the figure's width."""
     if parts:
         text = "\n".join(wrap("; ".join(parts), int(16 * _width(figure))))
         figure.supxlabel(text, fontsize=SMALL - 1, x=0.01, ha="left")
 
 
 def count(left_out: int, one: str, many: str) -> list[str]:
-    """Return the part of a note that says how many were left out, none for none.
+    """Return the part of a note that says how many were left out; nothing for 0.
 
-    >>> count(1, "run", "runs"), count(1200, "run", "runs"), count(0, "run", "runs")
-    (['1 run left out'], ['1,200 runs left out'], [])
+    Examples:
+        >>> count(1, "run", "runs"), count(1200, "run", "runs"), count(0, "run", "runs")
+        (['1 run left out'], ['1,200 runs left out'], [])
     """
     return [f"{left_out:,} {one if left_out == 1 else many} left out"] if left_out else []
-
-
-def number(value: float) -> str:
-    """Write a number with three digits, "–" for none.
-
-    >>> number(46900.), number(-0.12345), number(3e-9), number(float("nan"))
-    ('46,900', '-0.123', '3e-09', '–')
-    """
-    if not np.isfinite(value):
-        return "–"
-    return f"{value:,.0f}" if 1e3 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
 def r2_text(value: float) -> str:
     """Write R² with two decimals, "–" for none.
 
-    >>> r2_text(0.98765), r2_text(-1e-16), r2_text(float("nan"))
-    ('R² 0.99', 'R² 0.00', 'R² –')
+    Examples:
+        >>> r2_text(0.98765), r2_text(-1e-16), r2_text(float("nan"))
+        ('R² 0.99', 'R² 0.00', 'R² –')
     """
     return f"R² {round(value, 2) + 0.0:.2f}" if np.isfinite(value) else "R² –"
 
