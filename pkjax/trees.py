@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 __all__ = ["ApplyFn", "Choice", "Predicate", "Trainable", "accumulator", "apply_masks", "check_finite", "check_like",
-           "check_masks", "check_network", "check_output", "check_structure", "hashable", "is_boolean_tree",
-           "is_floating", "kernels", "leaf_names", "naming_input", "select", "shapes", "trainable_leaves",
-           "trainable_masks", "trained_entries"]
+           "check_masks", "check_network", "check_output", "check_structure", "hashable",
+           "is_boolean_tree", "is_floating", "kernels", "leaf_names", "naming_input", "select", "shapes",
+           "trainable_leaves", "trainable_masks", "trained_entries"]
 
 ApplyFn = Callable[[PyTree, Array], Array]
 """A network: maps (parameters, batch of inputs (N, *input)) to outputs (N, K)."""
