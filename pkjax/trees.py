@@ -277,7 +277,7 @@ def trained_entries(params: PyTree, masks: PyTree | None = None, trainable: Trai
     check_masks(masks, params)
     leaves = jax.tree.leaves(trainable_leaves(params, trainable))
     if masks is None and all(isinstance(train, bool) for train in leaves):
-        moving = [train and jnp.size(leaf) > 0 for train, leaf in zip(leaves, jax.tree.leaves(params), strict=True)]
+        moving = [train and 0 not in jnp.shape(leaf) for train, leaf in zip(leaves, jax.tree.leaves(params), strict=True)]
         return [np.ones((), bool) if train else None for train in moving], tuple(moving)
     given = [leaf for leaf in jax.tree.leaves((masks, trainable)) if not callable(leaf)]
     # Booleans known while tracing stay known, so that whole layers keep their cheaper route under jit.
