@@ -85,7 +85,7 @@ class Network:
         Raises:
             ValueError: inputs of another structure, shape or type, no example, NaN or infinity.
         """
-        X = jax.tree.map(jnp.asarray, X)
+        X = jax.tree.map(as_array, X)
         self.count(X, name)
         check_finite(X, name)
         return X if self.raw is None else encode(self.raw.program, self.raw.constants, self.params, X)
@@ -124,7 +124,7 @@ def read(apply_fn: ApplyFn, params: PyTree, x: PyTree, *, masks: PyTree | None =
     Raises:
         ValueError: whatever is wrong with these, in a message that names what was received.
     """
-    x = jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jnp.asarray(leaf), x)
+    x = jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.ShapeDtypeStruct) else as_array(leaf), x)
     _check_params(params)
     check_masks(masks, params)
     inputs = _structure(x, "X")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-__all__ = ["ApplyFn", "Choice", "Predicate", "Trainable", "accumulator", "apply_masks", "check_finite", "check_like",
+__all__ = ["ApplyFn", "Choice", "Predicate", "Trainable", "accumulator", "apply_masks", "as_array", "check_finite", "check_like",
            "check_masks", "check_network", "check_output", "check_structure", "hashable",
            "is_boolean_tree", "is_floating", "kernels", "leaf_names", "naming_input", "select", "shapes",
            "trainable_leaves", "trainable_masks", "trained_entries"]
@@ -45,6 +45,11 @@ def _name(path: tuple[Any, ...]) -> str:
 def shapes(tree: PyTree) -> PyTree:
     """Shape and type of each leaf, in its place."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), _dtype(leaf)), tree)
+
+
+def as_array(leaf: Any) -> Array:
+    """Put a leaf on the device, without compiling anything; arrays and tracers are left as they are."""
+    return leaf if isinstance(leaf, jax.Array) else jax.device_put(np.asarray(leaf))
 
 
 def accumulator(dtype: Any) -> Any:
@@ -145,8 +150,8 @@ def apply_masks(params: PyTree, masks: PyTree | None) -> PyTree:
 
 
 def _kept(leaf: Any, mask: Any) -> Array:
-    leaf = jnp.asarray(leaf)
-    return jnp.where(mask, leaf, jnp.zeros((), leaf.dtype))
+    leaf = as_array(leaf)
+    return jnp.where(as_array(mask), leaf, jnp.zeros((), leaf.dtype))
 
 
 def check_finite(tree: PyTree, what: str) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pkjax as pk
 import pytest
 
-from tests.cases import compilations, drawn_like, normal
+from tests.cases import compilations, normal
 
 lax = jax.lax
 KEY = jax.random.key(3)
@@ -63,7 +63,7 @@ def test_a_number_that_changes_between_two_calls_is_read_anew(call, case):
 @calls
 def test_another_closure_other_constants_weights_masks_and_inputs_compile_nothing(call, case):
     params, X = case
-    masks = [jax.tree.map(lambda p, n=n: drawn_like(p, n) > -0.7, params) for n in (1, 2)]
+    masks = [jax.tree.map(lambda p, n=n: normal(n, p.shape) > -0.7, params) for n in (11, 12)]
     other = jax.tree.map(lambda p: np.asarray(p) * 1.5, params)
     scales, Y = (jnp.array(2.0), jnp.array(0.5)), np.asarray(X) + 1
     for options in ({}, {"masks": 0}):
