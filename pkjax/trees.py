@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-__all__ = ["ApplyFn", "Choice", "Predicate", "Trainable", "accumulator", "apply_masks", "as_array", "check_finite", "check_like",
-           "check_masks", "check_network", "check_output", "check_structure", "hashable",
+__all__ = ["ApplyFn", "Choice", "Predicate", "Trainable", "accumulator", "apply_masks", "as_array", "check_finite",
+           "check_like", "check_masks", "check_network", "check_output", "check_structure", "hashable",
            "is_boolean_tree", "is_floating", "kernels", "leaf_names", "naming_input", "select", "shapes",
            "trainable_leaves", "trainable_masks", "trained_entries"]
 
@@ -282,7 +282,8 @@ def trained_entries(params: PyTree, masks: PyTree | None = None, trainable: Trai
     check_masks(masks, params)
     leaves = jax.tree.leaves(trainable_leaves(params, trainable))
     if masks is None and all(isinstance(train, bool) for train in leaves):
-        moving = [train and 0 not in jnp.shape(leaf) for train, leaf in zip(leaves, jax.tree.leaves(params), strict=True)]
+        filled = [0 not in jnp.shape(leaf) for leaf in jax.tree.leaves(params)]
+        moving = [train and holds for train, holds in zip(leaves, filled, strict=True)]
         return [np.ones((), bool) if train else None for train in moving], tuple(moving)
     given = [leaf for leaf in jax.tree.leaves((masks, trainable)) if not callable(leaf)]
     # Booleans known while tracing stay known, so that whole layers keep their cheaper route under jit.
