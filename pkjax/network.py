@@ -26,6 +26,7 @@ from pkjax.trees import (
     ApplyFn,
     Choice,
     apply_masks,
+    as_array,
     check_finite,
     check_masks,
     is_floating,
