@@ -112,12 +112,13 @@ class BoundProgram:
         return self.program(self.constants, *arguments)
 
 
-def trace(fn: Callable[..., Any], *arguments: Any) -> tuple[Program, tuple[Any, ...]]:
+def trace(fn: Callable[..., Any], *arguments: Any, opaque: bool = False) -> tuple[Program, tuple[Any, ...]]:
     """Trace a function on the shapes of its arguments: its program, and the arrays that it closes over.
 
     Args:
         fn: a function of pytrees of arrays.
         *arguments: the pytrees, or their shapes.
+        opaque: take out every array, for a program that is evaluated and never read as a sum over paths.
 
     Returns:
         The program, without any array but those that its operations must know, and the constants, in order.
@@ -128,7 +129,7 @@ def trace(fn: Callable[..., Any], *arguments: Any) -> tuple[Program, tuple[Any, 
     shapes = jax.tree.map(_shape, arguments)
     # A new function at each call: JAX would give back what it traced of an old one, whatever has changed since.
     traced, out = jax.make_jaxpr(lambda *given: fn(*given), return_shape=True)(*shapes)
-    hoist = _Hoist(_asked(traced))
+    hoist = _Hoist(set() if opaque else _asked(traced))
     consts = tuple(hoist.constant(c) for c in traced.consts)
     jaxpr = hoist.jaxpr(traced.jaxpr)
     arguments_tree, results_tree = jax.tree.structure(arguments), jax.tree.structure(out)

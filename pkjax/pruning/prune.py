@@ -111,7 +111,7 @@ def prune(
     scores: Callable[..., list[Array]] = partial(_scores, score_fn, plan.layout)
     traced = _traced((params, masks))
     if jit or traced:
-        scores = BoundProgram(*trace(scores, params, _fill(plan.layout, params, alive, fixed)))
+        scores = BoundProgram(*trace(scores, params, _fill(plan.layout, params, alive, fixed), opaque=True))
         traced = traced or _traced(scores)
     if traced or (jit and progress is False):
         loop = _loop if traced else _compiled_loop
@@ -172,10 +172,13 @@ def _scores(score_fn: ScoreFn, layout: Layout, params: PyTree, masks: PyTree) ->
     return leaves
 
 
-def _loop(scores: BoundProgram, layout: Layout, params: PyTree, alive: list[Array], fixed: list[Array],
+def _loop(scores: Callable[..., list[Array]], layout: Layout, params: PyTree, alive: list[Array], fixed: list[Array],
           counts: Array | np.ndarray) -> tuple[list[Array], tuple[Array, Array]]:
     """All steps in one program, which writes over the masks."""
-    return jax.lax.scan(lambda alive, row: _step(scores, layout, params, alive, fixed, row), alive, counts)
+    def step(alive: list[Array], row: Array) -> tuple[list[Array], tuple[Array, Array]]:
+        return _step(scores, layout, params, alive, fixed, row)
+
+    return jax.lax.scan(step, alive, jnp.asarray(counts))
 
 
 def _step(scores: Callable[..., list[Array]], layout: Layout, params: PyTree, alive: list[Array], fixed: list[Array],
