@@ -18,8 +18,9 @@ from pkjax.paths.scaled import scaled_values
 from pkjax.programs.program import BoundProgram
 from pkjax.trees import ApplyFn, Trainable, accumulator, is_floating
 
-__all__ = ["Problem", "check_start", "flat_product", "log_trace_of", "make_problem", "product", "read_paths",
-           "read_start", "trace_of", "widened"]
+__all__ = ["Problem", "check_start", "flat_product", "floating_entries", "floating_leaves", "log_trace_of",
+           "make_problem", "product", "read_paths", "read_start", "trace_of", "trained_positions", "widened",
+           "with_floating"]
 
 Objective = Callable[[Network], Array]
 """A function of a network whose parameters are φ."""
@@ -41,15 +42,32 @@ class Problem:
 
     def at(self, phi: list[Array]) -> Network:
         """Return the network with other floating-point leaves."""
-        values = iter(phi)
-        return replace(self.network, params=jax.tree.map(lambda leaf: next(values) if is_floating(leaf) else leaf,
-                                                         self.network.params))
+        return with_floating(self.network, phi)
 
-    def like_params(self, values: list[Array]) -> PyTree:
-        """Return a tree like the parameters with these floating-point leaves, and zeros for the others."""
-        given = iter(values)
-        return jax.tree.map(lambda leaf: next(given) if is_floating(leaf) else jnp.zeros_like(leaf),
-                            self.network.params)
+
+def floating_leaves(network: Network) -> list[Array]:
+    """The leaves that hold floating-point numbers."""
+    return [jnp.asarray(leaf) for leaf in jax.tree.leaves(network.params) if is_floating(leaf)]
+
+
+def floating_entries(network: Network) -> list[Any]:
+    """Which entries of them train: booleans that broadcast against each."""
+    pairs = zip(network.entries, jax.tree.leaves(network.params), strict=True)
+    return [np.zeros((), bool) if entries is None else entries for entries, leaf in pairs if is_floating(leaf)]
+
+
+def with_floating(network: Network, values: list[Array]) -> Network:
+    """Return the network with other floating-point leaves."""
+    given = iter(values)
+    params = jax.tree.map(lambda leaf: next(given) if is_floating(leaf) else leaf, network.params)
+    return replace(network, params=params)
+
+
+def trained_positions(network: Network) -> np.ndarray:
+    """Positions of the parameters that train among the entries of all leaves."""
+    return np.flatnonzero(np.concatenate([
+        np.broadcast_to(False if entries is None else np.asarray(entries), np.shape(leaf)).ravel()
+        for entries, leaf in zip(network.entries, jax.tree.leaves(network.params), strict=True)]))
 
 
 def make_problem(network: Network, x: Array, objective: Objective | None = None) -> Problem:
@@ -57,13 +75,11 @@ def make_problem(network: Network, x: Array, objective: Objective | None = None)
     def total(at: Network) -> Array:
         return evaluate_paths(partial(Polynomial, 2), at, x, None).sum()
 
-    flat = jax.tree.leaves(network.params)
-    floating = [i for i, leaf in enumerate(flat) if is_floating(leaf)]
-    tied = network_tied(network)
-    train = [jnp.broadcast_to(False if network.entries[i] is None else network.entries[i], jnp.shape(flat[i]))
-             for i in floating]
-    return Problem(network, total if objective is None else objective, [jnp.asarray(flat[i]) for i in floating], train,
-                   [tied[i] for i in floating])
+    leaves = floating_leaves(network)
+    train = [jnp.broadcast_to(t, leaf.shape) for t, leaf in zip(floating_entries(network), leaves, strict=True)]
+    tied = [twice for twice, leaf in zip(network_tied(network), jax.tree.leaves(network.params), strict=True)
+            if is_floating(leaf)]
+    return Problem(network, total if objective is None else objective, leaves, train, tied)
 
 
 def read_paths(apply_fn: ApplyFn, params: PyTree, X: PyTree, masks: PyTree | None, trainable: Trainable,

@@ -10,6 +10,7 @@ takes ones.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -27,6 +28,7 @@ from pkjax.path_kernel.gram import (
     read_paths,
     read_start,
     trace_of,
+    with_floating,
 )
 from pkjax.paths.algebras import Polynomial
 from pkjax.paths.polynomial import evaluate_paths, recorded_gates
@@ -117,9 +119,10 @@ def matvec(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ...
 @jax.jit
 def _multiply(network: Network, z: Array, u: PyTree) -> PyTree:
     problem = make_problem(network, z)
-    rows = [v for v, leaf in zip(jax.tree.leaves(u), jax.tree.leaves(network.params), strict=True) if is_floating(leaf)]
-    wide = [v.astype(leaf.dtype) for v, leaf in zip(rows, problem.leaves, strict=True)]
-    return problem.like_params(product(problem)(wide))
+    pairs = zip(jax.tree.leaves(u), jax.tree.leaves(network.params), strict=True)
+    rows = product(problem)([v.astype(leaf.dtype) for v, leaf in pairs if is_floating(leaf)])
+    zeros = replace(network, params=jax.tree.map(jnp.zeros_like, network.params))
+    return with_floating(zeros, rows).params
 
 
 def dense(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]], *, masks: PyTree | None = None,

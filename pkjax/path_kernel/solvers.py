@@ -13,12 +13,19 @@ from pkjax import tables
 from pkjax.linalg.block_lanczos import NotConvergedWarning, block_lanczos
 from pkjax.linalg.memory import default_memory_limit
 from pkjax.network import Network
-from pkjax.path_kernel.gram import flat_product, make_problem, read_start
+from pkjax.path_kernel.gram import (
+    flat_product,
+    floating_entries,
+    floating_leaves,
+    make_problem,
+    read_start,
+    trained_positions,
+)
 from pkjax.paths import NotFullyConnectedError
 from pkjax.paths.dense_layers import network_layers
 from pkjax.paths.scaled import in_double
 from pkjax.programs.program import BoundProgram
-from pkjax.trees import ApplyFn, Trainable, is_floating
+from pkjax.trees import ApplyFn, Trainable
 
 __all__ = ["Eigenpairs", "is_direct", "largest_eigenpairs"]
 
@@ -67,7 +74,7 @@ def is_direct(network: Network, z: Array) -> bool:
     >>> is_direct(*read_start(lambda w, x: x @ w, jnp.ones((2, 1)), jnp.ones((1, 2)), None, None))
     True
     """
-    if int(_trains(network).sum()) <= _DENSE_BELOW:
+    if len(trained_positions(network)) <= _DENSE_BELOW:
         return True
     try:
         network_layers(network, z)
@@ -76,20 +83,13 @@ def is_direct(network: Network, z: Array) -> bool:
     return True
 
 
-def _trains(network: Network) -> np.ndarray:
-    """Which entries of all leaves train, flat."""
-    return np.concatenate([np.broadcast_to(False if entries is None else np.asarray(entries), np.shape(leaf)).ravel()
-                           for entries, leaf in zip(network.entries, jax.tree.leaves(network.params), strict=True)])
-
-
 def largest_eigenpairs(apply_fn: ApplyFn, params: PyTree, x: PyTree, k: int, masks: PyTree | None,
                        trainable: Trainable, method: str, tolerance: float, *, vectors: bool) -> Eigenpairs:
     """Find the k largest eigenpairs by the named method; "auto" takes the first that fits."""
     if method not in ("auto", "dense", "counting", "lanczos"):
         raise ValueError(f'method must be "auto", "dense", "counting" or "lanczos", but is {method!r}')
     network, z = read_start(apply_fn, params, x, masks, trainable)
-    train = _trains(network)
-    trained = np.flatnonzero(train)
+    trained, size = trained_positions(network), sum(map(np.size, jax.tree.leaves(params)))
     if not 1 <= k <= len(trained):
         raise ValueError(f"k must be between 1 and the number of parameters that train, {len(trained)}, got {k}")
     if method == "auto" and len(trained) <= _DENSE_BELOW:
@@ -104,7 +104,7 @@ def largest_eigenpairs(apply_fn: ApplyFn, params: PyTree, x: PyTree, k: int, mas
         else:
             from pkjax.path_kernel.spectrum_slicing import top_spectrum
 
-            top = top_spectrum(layers, k, inputs=np.asarray(z, np.float64).ravel(), vectors=vectors, size=len(train),
+            top = top_spectrum(layers, k, inputs=np.asarray(z, np.float64).ravel(), vectors=vectors, size=size,
                                trained=trained)
             missing = int((~np.isfinite(top.residuals)).sum())
             if missing:
@@ -121,15 +121,15 @@ def largest_eigenpairs(apply_fn: ApplyFn, params: PyTree, x: PyTree, k: int, mas
             else _lanczos_pairs(multiply, len(trained), k, tolerance))
     if not vectors:
         return Eigenpairs(values, None, residuals, bounds, converged)
-    full = np.zeros((k, len(train)))
+    full = np.zeros((k, size))
     full[:, trained] = rows
     return Eigenpairs(values, _unflatten(full, params), residuals, bounds, converged)
 
 
 def _products(network: Network, z: Array) -> Callable[[np.ndarray], np.ndarray]:
     """Products of G with rows over the parameters that train, in float64 on the host."""
-    floating = np.concatenate([np.full(np.size(leaf), is_floating(leaf)) for leaf in jax.tree.leaves(network.params)])
-    train = _trains(network)[floating]
+    train = np.concatenate([np.broadcast_to(np.asarray(t), leaf.shape).ravel() for t, leaf in
+                            zip(floating_entries(network), floating_leaves(network), strict=True)])
     where = None if train.all() else np.flatnonzero(train)
     count = max(1, min(_ROWS, _AT_ONCE // train.size))
 
