@@ -16,7 +16,8 @@ from pkjax.paths.interpreter import PathSum
 from pkjax.programs.program import BoundProgram, Program
 from pkjax.trees import ApplyFn, is_floating, shapes
 
-__all__ = ["evaluate_paths", "gates", "path_sum", "polynomial", "record", "recorded_gates", "tied", "unit_weights"]
+__all__ = ["evaluate_paths", "gates", "network_tied", "path_sum", "polynomial", "record", "recorded_gates", "tied",
+           "unit_weights"]
 
 
 def polynomial(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], *, q: float | int,
@@ -171,7 +172,11 @@ def tied(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"] | j
     >>> tied(lambda w, x: (x @ w["a"]) @ w["a"] @ w["b"], {"a": jnp.eye(2), "b": jnp.eye(2)}, jnp.ones((1, 2)))
     (True, False)
     """
-    network = read(apply_fn, params, x, paths=True)
+    return network_tied(read(apply_fn, params, x, paths=True))
+
+
+def network_tied(network: Network) -> tuple[bool, ...]:
+    """Say the same of a network that has been read."""
     return _tied(network.fn.program, tuple(jax.tree.leaves(shapes(network.params))), network.example)
 
 
