@@ -16,7 +16,7 @@ import numpy as np
 from jax.extend import core as jex
 
 from pkjax.programs.equations import CALLS, closed, equation_function
-from pkjax.programs.keys import program_key
+from pkjax.programs.keys import is_custom, program_key
 
 __all__ = ["BoundProgram", "Hoisted", "Program", "trace"]
 
@@ -196,8 +196,9 @@ def _asked(traced: Any) -> set[int]:
 
         for eqn in jaxpr.eqns:
             ins = [read(a) for a in eqn.invars]
-            if eqn.primitive.name in _ASKS:
-                asked.update(*(ids for ids in ins if ids))
+            # A custom derivative rule is compared at the values that its function closes over.
+            asking = ins if eqn.primitive.name in _ASKS else ins[:eqn.params["num_consts"]] if is_custom(eqn) else ()
+            asked.update(*(ids for ids in asking if ids))
             known = [ids for ids in ins if ids is not None]
             outs = [frozenset().union(*known) if len(known) == len(ins) else None] * len(eqn.outvars)
             for inner in closed(eqn.params):

@@ -130,6 +130,8 @@ def test_a_rule_that_is_the_derivative_is_read_through(rule):
     held = jax.jacrev(lambda w: path_sum(net, w, X, gates=gates))(W)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12), held, own)
     follows(RIGHT[rule])
+    np.testing.assert_allclose(pk.path_kernel.trace(net, W, jnp.ones_like(X[:1])),
+                               (paths.factorize(net, W, X[:1]).jtv**2).sum(), rtol=1e-10)
 
 
 @pytest.mark.parametrize(("rule", "slope"), [
@@ -174,7 +176,8 @@ def test_nothing_of_a_judged_rule_is_kept():
     closed_over = jnp.arange(1, 5, dtype=FLOAT) + 0.5
     array = weakref.ref(closed_over)
     (eqn,) = jax.make_jaxpr(scaled_by(closed_over, 1))(X[0]).eqns
-    assert disagreement(eqn, [None] * len(eqn.invars)) == ""
+    assert len(eqn.invars) == 2, "the array is an operand"
+    assert disagreement(eqn, [closed_over, None]) == ""
     del closed_over, eqn
     gc.collect()
     assert array() is None
