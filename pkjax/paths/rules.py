@@ -12,6 +12,7 @@ from jax.extend import core as jex
 from pkjax.paths.activations import ACTIVATIONS, broadcast_to
 from pkjax.paths.algebras import Polynomial
 from pkjax.paths.convolution import prefers_products, products
+from pkjax.paths.custom_rules import disagreement
 from pkjax.paths.interpreter import Const, Gate, Interpreter, PathSum, Rule, Value
 
 __all__ = ["RULES"]
@@ -129,12 +130,21 @@ def call(name: str) -> Rule:
     """Calls: recurse."""
     @structural
     def rule(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
-        outs = interp.run_closed(eqn.params[name], ins)
-        refine = getattr(interp.algebra, "refine", None)
-        if refine is not None and eqn.primitive.name == "custom_jvp_call":
-            outs = refine(eqn, ins, outs)
-        return outs
+        return interp.run_closed(eqn.params[name], ins)
     return rule
+
+
+@structural
+def custom(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
+    """Calls with a derivative rule of their own, which must give the derivative of what they compute."""
+    if any(isinstance(v, PathSum) for v in ins):
+        reason = disagreement(eqn, [v.value if isinstance(v, Const) else None for v in ins])
+        if reason:
+            raise interp.error(reason, "take paths of a network whose derivative rules are derivatives; the tangent "
+                               "kernel follows any rule (ntk, engine=\"jacobian\")")
+    outs = interp.run_closed(eqn.params["call_jaxpr"], ins)
+    refine = getattr(interp.algebra, "refine", None)
+    return outs if refine is None else refine(eqn, ins, outs)
 
 
 @structural
@@ -201,7 +211,7 @@ RULES: dict[str, Rule] = {
     "dynamic_update_slice": indexed([0, 1]),
     "split": split, "neg": neg, "sub": sub, "mul": mul, "div": div, "scan": scan, "cond": cond,
     **{name: call("jaxpr") for name in ("jit", "pjit", "checkpoint", "remat2")},
-    **{name: call("call_jaxpr") for name in ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr",
-                                             "closed_call", "core_call", "core_closed_call")},
+    **{name: call("call_jaxpr") for name in ("closed_call", "core_call", "core_closed_call")},
+    **dict.fromkeys(("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"), custom),
     **ACTIVATIONS,
 }

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.extend import core as jex
 
-from pkjax.programs.program import closed, live_equations
+from pkjax.programs.equations import closed, live_equations
 
 __all__ = ["EXAMPLES", "Joined", "Rows", "Uncertain", "follow"]
 
