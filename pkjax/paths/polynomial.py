@@ -14,7 +14,7 @@ from pkjax.paths.algebras import Polynomial, TrueValues
 from pkjax.paths.interpret import interpret
 from pkjax.paths.interpreter import PathSum
 from pkjax.programs.program import BoundProgram, Program
-from pkjax.trees import ApplyFn, is_floating, shapes
+from pkjax.trees import ApplyFn, as_array, is_floating, shapes
 
 __all__ = ["evaluate_paths", "gates", "network_tied", "path_sum", "polynomial", "record", "recorded_gates", "tied",
            "unit_weights"]
@@ -207,4 +207,4 @@ def unit_weights(params: PyTree) -> PyTree:
     >>> unit_weights({"kernel": jnp.array([-2., 0.]), "count": jnp.array(3)})
     {'count': Array(3, ...), 'kernel': Array([1., 1.], ...)}
     """
-    return jax.tree.map(lambda p: jnp.nan_to_num(jnp.asarray(p)) * 0 + 1 if is_floating(p) else p, params)
+    return jax.tree.map(lambda p: jnp.nan_to_num(as_array(p)) * 0 + 1 if is_floating(p) else p, params)
