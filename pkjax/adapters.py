@@ -82,7 +82,9 @@ class _Arrays:
 
     def __init__(self, tree: PyTree):
         self.tree = tree
-        self._leaves, self._structure = jax.tree.flatten(tree)
+        leaves, structure = jax.tree.flatten(tree)
+        self._leaves: list[Any] = leaves
+        self._structure: Any = structure
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Arrays) and self._structure == other._structure and all(
