@@ -21,7 +21,7 @@ from pkjax.programs.keys import is_custom, program_key
 __all__ = ["BoundProgram", "Hoisted", "Program", "trace"]
 
 # Operations that ask what a constant holds (a threshold of 0, a branch to take): such constants stay in the program.
-_ASKS = ("max", "min", "clamp", "select_n", "cond", "pow")
+_ASKS = ("max", "min", "clamp", "select_n", "cond", "pow", "reduce", "reduce_window", "scatter-max", "scatter-min")
 
 
 @dataclass(frozen=True)
