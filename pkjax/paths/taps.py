@@ -5,7 +5,7 @@ other operand h it gives the parameter's gradient. That is all that a per-layer 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -111,8 +111,10 @@ class Tapped(TrueValues):
         out = fn(*arrays)
         parameters = [i for i, s in enumerate(operands) if s.degree and not s.on_input]
 
+        kinds = [(s.shape, s.dtype) for s in operands]    # what outlives the walk must not hold its values
+
         def alone(i: int, v: Array) -> Array:
-            return fn(*(v if j == i else jnp.zeros(s.shape, s.dtype) for j, s in enumerate(operands)))
+            return fn(*(v if j == i else jnp.zeros(*kind) for j, kind in enumerate(kinds)))
         if not any(s.on_input for s in operands):
             fixed = len(parameters) == 1 and not getattr(fn, "of_input", False)
             view = operands[parameters[0]].value.view if fixed else None
@@ -126,7 +128,8 @@ class Tapped(TrueValues):
                 self._uncover(operands[i])
                 continue
             # The other operand fills the output's shape, so that adding a parameter needs no operand h.
-            out = self._tap("elementwise", view, out, None, partial(self._transposed, view, partial(_added, alone, i)))
+            pullback = partial(_transposed, self.leaves[view.leaf], view, partial(_added, alone, i))
+            out = self._tap("elementwise", view, out, None, pullback)
         return Held(out, None)
 
     def bilinear(self, op: str, fn: Callable[..., Any], a: PathSum, b: PathSum) -> Held:
@@ -134,8 +137,10 @@ class Tapped(TrueValues):
         out = fn(a.value.array, b.value.array)
         h, w = (a, b) if a.on_input or not a.degree else (b, a)
 
+        first = h is a
+
         def use(operand: Any, parameter: Any) -> Array:
-            return fn(operand, parameter) if h is a else fn(parameter, operand)
+            return fn(operand, parameter) if first else fn(parameter, operand)
         view = w.value.view
         if not h.on_input:
             if h.degree or view is None:
@@ -158,12 +163,8 @@ class Tapped(TrueValues):
                 kind = "convolution"
                 matrices = Matrices(partial(patches, params, w.shape), partial(as_columns, params),
                                     partial(as_matrix, params))
-        return Held(self._tap(kind, view, out, h.value.array, partial(self._transposed, view, use), matrices), None)
-
-    def _transposed(self, view: View, use: Callable[[Any, Any], Array], h: Array | None, delta: Array) -> Array:
-        """Pull a cotangent of the operation's output back to the leaf."""
-        (cotangent,) = jax.linear_transpose(lambda leaf: use(h, view.fn(leaf)), self.leaves[view.leaf])(delta)
-        return cotangent
+        pullback = partial(_transposed, self.leaves[view.leaf], view, use)
+        return Held(self._tap(kind, view, out, h.value.array, pullback, matrices), None)
 
     def _tap(self, kind: str, view: View, out: Array, h: Array | None, pullback: Callable[..., Array],
              matrices: Matrices | None = None) -> Array:
@@ -175,6 +176,12 @@ class Tapped(TrueValues):
 
     def _uncover(self, parameter: PathSum) -> None:
         self.uncovered.update(label[0] for label in parameter.degree)
+
+
+def _transposed(leaf: Any, view: View, use: Callable[[Any, Any], Array], h: Array | None, delta: Array) -> Array:
+    """Pull a cotangent of an operation's output back to the leaf."""
+    (cotangent,) = jax.linear_transpose(lambda value: use(h, view.fn(value)), leaf)(delta)
+    return cotangent
 
 
 def _rows(signal: Array) -> Array:
@@ -226,21 +233,35 @@ def sites(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"] | 
 def network_sites(fn: BoundProgram, params: PyTree, x: Any
                   ) -> tuple[tuple[Site, ...], dict[int, tuple[int, ...]]]:
     """Find the sites of a network that has been read; under a transformation they live as long as its trace does."""
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((fn, params))):
-        zeros = partial(jax.tree.map, lambda v: jnp.zeros(jnp.shape(v), jnp.result_type(v)))
-        walked, _ = _walk(fn, zeros(params), zeros(x), None)
-    else:
-        seen: list[Tapped] = []
+    Found = tuple[tuple[Site, ...], dict[int, tuple[int, ...]]]
 
-        def walk(fn: BoundProgram, p: PyTree, z: Any) -> Array:
-            algebra, out = _walk(fn, p, z, None)
-            seen.append(algebra)
-            return out
+    def of(walked: Tapped) -> Found:
+        return tuple(walked.sites), {i: tuple(n for n, s in enumerate(walked.sites) if s.leaf == i)
+                                     for i in range(len(walked.leaves)) if i not in walked.uncovered}
+
+    leaves = jax.tree.leaves((fn, params))
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+        zeros = partial(jax.tree.map, lambda v: jnp.zeros(jnp.shape(v), jnp.result_type(v)))
+        return of(_walk(fn, zeros(params), zeros(x), None)[0])
+    known: list[Found] = []
+    abstract = any(isinstance(c, jax.ShapeDtypeStruct) for c in fn.constants)
+
+    def walk(fn: BoundProgram, p: PyTree, z: Any) -> Array:
+        walked, out = _walk(fn, p, z, None)
+        sites, by_leaf = of(walked)
+        # Of shapes alone there are no pullbacks, which would hold the constants.
+        known.append((tuple(replace(s, pullback=_no_pullback) for s in sites) if abstract else sites, by_leaf))
+        return out
+
+    if abstract:
         jax.eval_shape(walk, fn, params, x)
-        walked = seen[-1]
-    covered = {i: tuple(n for n, s in enumerate(walked.sites) if s.leaf == i)
-               for i in range(len(walked.leaves)) if i not in walked.uncovered}
-    return tuple(walked.sites), covered
+    else:
+        jax.eval_shape(partial(walk, fn), params, x)
+    return known[-1]
+
+
+def _no_pullback(h: Array | None, delta: Array) -> Array:
+    raise ValueError("the sites of a program that is bound to shapes have no pullbacks")
 
 
 def tapped(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], taps: Sequence[Float[Array, "..."]]
