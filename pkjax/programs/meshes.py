@@ -2,13 +2,13 @@
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec, TypeVar
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
 
-__all__ = ["automatic_axes"]
+__all__ = ["automatic", "automatic_axes"]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -30,19 +30,40 @@ def automatic_axes(fn: Callable[_P, _R]) -> Callable[_P, _R]:
     """
     @functools.wraps(fn)
     def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        explicit = next((leaf.sharding.mesh for leaf in jax.tree.leaves((args, kwargs))
-                         if _on_mesh(leaf) and AxisType.Explicit in leaf.sharding.mesh.axis_types), None)
+        leaves = jax.tree.leaves((args, kwargs), is_leaf=_is_stream)
+        explicit = next((leaf.sharding.mesh for leaf in leaves if _on_explicit_mesh(leaf)), None)
         if explicit is None:
             return fn(*args, **kwargs)
-        automatic = Mesh(explicit.devices, explicit.axis_names, axis_types=(AxisType.Auto,) * explicit.devices.ndim)
-        alone = jax.sharding.get_abstract_mesh().empty
-        alone = jax.sharding.get_abstract_mesh().empty
-        args, kwargs = _moved((args, kwargs), explicit, automatic)
-        with contextlib.nullcontext() if alone else jax.set_mesh(automatic):
+        ambient = AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types
+        args, kwargs = automatic((args, kwargs))
+        with jax.set_mesh(_automatic_mesh(explicit)) if ambient else contextlib.nullcontext():
             out = fn(*args, **kwargs)
-        return _moved(out, automatic, explicit)
+
+        def back(leaf: Any) -> Any:
+            moves = _on_mesh(leaf) and leaf.sharding.mesh == _automatic_mesh(explicit)
+            return _moved(leaf, explicit) if moves else leaf
+
+        return jax.tree.map(back, out)
 
     return wrapped
+
+
+def automatic(tree: Any) -> Any:
+    """Move the arrays of meshes with explicit axes to automatic axes of the same devices, and copy nothing.
+
+    >>> mesh = jax.make_mesh((1,), ("rows",), axis_types=(AxisType.Explicit,))
+    >>> x = jax.device_put(jax.numpy.ones(3), NamedSharding(mesh, jax.P("rows")))
+    >>> automatic(x).sharding.mesh.axis_types
+    (Auto,)
+    """
+    def move(leaf: Any) -> Any:
+        return _moved(leaf, _automatic_mesh(leaf.sharding.mesh)) if _on_explicit_mesh(leaf) else leaf
+
+    return jax.tree.map(move, tree, is_leaf=_is_stream)
+
+
+def _is_stream(value: Any) -> bool:
+    return isinstance(value, Iterator)
 
 
 def _on_mesh(leaf: Any) -> bool:
@@ -50,11 +71,14 @@ def _on_mesh(leaf: Any) -> bool:
         isinstance(leaf.sharding, NamedSharding))
 
 
-def _moved(tree: Any, old: Mesh, new: Mesh) -> Any:
-    """Move the arrays of one mesh to another one of the same devices and axes."""
-    def move(leaf: Any) -> Any:
-        if not _on_mesh(leaf) or leaf.sharding.mesh != old:
-            return leaf
-        return jax.device_put(leaf, NamedSharding(new, leaf.sharding.spec, memory_kind=leaf.sharding.memory_kind))
+def _on_explicit_mesh(leaf: Any) -> bool:
+    return _on_mesh(leaf) and AxisType.Explicit in leaf.sharding.mesh.axis_types
 
-    return jax.tree.map(move, tree)
+
+def _automatic_mesh(mesh: Mesh) -> Mesh:
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * mesh.devices.ndim)
+
+
+def _moved(leaf: Any, mesh: Mesh) -> jax.Array:
+    sharding = leaf.sharding
+    return jax.device_put(leaf, NamedSharding(mesh, sharding.spec, memory_kind=sharding.memory_kind))

@@ -2,9 +2,8 @@
 
 import math
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,9 +13,11 @@ from jaxtyping import Array, Float, PyTree
 
 from pkjax import paths, tables
 from pkjax.programs.meshes import automatic_axes
+from pkjax.pruning.evaluate import evaluate
 from pkjax.pruning.prunable import prunable_leaves
 from pkjax.pruning.result import DisconnectedWarning, LayerReport, layer_report, layers_table
-from pkjax.trees import ApplyFn, Choice, apply_masks, check_masks, hashable, is_floating, kernels, leaf_names
+from pkjax.pruning.scores.leaves import widened
+from pkjax.trees import ApplyFn, Choice, apply_masks, check_masks, is_floating, kernels, leaf_names
 
 __all__ = ["Connectivity", "connectivity"]
 
@@ -119,9 +120,10 @@ def connectivity(
     check_masks(masks, params)
     if masks is None:
         masks = jax.tree.map(lambda t: jnp.ones(jnp.shape(t), bool), params)
-    start = (jnp.asarray(x) != 0).astype(jnp.result_type(x))
+    params, x = widened((params, jnp.asarray(x)))
+    start = (x != 0).astype(x.dtype)
     chosen = prunable_leaves(params, prunable, required=False)
-    sums = jax.device_get(_compiled(hashable(apply_fn))(params, start, masks))
+    sums = jax.device_get(evaluate(partial(_sums, apply_fn), params, start, masks))
     from_inputs, second, fourth, flows = sums
     layers = tuple(
         layer_report(name, jnp.shape(mask), int(np.asarray(mask).sum()), float(flow))
@@ -143,12 +145,6 @@ def connectivity(
         log10_effective_paths=float(2 * second - fourth) if second > -math.inf and fourth > -math.inf else None,
         layers=layers,
     )
-
-
-@lru_cache(maxsize=8)
-def _compiled(apply_fn: ApplyFn) -> Callable[..., Any]:
-    """Compile once for all masks of a network."""
-    return jax.jit(partial(_sums, apply_fn))
 
 
 def _sums(apply_fn: ApplyFn, params: PyTree, x: Array, masks: PyTree

@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from pkjax.pruning.scores.leaves import split
+from pkjax.programs.meshes import automatic
+from pkjax.programs.program import BoundProgram, trace
+from pkjax.pruning.scores.leaves import split, widened
 from pkjax.trees import ApplyFn, accumulator, apply_masks, check_finite, check_masks, check_network
 
 __all__ = ["Inputs", "Sums", "add", "checked", "fold", "inputs", "mean", "scored_network", "zeros"]
@@ -39,10 +41,13 @@ def add(sums: Sums, terms: list[Array]) -> Sums:
 
 
 def checked(batches: Iterable[PyTree], what: str) -> Iterator[tuple[int, PyTree]]:
-    """Yield every batch with its number of examples; raise, naming the batch, where it is no batch."""
+    """Yield every batch, as arrays of float32 or wider, with its number of examples; name the batch that is not one."""
     if not isinstance(batches, Iterable) or isinstance(batches, Mapping | str | jax.Array | np.ndarray):
         raise TypeError(f"{what} must be an iterable of batches, got a {type(batches).__name__}; pass [batch] for one")
     for i, batch in enumerate(batches):
+        paths, structure = jax.tree_util.tree_flatten_with_path(batch)
+        batch = jax.tree.unflatten(structure, [_array(leaf, f"{what}, batch {i}, field {_name(path)!r},")
+                                               for path, leaf in paths])
         shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(batch)]
         if not shapes or not all(shapes) or len({shape[0] for shape in shapes}) > 1:
             raise ValueError(f"{what}: the leaves of a batch must share a leading axis of examples, but those of batch "
@@ -51,7 +56,26 @@ def checked(batches: Iterable[PyTree], what: str) -> Iterator[tuple[int, PyTree]
         if size == 0:
             raise ValueError(f"{what}: batch {i} holds no example")
         check_finite(batch, f"{what}, batch {i},")
-        yield size, batch
+        yield size, widened(batch)
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/") or "(root)"
+
+
+def _array(leaf: Any, where: str) -> Array | np.ndarray:
+    """Read a field of a batch, which may be a PyTorch tensor; raise TypeError where it does not hold numbers."""
+    if isinstance(leaf, jax.Array):
+        return automatic(leaf)
+    try:
+        array = np.asarray(leaf)
+    except Exception as error:      # whatever the tensors of another library raise
+        raise TypeError(f"{where} is a {type(leaf).__name__} that NumPy cannot read: {error}") from error
+    if not any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.number, jnp.bool_)):
+        kind = "text" if array.dtype.kind in "US" else f"{type(leaf).__name__} of {array.dtype}"
+        raise TypeError(f"{where} holds {kind}, but batches consist of numbers: leave the field out, as in "
+                        "[{\"image\": b[\"image\"], \"label\": b[\"label\"]} for b in batches]")
+    return array
 
 
 def inputs(X: Array | np.ndarray | Iterable[Array | np.ndarray]) -> tuple[Array, Iterator[tuple[int, Array]]]:
@@ -61,7 +85,11 @@ def inputs(X: Array | np.ndarray | Iterable[Array | np.ndarray]) -> tuple[Array,
     def arrays() -> Iterator[tuple[int, Array]]:
         kinds: list[str] = []
         for i, (size, batch) in enumerate(checked(whole, "X")):
-            array = jnp.asarray(batch)
+            leaves = jax.tree.leaves(batch)
+            if len(leaves) != 1:
+                raise ValueError(f"X: batch {i} holds {len(leaves)} arrays, but must be the inputs alone: pass "
+                                 "[images for images, labels in X]")
+            array = jnp.asarray(leaves[0])
             kinds = [*kinds[:1], f"{array.dtype}{list(array.shape[1:])}"]
             if kinds[0] != kinds[-1]:
                 raise ValueError(f"X: the examples must be of one shape and type, but the first is {kinds[0]} and "
@@ -71,20 +99,41 @@ def inputs(X: Array | np.ndarray | Iterable[Array | np.ndarray]) -> tuple[Array,
     stream = arrays()
     first = next(stream, None)
     if first is None:
-        raise ValueError("X holds no batch")
+        raise ValueError(f"X holds no batch{_spent(X)}")
     return first[1][:1], chain([first], stream)
+
+
+def _spent(batches: Any) -> str:
+    """Say why a stream may be empty."""
+    return (f": a {type(batches).__name__} can be read only once; pass a list, or an object whose __iter__ starts anew "
+            "each time") if isinstance(batches, Iterator) else ""
+
+
+def _advance(program: BoundProgram, state: Any, *arguments: Any) -> Any:
+    return program(state, *arguments)
+
+
+_advanced = jax.jit(_advance)
+_updated = jax.jit(_advance, donate_argnames="state")
 
 
 def fold(step: Callable[..., Any], state: Any, stream: Iterator[tuple[int, PyTree]], *fixed: Any) -> tuple[Any, int]:
     """Carry ``state`` through ``step(state, batch, *fixed)``; return it, and the number of examples.
 
-    ``step`` is compiled once for every shape of batch, and writes over the state. While a batch is computed the next
-    one is read, but it is not sent before the last is done, so that batches never queue up.
+    ``step`` is traced once for every shape of batch, compiled once for equal programs, and writes over the state. While
+    a batch is computed the next one is read, but it is not sent before the last is done, so that batches never queue
+    up.
     """
-    step, count = jax.jit(step, donate_argnums=0), 0
+    programs: dict[Any, BoundProgram] = {}
+    count = 0
     for size, batch in stream:
+        leaves, structure = jax.tree.flatten(batch)
+        kind = structure, tuple((leaf.shape, jnp.result_type(leaf)) for leaf in leaves)
+        if kind not in programs:
+            programs[kind] = BoundProgram(*trace(step, state, batch, *fixed, opaque=True))
+        known = not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((programs[kind], batch, fixed)))
         jax.block_until_ready(state)
-        state, count = step(state, batch, *fixed), count + size
+        state, count = (_updated if known else _advanced)(programs[kind], state, batch, *fixed), count + size
     return state, count
 
 
@@ -102,7 +151,7 @@ def mean(term: Callable[..., list[Array]], batches: Iterable[PyTree], leaves: li
     with jax.default_matmul_precision("highest"):
         (sums, _), count = fold(step, zeros(leaves), checked(batches, "batches"), leaves, *fixed)
     if count == 0:
-        raise ValueError("batches holds no batch")
+        raise ValueError(f"batches holds no batch{_spent(batches)}")
     return [(s / float(count)).astype(t.dtype) for s, t in zip(sums, leaves, strict=True)], count
 
 
@@ -113,4 +162,4 @@ def scored_network(apply_fn: ApplyFn, params: PyTree, X: Inputs, masks: PyTree |
     check_finite(params, "params")
     leaves, rebuild = split(params if masks is None else apply_masks(params, masks))
     first, stream = inputs(X)
-    return leaves, rebuild, first, stream, check_network(apply_fn, params, first)
+    return leaves, rebuild, first, stream, check_network(apply_fn, widened(params), first)

@@ -13,7 +13,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from pkjax import paths
-from pkjax.pruning.scores.leaves import finite, split
+from pkjax.programs.meshes import automatic_axes
+from pkjax.pruning.evaluate import evaluate
+from pkjax.pruning.scores.leaves import finite, split, widened
 from pkjax.trees import ApplyFn
 
 __all__ = ["ScaledScores", "magnitude", "random", "synflow", "synflow_l2", "synflow_l2_scaled", "synflow_scaled"]
@@ -122,6 +124,7 @@ def synflow(apply_fn: ApplyFn, params: PyTree, x: Float[Array | np.ndarray, "N *
     return synflow_scaled(apply_fn, params, x, pool=pool).scores
 
 
+@automatic_axes
 def synflow_scaled(apply_fn: ApplyFn, params: PyTree, x: Float[Array | np.ndarray, "N *input"], *,
                    pool: str = "sum") -> ScaledScores:
     """Score weights by SynFlow, with the power of two that the scores are over.
@@ -186,6 +189,7 @@ def synflow_l2(
     return synflow_l2_scaled(apply_fn, params, x, variant=variant, pool=pool).scores
 
 
+@automatic_axes
 def synflow_l2_scaled(apply_fn: ApplyFn, params: PyTree, x: Float[Array | np.ndarray, "N *input"], *,
                       variant: str = "paper", pool: str = "sum") -> ScaledScores:
     """Score weights by SynFlow-L2, with the power of two that the scores are over.
@@ -209,21 +213,25 @@ def synflow_l2_scaled(apply_fn: ApplyFn, params: PyTree, x: Float[Array | np.nda
 def _path_scores(apply_fn: ApplyFn, params: PyTree, x: Array | np.ndarray, power: int, q: int, pool: str,
                  name: str) -> ScaledScores:
     """|θ|^power ∘ ∂R_q/∂φ at φ = |θ|^q, and the power of two that it is over."""
-    x = _checked_input(x)
+    x = widened(_checked_input(x))
     leaves, rebuild = split(params)
-    sizes = [jnp.abs(leaf) for leaf in leaves]
 
-    def objective(phi: list[Array]) -> tuple[Array, Array]:
-        mantissa, exponent = paths.scaled_polynomial(apply_fn, rebuild(phi, params), x, q=q, pool=pool,
-                                                       skip_zeros=True)
-        return jnp.sum(mantissa), exponent
+    def scaled(leaves: list[Array], params: PyTree, x: Array) -> tuple[list[Array], Array]:
+        sizes = [jnp.abs(leaf) for leaf in leaves]
 
-    total, pull, exponent = jax.vjp(objective, [t * t if q == 2 else t for t in sizes], has_aux=True)
-    largest = jnp.finfo(total.dtype).maxexp // 2
-    kept = jnp.clip(exponent, -largest // 2, largest)
-    (slopes,) = pull(paths.power_of_two(kept, total.dtype))
-    scores = [(t * t if power == 2 else t) * g for t, g in zip(sizes, slopes, strict=True)]
-    return ScaledScores(finite(rebuild(scores), name), exponent - kept)
+        def objective(phi: list[Array]) -> tuple[Array, Array]:
+            mantissa, exponent = paths.scaled_polynomial(apply_fn, rebuild(phi, params), x, q=q, pool=pool,
+                                                         skip_zeros=True)
+            return jnp.sum(mantissa), exponent
+
+        total, pull, exponent = jax.vjp(objective, [t * t if q == 2 else t for t in sizes], has_aux=True)
+        largest = jnp.finfo(total.dtype).maxexp // 2
+        kept = jnp.clip(exponent, -largest // 2, largest)
+        (slopes,) = pull(paths.power_of_two(kept, total.dtype))
+        return [(t * t if power == 2 else t) * g for t, g in zip(sizes, slopes, strict=True)], exponent - kept
+
+    scores, exponent = evaluate(scaled, leaves, params, x)
+    return ScaledScores(finite(rebuild(scores), name), exponent)
 
 
 def _checked_input(x: Array | np.ndarray) -> Array:

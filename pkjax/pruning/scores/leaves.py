@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from pkjax.pruning.prunable import prunable_leaves
-from pkjax.trees import Choice, is_floating, leaf_names
+from pkjax.trees import Choice, accumulator, is_floating, leaf_names
 
-__all__ = ["finite", "split"]
+__all__ = ["finite", "split", "widened"]
 
 OVERFLOW = (
     "they overflow their type. Pass float64 parameters (jax_enable_x64), scale the loss down, or choose a "
@@ -18,18 +18,32 @@ OVERFLOW = (
 )
 
 
+def widened(tree: PyTree) -> PyTree:
+    """Cast floating-point leaves narrower than float32 to float32, in which scores are computed at least.
+
+    >>> widened({"kernel": jnp.ones(2, jnp.bfloat16), "steps": jnp.array(3)})["kernel"].dtype
+    dtype('float32')
+    """
+    def wide(leaf: Any) -> Any:
+        if not is_floating(leaf) or accumulator(jnp.result_type(leaf)) == jnp.result_type(leaf):
+            return leaf
+        return jnp.asarray(leaf).astype(accumulator(jnp.result_type(leaf)))
+
+    return jax.tree.map(wide, tree)
+
+
 def split(params: PyTree, prunable: Choice = None) -> tuple[list[Array], Callable[..., PyTree]]:
-    """Take out the leaves to score, with the function that puts such leaves back.
+    """Take out the leaves to score, in float32 or wider, with the function that puts such leaves back.
 
     ``rebuild(leaves)`` fills the rest with zeros (scores), ``rebuild(leaves, params)`` with the parameters'
-    own.
+    own, widened too.
     """
-    everything, structure = jax.tree.flatten(params)
+    everything, structure = jax.tree.flatten(widened(params))
     chosen = prunable_leaves(params, prunable, required=prunable is not None)
 
     def rebuild(part: Sequence[Array], rest: PyTree | None = None) -> PyTree:
         new = iter(part)
-        others = [_zeros(leaf) for leaf in everything] if rest is None else jax.tree.leaves(rest)
+        others = [_zeros(leaf) for leaf in everything] if rest is None else jax.tree.leaves(widened(rest))
         filled = [next(new) if want else other for want, other in zip(chosen, others, strict=True)]
         return jax.tree.unflatten(structure, filled)
 

@@ -1,7 +1,8 @@
 """SNIP and GraSP: scores from the derivatives of a loss.
 
 Data come with the loss, or as a stream of batches of which one at a time is on the device. Both run under ``jit``,
-which reads the whole stream while it traces.
+which reads the whole stream while it traces. The loss is traced at each call; what is compiled serves every loss of the
+same operations.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -10,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from pkjax.programs.meshes import automatic_axes
+from pkjax.pruning.evaluate import evaluate
 from pkjax.pruning.scores.batches import mean
 from pkjax.pruning.scores.leaves import finite, split
 from pkjax.trees import Choice, kernels
@@ -20,18 +23,29 @@ Loss = Callable[..., Float[Array, ""]]
 """A scalar loss: of (params), with the batch inside, or of (params, batch), the mean over the batch's examples."""
 
 
+@automatic_axes
 def snip(loss_fn: Loss, params: PyTree, batches: Iterable[PyTree] | None = None) -> PyTree:
     """Score weights by how strongly the loss reacts to their removal, to first order.
 
         S = |θ ∘ ∂L/∂θ|
 
-    ``loss_fn(params)`` is the loss of one labelled batch, a scalar. With ``batches``, an iterable of trees of arrays
-    whose leading axes run over the examples, ``loss_fn(params, batch)`` is the mean loss of one, and L the mean over
-    the examples of all: batches of any sizes give the same scores. Source: SNIP, Lee et al. 2019, without the
-    normalisation, which changes no order; Gebhart et al. 2021, section 4.1.
+    Args:
+        loss_fn: with ``batches`` None, the loss of one labelled batch, a scalar, of (params). Otherwise of (params,
+            batch), the mean loss of the batch's examples; L is then the mean over the examples of all batches, so that
+            batches of any sizes give the same scores.
+        params: parameters θ.
+        batches: an iterable of trees of arrays whose leading axes run over the examples. PyTorch's DataLoader will do.
 
-    Raises TypeError where the loss is no scalar or ``batches`` no iterable of batches, ValueError where it is empty or
-    a batch is empty, has leaves of different lengths, or holds NaN, and FloatingPointError where a score is not finite.
+    Returns:
+        Scores like ``params``.
+
+    Raises:
+        TypeError: the loss is not a scalar, ``batches`` is not an iterable, or a field of a batch does not hold numbers
+            (the message names both).
+        ValueError: ``batches`` is empty, or a batch is empty, has leaves of different lengths, or holds NaN.
+        FloatingPointError: a score is not finite.
+
+    Source: SNIP, Lee et al. 2019, without the normalisation, which changes no order; Gebhart et al. 2021, section 4.1.
 
     >>> import jax.numpy as jnp
     >>> snip(lambda p: (p["kernel"] ** 2).sum(), {"kernel": jnp.array([[-2.0, 1.0]])})["kernel"].tolist()
@@ -39,13 +53,14 @@ def snip(loss_fn: Loss, params: PyTree, batches: Iterable[PyTree] | None = None)
     """
     leaves, rebuild = split(params)
     if batches is None:
-        gradient = jax.grad(lambda part: loss_fn(rebuild(part, params)))(leaves)
+        gradient = evaluate(jax.grad(lambda part: loss_fn(rebuild(part, params))), leaves)
     else:
         gradient, _ = mean(lambda part, batch: jax.grad(lambda t: loss_fn(rebuild(t, params), batch))(part),
                            batches, leaves)
     return finite(rebuild([jnp.abs(t * g) for t, g in zip(leaves, gradient, strict=True)]), "snip")
 
 
+@automatic_axes
 def grasp(loss_fn: Loss, params: PyTree, batches: Iterable[PyTree] | None = None, *,
           prunable: Choice = kernels) -> PyTree:
     """Score weights by how much they help the gradient flow, to first order.
@@ -55,11 +70,23 @@ def grasp(loss_fn: Loss, params: PyTree, batches: Iterable[PyTree] | None = None
     over the prunable weights alone; the others score 0. Scores have both signs. The lowest are pruned: the
     order of the original authors' code (the papers write −(H g) ∘ θ, of which that code prunes the
     highest). The published code divides the logits by a temperature of 200 inside the loss. Costs one
-    Hessian-vector product, forward over reverse. ``batches`` as in ``snip``, but read twice, for g and for H g; both
-    are exact. Source: GraSP, Wang et al. 2020; Gebhart et al. 2021, section 4.3.
+    Hessian-vector product, forward over reverse.
 
-    Raises what ``snip`` does, and ValueError where no leaf is prunable or the second reading gives another number of
-    examples, TypeError where a prunable leaf holds no floating-point numbers or ``batches`` can be read only once.
+    Args:
+        loss_fn: the loss, as in ``snip``.
+        params: parameters θ.
+        batches: batches, as in ``snip``, but read twice, for g and for H g; both are exact.
+        prunable: which leaves to score, as in ``prune``.
+
+    Returns:
+        Scores like ``params``.
+
+    Raises:
+        TypeError: as ``snip``; a prunable leaf does not hold floating-point numbers; ``batches`` can be read only once.
+        ValueError: as ``snip``; no leaf is prunable; the second reading gives another number of examples.
+        FloatingPointError: a score is not finite.
+
+    Source: GraSP, Wang et al. 2020; Gebhart et al. 2021, section 4.3.
 
     >>> import jax.numpy as jnp
     >>> grasp(lambda p: (p["kernel"] ** 2).sum(), {"kernel": jnp.array([[-2.0, 1.0]])})["kernel"].tolist()
@@ -71,8 +98,10 @@ def grasp(loss_fn: Loss, params: PyTree, batches: Iterable[PyTree] | None = None
         return jax.grad(lambda part: loss_fn(rebuild(part, params), *batch))
 
     if batches is None:
-        gradient = gradient_fn()(leaves)
-        _, product = jax.jvp(gradient_fn(), (leaves,), (gradient,))
+        def hessian_gradient(leaves: list[Array]) -> list[Array]:
+            return jax.jvp(gradient_fn(), (leaves,), (gradient_fn()(leaves),))[1]
+
+        product = evaluate(hessian_gradient, leaves)
     else:
         if isinstance(batches, Iterator):
             raise TypeError(f"grasp reads batches twice, but a {type(batches).__name__} can be read only once: pass a "

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from pkjax.programs.meshes import automatic_axes
 from pkjax.pruning.scores.batches import Inputs, Sums, add, fold, scored_network, zeros
 from pkjax.pruning.scores.leaves import finite
 from pkjax.trees import ApplyFn, Trainable, apply_masks, is_floating, trainable_masks
@@ -12,6 +13,7 @@ from pkjax.trees import ApplyFn, Trainable, apply_masks, is_floating, trainable_
 __all__ = ["ntk_trace_saliency"]
 
 
+@automatic_axes
 def ntk_trace_saliency(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, masks: PyTree | None = None,
                        trainable: Trainable = None, batch_size: int = 16) -> PyTree:
     """Score weights by the derivative of the tangent kernel's trace, exactly.

@@ -6,6 +6,8 @@ from jaxtyping import Array, PyTree
 
 from pkjax import paths
 from pkjax.paths.scaled import NOTHING, Scaled, exponent_of, normalized, shifted
+from pkjax.programs.meshes import automatic_axes
+from pkjax.pruning.evaluate import evaluate
 from pkjax.pruning.scores.batches import Inputs, Sums, add, fold, scored_network, zeros
 from pkjax.pruning.scores.leaves import finite
 from pkjax.trees import ApplyFn, is_floating
@@ -16,6 +18,7 @@ AT_ONCE = 16
 """How many examples' gates ``path_exclusion`` holds at once."""
 
 
+@automatic_axes
 def path_exclusion(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, pool: str = "sum",
                    masks: PyTree | None = None) -> PyTree:
     """Score weights by the paths through them and the data that flow along these: Path eXclusion (PX).
@@ -94,4 +97,4 @@ def path_exclusion(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, pool: str = 
     with jax.default_matmul_precision("highest"):
         start = (zeros([jnp.zeros(out.shape[1:], out.dtype)]), jnp.asarray(NOTHING, jnp.int32))
         state, _ = fold(energy, start, stream, leaves, masks)
-        return finite(rebuild(jax.jit(score)(state, leaves, masks)), "path_exclusion")
+        return finite(rebuild(evaluate(score, state, leaves, masks)), "path_exclusion")

@@ -1,0 +1,25 @@
+"""Functions that are traced at each call and compiled once for all that consist of the same operations."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from pkjax.programs.program import BoundProgram, trace
+
+__all__ = ["evaluate"]
+
+
+def evaluate(fn: Callable[..., Any], *arguments: Any) -> Any:
+    """Evaluate a function by what is compiled for its program, whatever it closes over.
+
+    >>> import jax.numpy as jnp
+    >>> evaluate(lambda x: 2 * x, jnp.ones(2)).tolist()
+    [2.0, 2.0]
+    """
+    return _evaluated(BoundProgram(*trace(fn, *arguments, opaque=True)), *arguments)
+
+
+@jax.jit
+def _evaluated(program: BoundProgram, *arguments: Any) -> Any:
+    return program(*arguments)
