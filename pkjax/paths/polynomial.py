@@ -12,7 +12,6 @@ from jaxtyping import Array, Float, PyTree, Shaped
 from pkjax.network import Network, read
 from pkjax.paths.algebras import Polynomial, TrueValues
 from pkjax.paths.interpret import interpret
-from pkjax.paths.interpreter import PathSum
 from pkjax.programs.program import BoundProgram, Program
 from pkjax.trees import ApplyFn, is_floating, shapes
 
@@ -183,13 +182,14 @@ def network_tied(network: Network) -> tuple[bool, ...]:
 @lru_cache(maxsize=256)
 def _tied(program: Program, leaves: tuple[jax.ShapeDtypeStruct, ...], x: jax.ShapeDtypeStruct) -> tuple[bool, ...]:
     """Look up once for each program which leaves may lie twice on a path."""
-    out: list[PathSum] = []
+    degrees: list[dict[tuple[int, ...], int]] = []
 
     def walk(fn: BoundProgram, p: list[Array], z: Array) -> Array:
-        out.append(interpret(Polynomial(1, None, False), fn, p, z, lambda _, leaf: leaf, lambda v: v))
-        return out[-1].value
+        out = interpret(Polynomial(1, None, False), fn, p, z, lambda _, leaf: leaf, lambda v: v)
+        degrees.append(out.degree)
+        return out.value
     jax.eval_shape(walk, program.shapes, list(leaves), x)
-    twice = {label[0] for label, n in out[-1].degree.items() if n > 1}
+    twice = {label[0] for label, n in degrees[-1].items() if n > 1}
     return tuple(i in twice for i in range(len(leaves)))
 
 

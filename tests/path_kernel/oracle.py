@@ -1,7 +1,5 @@
 """The dual Gram matrix of enumerated paths, and what its tests share."""
 
-import contextlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,18 +31,3 @@ TIED = Case([("dense", "w", 3, True), ("leaky", 0.0), ("dense", "w", 3, True), (
             {"v.kernel": np.random.default_rng(5).normal(size=(3, 2)),
              "w.bias": np.random.default_rng(6).normal(size=3),
              "w.kernel": np.random.default_rng(7).normal(size=(3, 3))}, None, np.ones((1, 3)))
-
-
-@contextlib.contextmanager
-def compilations():
-    """List the seconds that each program took to compile (or to load) in this block."""
-    seconds: list[float] = []
-
-    def listen(event, duration, **_):
-        if event == "/jax/core/compile/backend_compile_duration":
-            seconds.append(duration)
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield seconds
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
