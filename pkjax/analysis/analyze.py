@@ -15,12 +15,13 @@ from pkjax.analysis.exactness import Analysis, Check, exactness
 from pkjax.analysis.report import Report
 from pkjax.analysis.spectra import data_spectrum, tangent_spectrum
 from pkjax.analysis.theorem1 import evaluate_claims
-from pkjax.network import Network, read
+from pkjax.network import Network
 from pkjax.path_kernel.estimates import rank_of
 from pkjax.path_kernel.gram import (
     check_start,
     floating_leaves,
     make_problem,
+    read_paths,
     trace_of,
     trained_positions,
     widened,
@@ -83,9 +84,8 @@ def analyze(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[ArrayLike, "N ..
     (True, True)
     """
     params, X = widened(apply_fn, (params, jax.tree.map(jnp.asarray, X)))
-    with jax.default_matmul_precision("highest"), jax.numpy_dtype_promotion("standard"):
-        network = read(apply_fn, params, X, masks=masks, trainable=trainable, paths=True)
-    signals = network.batch(X)
+    with jax.default_matmul_precision("highest"):
+        network, signals = read_paths(apply_fn, params, X, masks, trainable)
     x = _ones(X) if x is None else widened(apply_fn, x)
     z = network.batch(x, "x")
     check_start(z, x)

@@ -88,7 +88,15 @@ def read_paths(apply_fn: ApplyFn, params: PyTree, X: PyTree, masks: PyTree | Non
     params, X = widened(apply_fn, (params, X))
     with jax.numpy_dtype_promotion("standard"):
         network = read(apply_fn, params, X, masks=masks, trainable=trainable, paths=True)
-    return network, network.batch(X, name)
+    return _comparable(network), network.batch(X, name)
+
+
+def _comparable(network: Network) -> Network:
+    """Let networks with other masks be alike to the compiler, also where a leaf trains as a whole or not at all."""
+    entries = network.entries if network.masks is None else [
+        np.zeros(np.shape(leaf), bool) if e is None and is_floating(leaf) else e
+        for e, leaf in zip(network.entries, jax.tree.leaves(network.params), strict=True)]
+    return replace(network, entries=entries, whole=())
 
 
 def widened(apply_fn: ApplyFn, tree: PyTree) -> PyTree:

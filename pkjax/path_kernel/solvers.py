@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float64, PyTree
 
@@ -23,9 +22,8 @@ from pkjax.path_kernel.gram import (
 )
 from pkjax.paths import NotFullyConnectedError
 from pkjax.paths.dense_layers import network_layers
-from pkjax.paths.scaled import in_double
 from pkjax.programs.program import BoundProgram
-from pkjax.trees import ApplyFn, Trainable
+from pkjax.trees import ApplyFn, Trainable, is_floating
 
 __all__ = ["Eigenpairs", "is_direct", "largest_eigenpairs"]
 
@@ -41,6 +39,7 @@ class Eigenpairs:
 
     Returned by ``path_kernel.eigenpairs``. Prints as a short text and, in a notebook, as a table.
 
+    >>> import jax.numpy as jnp
     >>> from pkjax import path_kernel
     >>> path_kernel.eigenpairs(lambda w, x: x @ w, jnp.ones((2, 1)), jnp.ones((1, 2)), k=2)
     Eigenpairs(
@@ -71,6 +70,7 @@ class Eigenpairs:
 def is_direct(network: Network, z: Array) -> bool:
     """Whether "auto" is a direct method, dense or counting, for which a long list costs little more than a short one.
 
+    >>> import jax.numpy as jnp
     >>> is_direct(*read_start(lambda w, x: x @ w, jnp.ones((2, 1)), jnp.ones((1, 2)), None, None))
     True
     """
@@ -114,8 +114,8 @@ def largest_eigenpairs(apply_fn: ApplyFn, params: PyTree, x: PyTree, k: int, mas
     with jax.enable_x64(True):
         with jax.default_matmul_precision("highest"):
             # A program says what types it takes; any other function is read once more, on float64.
-            given = (params, x) if isinstance(apply_fn, BoundProgram) else in_double((params, x))
-            multiply = _products(*read_start(apply_fn, given[0], given[1], masks, trainable))
+            theta, start = (params, x) if isinstance(apply_fn, BoundProgram) else _in_double((params, x))
+            multiply = _products(*read_start(apply_fn, theta, start, masks, trainable))
         values, rows, residuals, bounds, converged = (
             _dense_pairs(multiply, len(trained), k) if method == "dense"
             else _lanczos_pairs(multiply, len(trained), k, tolerance))
@@ -126,33 +126,33 @@ def largest_eigenpairs(apply_fn: ApplyFn, params: PyTree, x: PyTree, k: int, mas
     return Eigenpairs(values, _unflatten(full, params), residuals, bounds, converged)
 
 
+def _in_double(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64) if is_floating(leaf) else leaf, tree)
+
+
 def _products(network: Network, z: Array) -> Callable[[np.ndarray], np.ndarray]:
     """Products of G with rows over the parameters that train, in float64 on the host."""
     train = np.concatenate([np.broadcast_to(np.asarray(t), leaf.shape).ravel() for t, leaf in
                             zip(floating_entries(network), floating_leaves(network), strict=True)])
-    where = None if train.all() else np.flatnonzero(train)
+    where = np.flatnonzero(train)
     count = max(1, min(_ROWS, _AT_ONCE // train.size))
 
     def multiply(rows: np.ndarray) -> np.ndarray:
         out = np.empty(rows.shape)
         for start in range(0, len(rows), count):
             part = rows[start:start + count]
-            filled = np.concatenate([part, np.zeros((count - len(part), rows.shape[1]))])
-            out[start:start + count] = np.asarray(_times(network, z, where, filled))[:len(part)]
+            filled = np.zeros((count, train.size))      # of one shape, whatever trains
+            filled[:len(part), where] = part
+            out[start:start + count] = np.asarray(_times(network, z, filled))[:len(part), where]
         return out
 
     return multiply
 
 
 @jax.jit
-def _times(network: Network, z: Array, where: Array | None, rows: Array) -> Array:
+def _times(network: Network, z: Array, rows: Array) -> Array:
     multiply, flat, _ = flat_product(make_problem(network, z))
-
-    def one(v: Array) -> Array:
-        v = v.astype(flat.dtype)
-        return multiply(v) if where is None else multiply(jnp.zeros_like(flat).at[where].set(v))[where]
-
-    return jax.vmap(one)(rows)
+    return jax.vmap(multiply)(rows.astype(flat.dtype))
 
 
 _Solution = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, bool]
