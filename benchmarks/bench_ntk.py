@@ -3,14 +3,13 @@
     python -m benchmarks.bench_ntk --networks FC-100 ResNet-20 --output ntk.json
 
 Both sides compute the same Θ (N, N, K, K) of the same float32 network in one process, in turns, compiled, on all cores.
-neural-tangents runs its implementations 1 (Jacobian contraction) and 2 (NTK-vector products), loaded by pkjax's loader;
-before anything is timed, each must agree with pkjax to 1e-4 of the largest entry. Where neither fits into memory or
-patience (FC-2000: a Jacobian of 86 GB), random projections take their place: ``uᵀ Θ u = ‖J_θᵀ u‖²`` from one backward
-pass of the network.
+neural-tangents runs its implementations 1 (Jacobian contraction) and 2 (NTK-vector products), through pkjax's loader;
+each must agree with pkjax to 1e-4 of the largest entry. Where neither is feasible (FC-2000: a Jacobian of 86 GB),
+random projections take their place: `uᵀ Θ u = ‖J_θᵀ u‖²` from one backward pass of the network.
 
-A turn lasts half a second or one call, whichever is longer, and counts as the median of its calls. Peak memory is what
-one warm call adds to a fresh process. Growth with N, width and depth is the exponent of a power law fitted to the
-median times; ``--plot`` draws it.
+A turn lasts half a second or one call, whichever is longer, and counts as the median of its calls. Peak memory is the
+memory that one warm call adds to a fresh process. Growth with N, width and depth is the exponent of a power law fitted
+to the median times; `--plot` draws it.
 """
 
 import argparse
@@ -34,7 +33,7 @@ TURN = 0.5
 
 @dataclass(frozen=True)
 class Case:
-    """A network and how many examples; ``peers`` are the implementations of neural-tangents that can run it."""
+    """A network and its number of examples; `peers` are the implementations of neural-tangents that can run it."""
 
     module: Callable[[], Any]
     shape: tuple[int, ...]
@@ -59,7 +58,7 @@ GROWTH = {
 
 
 def network(case: Case) -> tuple[Any, Any, jax.Array]:
-    """(apply_fn, params, inputs) of a case, drawn afresh."""
+    """(apply_fn, params, inputs) of a case, drawn anew."""
     module = case.module()
     x = jax.random.normal(jax.random.key(1), (case.examples, *case.shape), jnp.float32)
     return (*pk.from_linen(module, jax.jit(module.init)(jax.random.key(0), x[:1])), x)
@@ -69,9 +68,9 @@ def calls(case: Case) -> dict[str, Callable[[], jax.Array]]:
     """One call for each side."""
     apply_fn, params, x = network(case)
     sides: dict[str, Callable[[], jax.Array]] = {"pkjax": lambda: pk.ntk(apply_fn, params, x)}
-    for number in case.peers:
-        theirs = jax.jit(neural_tangents.ntk_fn(apply_fn, implementation=number))
-        sides[f"neural-tangents {number}"] = lambda theirs=theirs: theirs(x, None, params)  # type: ignore[misc]
+    for implementation in case.peers:
+        theirs = jax.jit(neural_tangents.ntk_fn(apply_fn, implementation=implementation))
+        sides[f"neural-tangents {implementation}"] = lambda theirs=theirs: theirs(x, None, params)  # type: ignore[misc]
     return sides
 
 
@@ -81,7 +80,7 @@ def peak(case_name: str, side: str) -> int | None:
 
 
 def projections(case: Case, theta: jax.Array, count: int = 3) -> float:
-    """Largest relative error of ``uᵀ Θ u`` for random u, against the squared norm of one backward pass."""
+    """Largest relative error of `uᵀ Θ u` for random u, against the squared norm of one backward pass."""
     apply_fn, params, x = network(case)
     _, pullback = jax.vjp(lambda p: apply_fn(p, x), params)
     worst = 0.0
@@ -132,7 +131,7 @@ def growth(along: str, repeats: int, points: int | None = None) -> dict[str, Any
 
 
 def table(name: str, figures: dict[str, Any]) -> str:
-    """A few lines for people."""
+    """Format the figures for a terminal."""
     lines = [f"{name}, N = {figures['examples']}, K = {figures['outputs']}:"]
     for side, t in figures["seconds"].items():
         memory = figures.get("peak_bytes", {}).get(side)
@@ -146,7 +145,7 @@ def table(name: str, figures: dict[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run from the command line; return what is written as JSON."""
+    """Run from the command line; return the content of the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", nargs="*", choices=[n for n in CASES if n != "tiny"],
                         default=[n for n in CASES if n != "tiny"])

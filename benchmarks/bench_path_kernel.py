@@ -2,10 +2,10 @@
 
     python -m benchmarks.bench_path_kernel --output path_kernel.json --plot path_kernel.png
 
-Each figure is taken once everything is compiled but for lists of eigenvalues, which are timed whole, compilation
-included, in a fresh process together with their peak memory. The trace is set against one forward and backward pass of
-the network on a single example, in turns. Enumeration lists every path of small networks and diagonalises the explicit
-Π; its eigenvalues must be those of ``path_kernel.eigenvalues`` before either is timed.
+Figures exclude compilation, except for lists of eigenvalues: these are timed whole, compilation included, in a fresh
+process together with their peak memory. The trace is compared with one forward and backward pass of the network on a
+single example, in turns. Enumeration lists every path of small networks and diagonalises the explicit Π; its
+eigenvalues must agree with those of `path_kernel.eigenvalues`.
 """
 
 import argparse
@@ -31,7 +31,7 @@ TURN = 0.2
 
 @dataclass(frozen=True)
 class Case:
-    """A network and what is asked of it: so many eigenvalues, to a residual relative to the largest."""
+    """A network, how many eigenvalues to find, and their residual relative to the largest."""
 
     module: Callable[[], Any]
     shape: tuple[int, ...] = (28, 28, 1)
@@ -51,7 +51,7 @@ CASES = {
 
 
 def network(case: Case) -> tuple[Any, Any, jax.Array]:
-    """(apply_fn, params, start values of ones) of a case, drawn afresh."""
+    """(apply_fn, params, input of ones) of a case, initialised anew."""
     module, x = case.module(), jnp.ones((1, *case.shape), jnp.float32)
     return (*pk.from_linen(module, jax.jit(module.init)(jax.random.key(0), x)), x)
 
@@ -66,7 +66,7 @@ def trace_and_gradient(case: Case) -> dict[str, Callable[[], Any]]:
 
 
 def counts(case: Case, repeats: int) -> dict[str, Any]:
-    """Seconds of one exact count: the whole call, and the elimination alone once the network is read."""
+    """Seconds of one exact count: of the whole call, and of the elimination without reading the network."""
     from pkjax.path_kernel import inertia
     from pkjax.path_kernel.dense_gram import build
 
@@ -82,7 +82,7 @@ def counts(case: Case, repeats: int) -> dict[str, Any]:
 
 
 def top(name: str) -> dict[str, Any]:
-    """The largest eigenvalues of Π, timed in this process from the first call on."""
+    """The largest eigenvalues of Π, timed in this process with the first call."""
     case = CASES[name]
     apply_fn, params, x = network(case)
     began = time.perf_counter()
@@ -110,8 +110,8 @@ def enumerated(width: int, repeats: int) -> dict[str, Any]:
     def by_listing() -> np.ndarray:
         with jax.enable_x64(True):
             double = [np.asarray(p, np.float64) for p in params]
-            found = np.linalg.eigvalsh(np.asarray(paths.factorize(net, double, np.ones((1, width))).pi))[::-1]
-        return np.pad(found, (0, max(0, m - len(found))))[:m]
+            pi = np.linalg.eigvalsh(np.asarray(paths.factorize(net, double, np.ones((1, width))).pi))[::-1]
+        return np.pad(pi, (0, max(0, m - len(pi))))[:m]
 
     sides: dict[str, Callable[[], Any]] = {
         "enumeration": by_listing, "pkjax": lambda: pk.path_kernel.eigenvalues(net, params, x, k=m)}
@@ -133,8 +133,8 @@ def growth(quick: bool, repeats: int) -> dict[str, Any]:
         return float(timings["trace"].summary()["median"])
 
     def count(width: int) -> float:
-        found = counts(Case(partial(pk.models.fc, width, depth)), repeats)
-        return float(found["seconds"]["elimination"]["median"])
+        counted = counts(Case(partial(pk.models.fc, width, depth)), repeats)
+        return float(counted["seconds"]["elimination"]["median"])
 
     return {"width (Tr Π)": common.fit(widths, [trace(partial(pk.models.fc, w, depth)) for w in widths]),
             "depth (Tr Π)": common.fit(depths, [trace(partial(pk.models.fc, width, d)) for d in depths]),
@@ -142,7 +142,7 @@ def growth(quick: bool, repeats: int) -> dict[str, Any]:
 
 
 def measure(name: str, repeats: int) -> dict[str, Any]:
-    """Every figure of one case."""
+    """All figures of one case."""
     case = CASES[name]
     timings, _ = common.alternate(trace_and_gradient(case), repeats, TURN)
     figures: dict[str, Any] = {"seconds": {side: timing.summary() for side, timing in timings.items()}}
@@ -155,21 +155,21 @@ def measure(name: str, repeats: int) -> dict[str, Any]:
 
 
 def table(name: str, figures: dict[str, Any]) -> str:
-    """A few lines for people."""
+    """Format the figures for a terminal."""
     lines = [f"{name}:", f"  Tr Π {1e3 * figures['seconds']['trace']['median']:.2f} ms, "
                          f"{figures['passes']:.2f} forward and backward passes of one example"]
     if counting := figures.get("counting"):
         call, elimination = (1e3 * counting["seconds"][side]["median"] for side in ("call", "elimination"))
         lines.append(f"  {counting['count']} eigenvalues above π₁ / 10: {call:.1f} ms, of which elimination "
                      f"{elimination:.1f} ms")
-    if found := figures.get("top"):
-        lines.append(f"  top {found['k']}: {found['seconds']:.1f} s, {found['peak_resident_bytes'] / 1e9:.2f} GB, "
-                     f"bounds {found['bound']:.0e}, residuals {found['residual']:.0e} relative")
+    if pairs := figures.get("top"):
+        lines.append(f"  top {pairs['k']}: {pairs['seconds']:.1f} s, {pairs['peak_resident_bytes'] / 1e9:.2f} GB, "
+                     f"bounds {pairs['bound']:.0e}, residuals {pairs['residual']:.0e} relative")
     return "\n".join(lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run from the command line; return what is written as JSON."""
+    """Run from the command line; return the content of the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     names = [n for n in CASES if n != "tiny"]
     parser.add_argument("--networks", nargs="*", choices=names, default=names)
@@ -186,14 +186,14 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         print(table(name, report["networks"][name]), flush=True)
     if not options.no_growth:
         for width in (2, 4) if options.quick else (2, 4, 8, 12):
-            found = enumerated(width, options.repeats)
-            report["enumeration"].append(found)
-            slow, fast = (found["seconds"][side]["median"] for side in ("enumeration", "pkjax"))
-            print(f"{found['paths']} paths: enumeration {1e3 * slow:.1f} ms, pkjax {1e3 * fast:.1f} ms, "
-                  f"differ by {found['differ']:.0e}", flush=True)
+            listed = enumerated(width, options.repeats)
+            report["enumeration"].append(listed)
+            slow, fast = (listed["seconds"][side]["median"] for side in ("enumeration", "pkjax"))
+            print(f"{listed['paths']} paths: enumeration {1e3 * slow:.1f} ms, pkjax {1e3 * fast:.1f} ms, "
+                  f"differ by {listed['differ']:.0e}", flush=True)
         report["growth"] = growth(options.quick, options.repeats)
-        for along, found in report["growth"].items():
-            print(f"growth with {along}: exponent {found['exponent']:.2f} over {found['sizes']}", flush=True)
+        for along, fitted in report["growth"].items():
+            print(f"growth with {along}: exponent {fitted['exponent']:.2f} over {fitted['sizes']}", flush=True)
     report["environment"]["load_after"] = common.load()
     if options.output:
         common.write_json(options.output, report)

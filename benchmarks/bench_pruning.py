@@ -4,7 +4,7 @@
 
 Both sides prune the same weights in one process, in turns, in float32, on all cores this process may use. Timed are
 
-- one step: score once and keep half, ``pk.prune(score_fn, params, density=0.5, steps=1)``;
+- one step: score once and keep half, `pk.prune(score_fn, params, density=0.5, steps=1)`;
 - the loop: to a density of 10^−compression in many steps, in seconds a step;
 - the score alone, ready for the threshold.
 
@@ -150,7 +150,7 @@ def loop_memory(side: str, name: str, density: float, steps: int) -> int | None:
 
 
 def measure(name: str, *, compression: float, steps: int, repeats: int, fresh: bool = True) -> dict[str, Any]:
-    """Every figure of one network that needs no figure of the machine; memory in ``fresh`` processes."""
+    """Figures of one network that do not depend on the machine's limits; memory in `fresh` processes."""
     network, density = NETWORKS[name], 10.0**-compression
     variables = draw(network)
     ours, theirs = JaxSide(name, variables), TorchSide(name, variables)
@@ -199,7 +199,7 @@ def with_limit(figures: dict[str, Any], bandwidth: float, arithmetic: float) -> 
 
 
 def table(name: str, figures: dict[str, Any]) -> str:
-    """What was measured, for a terminal of 80 columns."""
+    """Format the figures for a terminal of 80 columns."""
     size, limit = figures["parameter_bytes"], figures["limit"]
     bound = limit["seconds"][limit["binding"]]
     lines = [f"{name}: {figures['weights']:,} weights, parameters of {size / 1e6:.1f} MB",
@@ -237,7 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--compression", type=float, default=2.0, help="the loop ends at a density of 10^-compression")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--repeats", type=int, help="calls timed after the first (default 7, of large networks 3)")
-    parser.add_argument("--quick", action="store_true", help="a tiny network, few steps and repeats: does it run?")
+    parser.add_argument("--quick", action="store_true", help="a tiny network and few steps, to try the benchmark")
     parser.add_argument("--output", metavar="FILE.json")
     options = parser.parse_args(arguments)
     if jax.default_backend() != "cpu":
@@ -256,7 +256,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     print(f"{common.cores()} threads on each side, load {environment['load']}, to a density of "
           f"10^-{options.compression:g} in {steps} steps")
     if environment["load"][0] > common.cores() / 2:
-        print("others use this machine: times are too long, most of all where threads wait for each other")
+        print("this machine is in use: times are too long, most of all where threads wait for each other")
 
     def machine() -> dict[str, float]:
         small = {"mebibytes": 4, "repeats": 2} if options.quick else {}
@@ -270,7 +270,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             measured[name] = measure(name, compression=options.compression, steps=steps, repeats=repeats,
                                      fresh=not options.quick)
             rates.append(machine())
-            # Others on the machine only ever take from it: the best of all its rates is its own.
+            # Other load only lowers a rate: the best of all rates is the machine's own.
             best = {kernel: max(rate[kernel] for rate in rates) for kernel in rates[0]}
             arithmetic = best.pop("arithmetic")
             bandwidth = max(best.values())

@@ -1,4 +1,4 @@
-"""What every benchmark needs: where it ran, fair timing, what the machine can do, peak memory, files.
+"""What all benchmarks share: environment, fair timing, the limits of the machine, peak memory, files.
 
 Nothing here imports PyTorch.
 """
@@ -29,12 +29,12 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def cores() -> int:
-    """Cores this process may use; the size of the thread pool that JAX computes with."""
+    """Cores that this process may use: the size of JAX's thread pool."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def environment(packages: Sequence[str] = ("jax", "jaxlib", "numpy")) -> dict[str, Any]:
-    """Where and when: versions, the state of the repository, the machine and how busy it is."""
+    """Where and when: versions, commit, machine and its load."""
     import pkjax
 
     device = jax.devices()[0]
@@ -55,7 +55,7 @@ def environment(packages: Sequence[str] = ("jax", "jaxlib", "numpy")) -> dict[st
 
 
 def load() -> list[float]:
-    """Processes that ran or waited, averaged over 1, 5 and 15 minutes; 1 a core is a full machine."""
+    """Processes that ran or waited, averaged over 1, 5 and 15 minutes; one per core is a full machine."""
     return [round(value, 2) for value in os.getloadavg()]
 
 
@@ -75,13 +75,13 @@ def _cpu_model() -> str:
 
 @dataclass
 class Timing:
-    """Seconds of one call after another, the first and cold one first, and how much of each XLA spent compiling."""
+    """Seconds of consecutive calls, the cold one first, and the part of each that XLA spent compiling."""
 
     seconds: list[float] = field(default_factory=list)
     compiling: list[float] = field(default_factory=list)
 
     def summary(self, divisor: float = 1.0) -> dict[str, Any]:
-        """First call, then median and range of the others; in seconds, divided by ``divisor`` (steps, say)."""
+        """First call, then median and range of the others, in seconds divided by `divisor` (such as steps)."""
         first, *warm = (t / divisor for t in self.seconds)
         return {"first": first, "median": statistics.median(warm), "min": min(warm), "max": max(warm),
                 "compiling": statistics.median(self.compiling[1:]) / divisor, "repeats": len(warm)}
@@ -89,12 +89,12 @@ class Timing:
 
 def alternate(calls: Mapping[str, Callable[[], Any]], repeats: int, least: float = 0.0
               ) -> tuple[dict[str, Timing], dict[str, Any]]:
-    """Time calls in turns, so that what else the machine does strikes all alike: once each, then ``repeats`` turns.
+    """Time calls in turns, so that other load on the machine affects all alike: once each, then `repeats` turns.
 
-    A turn lasts ``least`` seconds or longer and counts as the median of its calls, so that a call of milliseconds is
-    measured as it is in use, not as the first after a pause. The order turns around from round to round, and a pause
-    lets the threads of one library go to sleep before the next starts. Returns the timing of every call and what it
-    returned last, by name.
+    A turn lasts at least `least` seconds and counts as the median of its calls, so that a call of milliseconds is
+    measured in continuous use, not as the first after a pause. The order reverses from round to round, and a pause lets
+    the threads of one library go to sleep before the next starts. Returns the timing and the last result of every
+    call, by name.
     """
     timings = {name: Timing() for name in calls}
     results = {}
@@ -117,7 +117,7 @@ _compilations: list[float] = []
 
 
 def _compiling() -> float:
-    """Seconds that XLA has spent compiling since this was first asked."""
+    """Seconds that XLA has spent compiling since the first call of this function."""
     if not _compilations:
         _compilations.append(0.0)
         jax.monitoring.register_event_duration_secs_listener(
@@ -127,10 +127,10 @@ def _compiling() -> float:
 
 
 def bandwidth(mebibytes: int = 128, repeats: int = 20) -> dict[str, float]:
-    """Memory bandwidth in bytes/s over float32 arrays of so many MiB each, the best of ``repeats`` by kernel.
+    """Memory bandwidth in bytes/s over float32 arrays of this many MiB each: the best of `repeats`, by kernel.
 
-    "copy" c = a and "add" c = a + b by NumPy, "read" max a by NumPy, "triad" c = a + 2b by JAX: one thread a core.
-    Counted are the arrays named, as in STREAM: what a cache reads before it overwrites a line is not.
+    "copy" c = a and "add" c = a + b by NumPy, "read" max a by NumPy, "triad" c = a + 2b by JAX, with one thread per
+    core. As in STREAM, only the named arrays count, not what a cache reads before it overwrites a line.
     """
     n = mebibytes * 2**18
     a, b, c = (np.full(n, value, np.float32) for value in (1.0, 2.0, 0.0))
@@ -144,7 +144,7 @@ def bandwidth(mebibytes: int = 128, repeats: int = 20) -> dict[str, float]:
     with ThreadPoolExecutor(cores()) as pool:
         for name, (arrays, kernel) in kernels.items():
             rates[name] = arrays * a.nbytes / _best(lambda kernel=kernel: list(pool.map(kernel, parts)), repeats)
-    # The output takes the place of the array given away: fresh pages would cost more than the writing.
+    # The output reuses the donated array: fresh pages would cost more than writing.
     triad = jax.jit(lambda a, b, c: a + jnp.float32(2) * b, donate_argnums=2, keep_unused=True)
     x, y, z = (jnp.asarray(value) for value in (a, b, c))
 
@@ -157,7 +157,7 @@ def bandwidth(mebibytes: int = 128, repeats: int = 20) -> dict[str, float]:
 
 
 def arithmetic(size: int = 2048, repeats: int = 10) -> float:
-    """Arithmetic rate in float32 operations/s, of a product of two matrices of this size: the best of ``repeats``."""
+    """Arithmetic rate in float32 operations/s, of a product of two matrices of this size: the best of `repeats`."""
     a = jnp.ones((size, size), jnp.float32)
     product = jax.jit(jnp.matmul)
     return 2 * size**3 / _best(lambda: product(a, a).block_until_ready(), repeats)
@@ -173,23 +173,23 @@ def _best(call: Callable[[], Any], repeats: int) -> float:
 
 
 def in_fresh_process(function: Callable[..., Any], *args: Any) -> Any:
-    """Call a function of an importable module in a new process and return what it returns."""
+    """Call a function of an importable module in a new process, and return its result."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(function, *args).result()
 
 
 def peak_memory(call: Callable[[], Any]) -> int | None:
-    """Bytes by which a call raises the resident memory of this process at its peak; None where Linux does not tell.
+    """Bytes by which a call raises the resident memory of this process at its peak; None except on Linux.
 
-    The call is made once before, so that what stays from loading and compiling does not count.
+    The call is made once before, so that memory kept from loading and compiling does not count.
     """
     if not Path("/proc/self/clear_refs").exists():
         return None
     jax.block_until_ready(call())
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # what the allocator keeps for later would hide the same amount of new memory
+    ctypes.CDLL(None).malloc_trim(0)  # memory that the allocator retains would hide the same amount of new memory
     before = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark to the present
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     result = jax.block_until_ready(call())
     peak = _status("VmHWM") - before
     del result
@@ -208,14 +208,14 @@ def fit(sizes: Sequence[float], seconds: Sequence[float]) -> dict[str, Any]:
 
 
 def draw_growth(growth: Mapping[str, Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
-    """Draw what ``fit`` returned, a panel each: medians on logarithmic axes and the fitted power."""
+    """Draw results of `fit`, one panel each: medians on logarithmic axes and the fitted power."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, len(growth), figsize=(3 * len(growth), 2.8), squeeze=False, layout="constrained")
-    for ax, (along, found) in zip(axes[0], growth.items(), strict=True):
-        sizes, seconds = np.asarray(found["sizes"], float), np.asarray(found["seconds"])
-        middle = np.exp(np.mean(np.log(seconds)) + found["exponent"] * (np.log(sizes) - np.mean(np.log(sizes))))
-        ax.plot(sizes, 1e3 * middle, color="0.6", label=f"power {found['exponent']:.2f}")
+    for ax, (along, fitted) in zip(axes[0], growth.items(), strict=True):
+        sizes, seconds = np.asarray(fitted["sizes"], float), np.asarray(fitted["seconds"])
+        middle = np.exp(np.mean(np.log(seconds)) + fitted["exponent"] * (np.log(sizes) - np.mean(np.log(sizes))))
+        ax.plot(sizes, 1e3 * middle, color="0.6", label=f"power {fitted['exponent']:.2f}")
         ax.plot(sizes, 1e3 * seconds, "o", color="#0072B2")
         ax.set(xscale="log", yscale="log", xlabel=along)
         ax.set_xticks(sizes, [f"{size:g}" for size in sizes])
@@ -227,7 +227,7 @@ def draw_growth(growth: Mapping[str, Mapping[str, Any]], path: str | os.PathLike
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
-    """Write JSON whole or not at all: beside its place, then moved there."""
+    """Write JSON whole or not at all: beside its target, then moved there."""
     target = Path(path)
     part = target.with_name(f".{target.name}.{secrets.token_hex(8)}.part")
     try:

@@ -1,6 +1,6 @@
 """The pruning networks and SynFlow's loop in PyTorch, by its public calls: the other side of the comparison.
 
-Modules carry the names of the Flax modules in ``pkjax.models``, so that weights can be copied by name.
+Modules carry the names of the Flax modules in `pkjax.models`, so that weights can be copied by name.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ ATTRIBUTES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "ru
 
 
 class ResNet20(nn.Module):
-    """ResNet-20 for CIFAR with shortcuts of option B, as ``pkjax.models.resnet20``."""
+    """ResNet-20 for CIFAR with shortcuts of option B, as `pkjax.models.resnet20`."""
 
     def __init__(self):
         super().__init__()
@@ -53,7 +53,7 @@ class ResNet20(nn.Module):
 
 
 def fc(width: int, depth: int = 6, inputs: int = 784) -> nn.Module:
-    """Fully connected ReLU network, as ``pkjax.models.fc``."""
+    """Fully connected ReLU network, as `pkjax.models.fc`."""
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for i, (n, m) in enumerate(zip([inputs] + [width] * (depth - 1), [width] * depth, strict=True)):
         layers[f"Dense_{i}"], layers[f"ReLU_{i}"] = nn.Linear(n, m), nn.ReLU()
@@ -62,7 +62,7 @@ def fc(width: int, depth: int = 6, inputs: int = 784) -> nn.Module:
 
 
 def vgg16() -> nn.Module:
-    """VGG-16 with BatchNorm for 32×32 images, as ``pkjax.models.vgg16``."""
+    """VGG-16 with BatchNorm for 32×32 images, as `pkjax.models.vgg16`."""
     plan = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512)
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     inputs, i = 3, 0
@@ -102,7 +102,7 @@ def to_torch(kernel: np.ndarray) -> np.ndarray:
 
 
 def from_torch(weight: torch.Tensor) -> np.ndarray:
-    """Undo ``to_torch``."""
+    """Undo `to_torch`."""
     return (weight.T if weight.ndim == 2 else weight.permute(2, 3, 1, 0)).numpy()
 
 
@@ -142,7 +142,7 @@ def prune(network: nn.Module, x: torch.Tensor, counts: Sequence[int]) -> dict[st
     """Prune by SynFlow, step by step to the counts given; the network is left as it was.
 
     Weights become |θ| once. Each step: multiply them by the masks, forward pass of ones, gradients, scores side by
-    side in one vector, ``kthvalue``, masks = score > threshold. Ties at the threshold fall, as in the published
+    side in one vector, `kthvalue`, masks = score > threshold. Ties at the threshold fall, as in the published
     algorithm. Source: Tanaka et al. 2020, algorithm 1.
 
     Returns masks of 0 and 1 by kernel, in PyTorch's layout.

@@ -27,6 +27,7 @@ from pkjax.trees import (
     ApplyFn,
     Choice,
     apply_masks,
+    as_array,
     check_finite,
     check_masks,
     is_floating,
@@ -86,7 +87,7 @@ class Network:
         Raises:
             ValueError: inputs of another structure, shape or type, no example, NaN or infinity.
         """
-        X = jax.tree.map(jnp.asarray, X)
+        X = jax.tree.map(as_array, X)
         self.count(X, name)
         check_finite(X, name)
         return X if self.raw is None else encode(self.raw.program, self.raw.constants, self.params, X)
@@ -125,10 +126,10 @@ def read(apply_fn: ApplyFn, params: PyTree, x: PyTree, *, masks: PyTree | None =
     Raises:
         ValueError: whatever is wrong with these, in a message that names what was received.
     """
-    x = jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jnp.asarray(leaf), x)
+    x = jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.ShapeDtypeStruct) else as_array(leaf), x)
     _check_params(params)
     check_masks(masks, params)
-    inputs = _structure(x, "the input")
+    inputs = _structure(x, "X")
     fn, outputs = _traced(apply_fn, params, inputs)
     single = jax.tree_util.treedef_is_leaf(inputs[0])
     shapes = inputs[1]
@@ -270,8 +271,8 @@ def _structure(x: PyTree, name: str) -> tuple[Any, tuple[Any, ...]]:
     leaves, structure = jax.tree.flatten(x)
     shapes = [tuple(leaf.shape) for leaf in leaves]
     if not shapes or not all(shapes) or len({shape[0] for shape in shapes}) != 1 or shapes[0][0] == 0:
-        raise ValueError(f"{name} must be a batch (N, *input) with N >= 1, or a tree of arrays with one such N, but "
-                         f"has shape {shapes[0] if len(shapes) == 1 else shapes}")
+        raise ValueError(f"{name} must be a batch of shape (N, *input) with N >= 1, or a tree of arrays with one such "
+                         f"N, but has shape {shapes[0] if len(shapes) == 1 else shapes}")
     if any(jnp.issubdtype(leaf.dtype, jnp.complexfloating) for leaf in leaves):
         raise ValueError(f"{name} holds complex numbers; inputs are real")
     return structure, tuple(jax.ShapeDtypeStruct(s[1:], leaf.dtype) for s, leaf in zip(shapes, leaves, strict=True))

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-__all__ = ["ApplyFn", "Choice", "Predicate", "Trainable", "accumulator", "apply_masks", "check_finite", "check_like",
-           "check_masks", "check_network", "check_output", "check_structure", "hashable", "is_boolean_tree",
-           "is_floating", "kernels", "leaf_names", "naming_input", "select", "shapes", "trainable_leaves",
-           "trainable_masks", "trained_entries"]
+__all__ = ["ApplyFn", "Choice", "Predicate", "Trainable", "accumulator", "apply_masks", "as_array", "check_finite",
+           "check_like", "check_masks", "check_network", "check_output", "check_structure", "hashable",
+           "is_boolean_tree", "is_floating", "kernels", "leaf_names", "naming_input", "select", "shapes",
+           "trainable_leaves", "trainable_masks", "trained_entries"]
 
 ApplyFn = Callable[[PyTree, Array], Array]
 """A network: maps (parameters, batch of inputs (N, *input)) to outputs (N, K)."""
@@ -45,6 +45,11 @@ def _name(path: tuple[Any, ...]) -> str:
 def shapes(tree: PyTree) -> PyTree:
     """Shape and type of each leaf, in its place."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), _dtype(leaf)), tree)
+
+
+def as_array(leaf: Any) -> Array:
+    """Put a leaf on the device, without compiling anything; arrays and tracers are left as they are."""
+    return leaf if isinstance(leaf, jax.Array) else jax.device_put(np.asarray(leaf))
 
 
 def accumulator(dtype: Any) -> Any:
@@ -145,8 +150,8 @@ def apply_masks(params: PyTree, masks: PyTree | None) -> PyTree:
 
 
 def _kept(leaf: Any, mask: Any) -> Array:
-    leaf = jnp.asarray(leaf)
-    return jnp.where(mask, leaf, jnp.zeros((), leaf.dtype))
+    leaf = as_array(leaf)
+    return jnp.where(as_array(mask), leaf, jnp.zeros((), leaf.dtype))
 
 
 def check_finite(tree: PyTree, what: str) -> None:
@@ -277,7 +282,8 @@ def trained_entries(params: PyTree, masks: PyTree | None = None, trainable: Trai
     check_masks(masks, params)
     leaves = jax.tree.leaves(trainable_leaves(params, trainable))
     if masks is None and all(isinstance(train, bool) for train in leaves):
-        moving = [train and jnp.size(leaf) > 0 for train, leaf in zip(leaves, jax.tree.leaves(params), strict=True)]
+        filled = [0 not in jnp.shape(leaf) for leaf in jax.tree.leaves(params)]
+        moving = [train and holds for train, holds in zip(leaves, filled, strict=True)]
         return [np.ones((), bool) if train else None for train in moving], tuple(moving)
     given = [leaf for leaf in jax.tree.leaves((masks, trainable)) if not callable(leaf)]
     # Booleans known while tracing stay known, so that whole layers keep their cheaper route under jit.

@@ -1,5 +1,6 @@
 """Networks that tests draw (layer lists, their JAX functions, their parameters) and named ones; tolerances by type."""
 
+import contextlib
 import functools
 import os
 from dataclasses import dataclass
@@ -272,3 +273,19 @@ def half_masks(params, seed=3):
     """Masks that keep about 60 % of the entries of each leaf."""
     leaves, treedef = jax.tree.flatten(params)
     return jax.tree.unflatten(treedef, [coins((seed, i), 0.6, v.shape) for i, v in enumerate(leaves)])
+
+
+@contextlib.contextmanager
+def compilations():
+    """Count the programs that are compiled within the block: yields a function that gives the number so far."""
+    count = 0
+
+    def listen(event, duration, **kwargs):
+        nonlocal count
+        count += event == "/jax/core/compile/backend_compile_duration"
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield lambda: count
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)

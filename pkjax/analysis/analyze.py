@@ -15,11 +15,22 @@ from pkjax.analysis.exactness import Analysis, Check, exactness
 from pkjax.analysis.report import Report
 from pkjax.analysis.spectra import data_spectrum, tangent_spectrum
 from pkjax.analysis.theorem1 import evaluate_claims
+from pkjax.network import Network, read
+from pkjax.path_kernel.estimates import rank_of
+from pkjax.path_kernel.gram import (
+    check_start,
+    floating_leaves,
+    make_problem,
+    trace_of,
+    trained_positions,
+    widened,
+    with_floating,
+)
+from pkjax.path_kernel.kernel import gated_trace_of
 from pkjax.path_kernel.solvers import is_direct
 from pkjax.pruning.connectivity import connectivity
-from pkjax.pruning.masks import apply_masks
 from pkjax.tables import Progress, reporter
-from pkjax.trees import ApplyFn, Trainable, check_finite, check_masks, check_network, is_floating, trainable_masks
+from pkjax.trees import ApplyFn, Trainable, is_floating
 
 __all__ = ["analyze"]
 
@@ -31,8 +42,8 @@ ITERATIVE_ENTRIES = 2**23
 """in vectors of at most this many entries altogether, but always one."""
 
 
-def analyze(apply_fn: ApplyFn, params: PyTree, X: Shaped[ArrayLike, "N *input"], *, masks: PyTree | None = None,
-            trainable: Trainable = None, k: int | None = None, x: Shaped[ArrayLike, "..."] | None = None,
+def analyze(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[ArrayLike, "N ..."]], *,
+            masks: PyTree | None = None, trainable: Trainable = None, k: int | None = None, x: PyTree | None = None,
             key: Key[Array, ""] | None = None, progress: Progress = False) -> Report:
     """Compare a network's NTK spectrum with its path kernel's and its data factor's, and test Theorem 1 on them.
 
@@ -44,13 +55,13 @@ def analyze(apply_fn: ApplyFn, params: PyTree, X: Shaped[ArrayLike, "N *input"],
     Args:
         apply_fn: the network.
         params: its parameters θ, concrete.
-        X: (N, *input), the batch.
+        X: (N, *input), the batch, or a tree of arrays with one N.
         masks: booleans like ``params``; masked weights are absent.
         trainable: which parameters Θ and Π differentiate; all floating-point leaves by default.
         k: how many eigenpairs of Π to find. By default as many as there are λ (or all, if there are fewer) where the
             spectrum is exact, within 1 GB; 16 where it comes from an iteration (large networks that are not fully
             connected), fewer above half a million parameters, 1 above four million.
-        x: (1, *input), the input of the path kernel; all ones by default.
+        x: (1, *input), the input of the path kernel; all ones by default. Integers (tokens, bytes) have no default.
         key: a typed random key for the estimate of the effective rank.
         progress: True prints the name of each part as it begins; a function is called with it.
 
@@ -71,19 +82,14 @@ def analyze(apply_fn: ApplyFn, params: PyTree, X: Shaped[ArrayLike, "N *input"],
     >>> report.claims["total"].holds, all(check.passed for check in report.checks.values())
     (True, True)
     """
-    X = jnp.asarray(X)
-    if X.ndim < 2:
-        raise ValueError(f"X must be a batch of shape (N, *input), but has shape {X.shape}")
-    check_network(apply_fn, params, X)
-    check_masks(masks, params)
-    check_finite(params, "params")
-    check_finite(X, "X")
-    x = jnp.ones((1, *X.shape[1:]), X.dtype) if x is None else jnp.asarray(x)
-    if x.shape != (1, *X.shape[1:]):
-        raise ValueError(f"x must be a batch of one like X, of shape {(1, *X.shape[1:])}, but has shape {x.shape}")
-    trains = trainable_masks(params, trainable, masks)
-    alive = params if masks is None else apply_masks(params, masks)
-    m = sum(int(t.sum()) for t in jax.tree.leaves(trains))
+    params, X = widened(apply_fn, (params, jax.tree.map(jnp.asarray, X)))
+    with jax.default_matmul_precision("highest"), jax.numpy_dtype_promotion("standard"):
+        network = read(apply_fn, params, X, masks=masks, trainable=trainable, paths=True)
+    signals = network.batch(X)
+    x = _ones(X) if x is None else widened(apply_fn, x)
+    z = network.batch(x, "x")
+    check_start(z, x)
+    m = len(trained_positions(network))
     options = {"masks": masks, "trainable": trainable}
     seconds: dict[str, float] = {}
     tell = reporter(progress)
@@ -95,10 +101,9 @@ def analyze(apply_fn: ApplyFn, params: PyTree, X: Shaped[ArrayLike, "N *input"],
         seconds[name] = time.perf_counter() - began
         return out
 
-    outputs = jax.eval_shape(apply_fn, params, X).shape[1]
-    tangent = part("tangent kernel", lambda: tangent_spectrum(apply_fn, params, X, len(X) * outputs, **options))
+    tangent = part("tangent kernel", lambda: tangent_spectrum(apply_fn, params, X, network.outputs, **options))
     lam = tangent.values
-    direct = is_direct(apply_fn, params, x, **options)
+    direct = is_direct(network, z)
     count = _default_k(m, len(lam), direct) if k is None else k
     if not 1 <= count <= m:
         raise ValueError(f"k must be between 1 and the {m} parameters that train, but is {count}")
@@ -107,22 +112,18 @@ def analyze(apply_fn: ApplyFn, params: PyTree, X: Shaped[ArrayLike, "N *input"],
     pairs = part("path kernel", lambda: path_kernel.eigenpairs(apply_fn, params, x, k=count, tolerance=1e-4,
                                                                **options))
     pi = np.maximum(np.asarray(pairs.values, np.float64), 0.0)
-    projected = part("overlaps", lambda: _projected(apply_fn, alive, X, pairs.vectors, trains))
+    projected = part("overlaps", lambda: _projected(network, signals, pairs.vectors))
     energy = data.vectors.T @ projected          # V_iᵀ (∇f) z_j = √(ν_i π_j) O_ij
     scale = np.sqrt(np.outer(nu, pi))
     overlaps = np.where(scale > 1e-6 * scale.max(initial=0.0), energy / np.maximum(scale, 1e-300), 0.0)
     carried = (projected**2).sum(0) / (tangent.trace or 1.0)
     key = jax.random.key(0) if key is None else key
 
-    @jax.jit
-    def scalars(theta: PyTree) -> tuple[Any, ...]:
-        return (path_kernel.trace(apply_fn, theta, x, **options),
-                path_kernel.gated_trace(apply_fn, theta, X, **options),
-                path_kernel.effective_rank(apply_fn, theta, x, key=key, **options))
-    trace_pi, gated, rank = map(float, part("traces", lambda: scalars(params)))
+    trace_pi, gated, rank = map(float, part("traces", lambda: _scalars(network, z, signals, key)))
     links = part("paths", lambda: connectivity(apply_fn, params, x, masks=masks))
-    analysis = Analysis(apply_fn=apply_fn, params=params, masks=masks, trainable=trainable, alive=alive, X=X,
-                        tangent=tangent, data=data, pi=pi, trace_pi=trace_pi, energy=energy, complete=count == m)
+    analysis = Analysis(apply_fn=apply_fn, params=params, masks=masks, trainable=trainable, X=X, network=network,
+                        signals=signals, tangent=tangent, data=data, pi=pi, trace_pi=trace_pi, energy=energy,
+                        complete=count == m)
     checks = part("checks", lambda: exactness(analysis))
     checks["eigenvalues of Π"] = Check(
         bool(pairs.converged), float(np.max(pairs.bounds) / max(pi[0], np.finfo(np.float64).tiny)),
@@ -133,7 +134,7 @@ def analyze(apply_fn: ApplyFn, params: PyTree, X: Shaped[ArrayLike, "N *input"],
         log10_effective_paths=links.log10_effective_paths, connected=links.connected, overlaps=overlaps,
         carried=carried, captured=float(carried.sum()),
         claims=evaluate_claims(lam, nu, pi, rest=(tangent.rest, data.rest)), checks=checks, layers=links.layers,
-        samples=len(X), outputs=outputs, parameters=m, seconds=seconds)
+        samples=len(signals), outputs=network.size, parameters=m, seconds=seconds)
 
 
 def _default_k(parameters: int, eigenvalues: int, direct: bool) -> int:
@@ -143,18 +144,31 @@ def _default_k(parameters: int, eigenvalues: int, direct: bool) -> int:
     return min(parameters, ITERATIVE_PAIRS, max(1, ITERATIVE_ENTRIES // parameters))
 
 
-def _projected(apply_fn: ApplyFn, alive: PyTree, X: Array, vectors: PyTree, trains: PyTree) -> np.ndarray:
+def _ones(X: PyTree) -> PyTree:
+    """One example of ones."""
+    if not all(map(is_floating, jax.tree.leaves(X))):
+        raise ValueError("x must be given where X holds integers (tokens, bytes): one example, (1, *input), with which "
+                         "the path kernel's paths start; ones are its default for floating-point inputs alone")
+    return jax.tree.map(lambda leaf: jnp.ones((1, *leaf.shape[1:]), leaf.dtype), X)
+
+
+@jax.jit
+def _scalars(network: Network, z: Array, signals: Array, key: Array) -> tuple[Array, Array, Array]:
+    """Tr Π, the gated path trace, and the effective rank of Π."""
+    return trace_of(make_problem(network, z)), gated_trace_of(network, signals), rank_of(network, z, key).value
+
+
+def _projected(network: Network, signals: Array, vectors: PyTree) -> np.ndarray:
     """Multiply the Jacobian with the eigenvectors of G: (NK, k), one directional derivative each."""
-    floating = jax.tree.map(is_floating, alive)
+    rows = [np.asarray(v, leaf.dtype) for v, leaf in
+            zip(jax.tree.leaves(vectors), jax.tree.leaves(network.params), strict=True) if is_floating(leaf)]
+    return np.stack([np.asarray(_project(network, signals, [v[j] for v in rows]), np.float64)
+                     for j in range(len(rows[0]))], axis=1)
 
-    @jax.jit
-    def project(alive: PyTree, X: Array, z: PyTree) -> Array:
-        def outputs(p: PyTree) -> Array:
-            return apply_fn(jax.tree.map(lambda f, new, old: new if f else old, floating, p, alive), X).ravel()
 
-        with jax.default_matmul_precision("highest"):
-            tangent = jax.tree.map(lambda v, t, p: jnp.where(t, v.astype(p.dtype), jnp.zeros_like(p)), z, trains, alive)
-            return jax.jvp(outputs, (alive,), (tangent,))[1]
-    count = jax.tree.leaves(vectors)[0].shape[0]
-    return np.stack([np.asarray(project(alive, X, jax.tree.map(lambda v, j=j: jnp.asarray(v[j]), vectors)), np.float64)
-                     for j in range(count)], axis=1)
+@jax.jit
+def _project(network: Network, signals: Array, z: list[Array]) -> Array:
+    def outputs(p: list[Array]) -> Array:
+        return network.over(with_floating(network, p).params, signals).ravel()
+
+    return jax.jvp(outputs, (floating_leaves(network),), (z,))[1]

@@ -1,20 +1,22 @@
 """The analyzer's exactness checks: what it reports, computed a second way."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from pkjax.analysis.spectra import DataSpectrum, TangentSpectrum
-from pkjax.paths import gates
-from pkjax.paths.polynomial import path_sum
+from pkjax.network import Network
+from pkjax.path_kernel.gram import floating_entries, floating_leaves, with_floating
+from pkjax.paths.algebras import Polynomial
+from pkjax.paths.polynomial import evaluate_paths, recorded_gates
 from pkjax.tangent_kernel.kernel import ntk, ntk_plan
 from pkjax.tangent_kernel.products import ntk_trace
-from pkjax.trees import ApplyFn, Trainable, is_floating, trainable_masks
+from pkjax.trees import ApplyFn, Trainable
 
 __all__ = ["Analysis", "Check", "exactness"]
 
@@ -44,9 +46,12 @@ class Analysis:
     """θ."""
     masks: PyTree | None
     trainable: Trainable
-    alive: PyTree
-    """θ with masked weights at 0."""
-    X: Shaped[Array, "N *input"]
+    X: PyTree
+    """The examples, (N, *input)."""
+    network: Network
+    """The same network, read as a sum over paths,"""
+    signals: Shaped[Array, "N *signal"]
+    """and the examples as it takes them."""
     tangent: TangentSpectrum
     """λ, and products with Θ."""
     data: DataSpectrum
@@ -61,15 +66,14 @@ class Analysis:
     """Whether ``pi`` is the whole spectrum."""
 
     @property
-    def few(self) -> Array:
+    def few(self) -> PyTree:
         """The examples on which Θ is recomputed."""
-        return self.X[:EXAMPLES]
+        return jax.tree.map(lambda leaf: leaf[:EXAMPLES], self.X)
 
     @property
     def eps(self) -> float:
         """Machine epsilon of the parameters' type."""
-        leaves = jax.tree.leaves(self.params)
-        return float(np.finfo(np.result_type(*(p.dtype for p in leaves if is_floating(p)))).eps)
+        return float(np.finfo(np.result_type(*(leaf.dtype for leaf in floating_leaves(self.network)))).eps)
 
     def tolerance(self, multiple: float, floor: float) -> float:
         """Return the error that rounding explains: a multiple of machine epsilon, at least ``floor``."""
@@ -83,8 +87,8 @@ class Evaluation(NamedTuple):
     sums: Array                  # (N, K) the gated path sum
     euler: Array                 # (N, K) ∇_x f · x plus the paths that do not start at the input
     direction: Array             # (N, K) a random u
-    gradient: PyTree             # ∇_θ (u · f)
-    gradient_of_sums: PyTree     # ∇_θ (u · sums), gates held
+    gradient: list[Array]        # ∇_θ (u · f), of the floating-point leaves
+    gradient_of_sums: list[Array]    # ∇_θ (u · sums), gates held
 
 
 def exactness(analysis: Analysis) -> dict[str, Check]:
@@ -94,34 +98,37 @@ def exactness(analysis: Analysis) -> dict[str, Check]:
         A dictionary from the identity's name to the outcome. Agreement with neural-tangents is included where that
         package is installed.
     """
-    evaluation = _evaluate(analysis)
+    evaluation = jax.device_get(_evaluate(analysis.network, analysis.signals[:EXAMPLES]))
     return {**_path_sum_checks(analysis, evaluation), **_kernel_checks(analysis, evaluation),
             **_overlap_checks(analysis), **_trace_checks(analysis)}
 
 
-def _evaluate(analysis: Analysis) -> Evaluation:
-    apply_fn = analysis.apply_fn
+@jax.jit
+def _evaluate(network: Network, z: Array) -> Evaluation:
+    """Evaluate a network, read at the highest precision, on signals of a few examples."""
+    held, theta = recorded_gates(network, z)[1], floating_leaves(network)
 
-    @jax.jit
-    def evaluate(theta: PyTree, z: Array) -> Evaluation:
-        with jax.default_matmul_precision("highest"):
-            held = gates(apply_fn, theta, z)
-            f, pull = jax.vjp(lambda p: apply_fn(p, z), theta)
-            sums, pull_sums = jax.vjp(lambda p: path_sum(apply_fn, p, z, gates=held), theta)
-            sources = path_sum(apply_fn, theta, jnp.zeros_like(z), gates=held)
-            _, along_z = jax.jvp(lambda v: apply_fn(theta, v), (z,), (z,))
-            direction = jax.random.normal(jax.random.key(1), f.shape, f.dtype)
-            return Evaluation(f, sums, along_z + sources, direction, pull(direction)[0], pull_sums(direction)[0])
-    return jax.device_get(evaluate(analysis.alive, analysis.few))
+    def outputs(p: list[Array]) -> Array:
+        return network.over(with_floating(network, p).params, z)
+
+    def path_sum(p: list[Array], z: Array) -> Array:
+        return evaluate_paths(partial(Polynomial, None), with_floating(network, p), z, held)
+
+    f, pull = jax.vjp(outputs, theta)
+    sums, pull_sums = jax.vjp(lambda p: path_sum(p, z), theta)
+    _, along_z = jax.jvp(lambda v: network.over(network.params, v), (z,), (z,))
+    direction = jax.random.normal(jax.random.key(1), f.shape, f.dtype)
+    return Evaluation(f, sums, along_z + path_sum(theta, 0 * z), direction, pull(direction)[0],
+                      pull_sums(direction)[0])
 
 
 def _path_sum_checks(analysis: Analysis, evaluation: Evaluation) -> dict[str, Check]:
     """The network against its gated path sum."""
     f, loose = evaluation.f, analysis.tolerance(1e2, 1e-12)
-    both = zip(jax.tree.leaves(evaluation.gradient_of_sums), jax.tree.leaves(evaluation.gradient), strict=True)
+    both = zip(evaluation.gradient_of_sums, evaluation.gradient, strict=True)
     return {
         "f is its gated path sum": _check(_relative(evaluation.sums, f), loose, "f(x) = Σ_p c_p v_p(θ) a_p(x) x_s(p)"),
-        "gradients agree": _check(max(_relative(a, b) for a, b in both if is_floating(a)), loose,
+        "gradients agree": _check(max(_relative(a, b) for a, b in both), loose,
                                   "∇_θ f = ∇_θ of the gated path sum, gates held"),
         "homogeneity": _check(_relative(evaluation.euler, f), loose,
                               "∇_x f · x + (paths from biases and constants) = f (Euler)"),
@@ -132,39 +139,37 @@ def _kernel_checks(analysis: Analysis, evaluation: Evaluation) -> dict[str, Chec
     """Θ on a few examples against other engines; against one gradient where their Jacobian is too large."""
     few, tangent, tolerance = analysis.few, analysis.tangent, analysis.tolerance(1e3, 1e-12)
     options = {"masks": analysis.masks, "trainable": analysis.trainable}
-    outputs = tangent.rows // len(analysis.X)
-    rows = len(few) * outputs
+    outputs, n = analysis.network.size, min(EXAMPLES, len(analysis.signals))
+    rows = n * outputs
     block = tangent.multiply(np.eye(rows, tangent.rows))[:, :rows]
-    block = block.reshape(len(few), outputs, len(few), outputs).transpose(0, 2, 1, 3)
+    block = block.reshape(n, outputs, n, outputs).transpose(0, 2, 1, 3)
 
     def by_engine(name: str) -> np.ndarray | None:
         try:
             ntk_plan(analysis.apply_fn, analysis.params, few, engine=name, **options)
         except ValueError:      # the Jacobian of a single example is beyond the memory limit
             return None
-        return np.asarray(ntk(analysis.apply_fn, analysis.params, few, engine=name, **options))
+        return np.asarray(ntk(analysis.apply_fn, analysis.params, few, engine=name, **options)).reshape(block.shape)
 
     checks: dict[str, Check] = {}
     dense = by_engine("jacobian")
     if dense is not None:
         checks["Θ from the full Jacobian"] = _check(_relative(block, dense), tolerance,
-                                                    f"Θ = ∇f ∇fᵀ on {few.shape[0]} examples")
+                                                    f"Θ = ∇f ∇fᵀ on {n} examples")
     else:
-        trains = trainable_masks(analysis.params, analysis.trainable, analysis.masks)
-        leaves = zip(jax.tree.leaves(evaluation.gradient), jax.tree.leaves(trains), strict=True)
-        norm = sum(float(np.sum(np.square(g, dtype=np.float64), where=np.asarray(t)))
-                   for g, t in leaves if is_floating(g))
+        leaves = zip(evaluation.gradient, floating_entries(analysis.network), strict=True)
+        norm = sum(float(np.sum(np.square(g, dtype=np.float64), where=np.asarray(t))) for g, t in leaves)
         u = evaluation.direction
         product = np.einsum("ia,ijab,jb->", u, block, u, dtype=np.float64)
         checks["Θ along a random direction"] = _check(_relative(product, norm), tolerance,
-                                                      f"uᵀΘu = ‖∇(u · f)‖² on {few.shape[0]} examples")
+                                                      f"uᵀΘu = ‖∇(u · f)‖² on {n} examples")
     try:
         other = by_engine("neural-tangents")
     except ImportError:
         other = None
     if other is not None:
         checks["Θ from neural-tangents"] = _check(_relative(block, other), tolerance,
-                                                  f"agreement with neural-tangents on {few.shape[0]} examples")
+                                                  f"agreement with neural-tangents on {n} examples")
     return checks
 
 

@@ -1,5 +1,6 @@
 """Spectra of Θ and A on one batch: whole where the matrices are small, their largest eigenvalues where they are not."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -7,14 +8,14 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Float, PyTree
 
 from pkjax.linalg.block_lanczos import block_lanczos
 from pkjax.linalg.memory import default_memory_limit
 from pkjax.tangent_kernel.data_factor import data_blocks
 from pkjax.tangent_kernel.kernel import ntk
 from pkjax.tangent_kernel.products import ntk_matvec, ntk_trace
-from pkjax.trees import ApplyFn, Trainable
+from pkjax.trees import ApplyFn, Trainable, is_floating
 
 __all__ = ["DataSpectrum", "Spectrum", "TangentSpectrum", "data_spectrum", "tangent_spectrum"]
 
@@ -59,13 +60,19 @@ class DataSpectrum(Spectrum):
     """V, with rows (example, output); A is zero between different outputs."""
 
 
-def tangent_spectrum(apply_fn: ApplyFn, params: PyTree, X: Array, size: int, *, masks: PyTree | None,
+def tangent_spectrum(apply_fn: ApplyFn, params: PyTree, X: PyTree, outputs: tuple[int, ...], *, masks: PyTree | None,
                      trainable: Trainable) -> TangentSpectrum:
-    """Find λ from Θ itself where three matrices of its size fit half of the memory, else from products over batches."""
+    """Find λ from Θ itself where three matrices of its size fit half of the memory, else from products over batches.
+
+    ``outputs`` is the shape of one example's output.
+    """
     options = {"masks": masks, "trainable": trainable}
-    width = jnp.finfo(jax.eval_shape(apply_fn, params, X[:1]).dtype)
+    n, each = len(jax.tree.leaves(X)[0]), math.prod(outputs)
+    size = n * each
+    width = jnp.finfo(jnp.result_type(*filter(is_floating, jax.tree.leaves(params))))
     if 3 * size**2 * width.bits // 8 <= default_memory_limit():
-        theta = np.asarray(ntk(apply_fn, params, X, **options)).transpose(0, 2, 1, 3).reshape(size, size)
+        kernel = np.asarray(ntk(apply_fn, params, X, **options)).reshape(n, n, each, each)
+        theta = kernel.transpose(0, 2, 1, 3).reshape(size, size)
         if size <= WHOLE:
             dense = theta.astype(np.float64)
             dense = (dense + dense.T) / 2
@@ -77,17 +84,16 @@ def tangent_spectrum(apply_fn: ApplyFn, params: PyTree, X: Array, size: int, *, 
             return _times(theta, rows)
     else:
         product = ntk_matvec(apply_fn, params, X, **options)
-        shape = jax.eval_shape(apply_fn, params, X)
-        each = jax.jit(lambda rows: jax.lax.map(lambda v: product(v.reshape(shape.shape)).ravel(), rows))
         trace = float(ntk_trace(apply_fn, params, X, **options))
 
         def multiply(rows: np.ndarray) -> np.ndarray:
-            return np.asarray(each(jnp.asarray(rows, shape.dtype)), np.float64)
+            vectors = rows.reshape(-1, n, *outputs)     # one at a time: one program, whatever the number of rows
+            return np.stack([np.asarray(product(jnp.asarray(v, width.dtype)), np.float64).ravel() for v in vectors])
     pairs = block_lanczos(multiply, size, min(size, LARGEST), tolerance=100 * float(width.eps))
     return TangentSpectrum(size, np.maximum(pairs.values, 0.0), trace, pairs.converged, multiply)
 
 
-def data_spectrum(apply_fn: ApplyFn, params: PyTree, X: Array, *, masks: PyTree | None) -> DataSpectrum:
+def data_spectrum(apply_fn: ApplyFn, params: PyTree, X: PyTree, *, masks: PyTree | None) -> DataSpectrum:
     """Find ν and V from the blocks of A.
 
     Sums over paths are taken in float64: convolutional networks have more paths than float32 counts.
@@ -95,11 +101,12 @@ def data_spectrum(apply_fn: ApplyFn, params: PyTree, X: Array, *, masks: PyTree 
     Raises:
         FloatingPointError: the network has more paths than float64 counts.
     """
+    n = len(jax.tree.leaves(X)[0])
     with jax.enable_x64(True):
-        blocks = np.asarray(data_blocks(apply_fn, params, X, masks, jnp.float64))
+        blocks = np.asarray(data_blocks(apply_fn, params, X, masks, jnp.float64)).reshape(-1, n, n)
     if not np.isfinite(blocks).all():
         raise FloatingPointError("the number of paths of this network is beyond what float64 holds")
-    outputs, n, _ = blocks.shape
+    outputs = len(blocks)
     most = n * outputs if n * outputs <= WHOLE else LARGEST
     converged, parts = True, []
     for block in blocks:

@@ -3,17 +3,19 @@
 Both multiply the dual Gram matrix G, which has the non-zero eigenvalues of Π, with random vectors ("probes").
 """
 
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Key, PyTree, Shaped
 
 from pkjax.linalg.stochastic import SpectralDensity, frobenius, quadrature
-from pkjax.path_kernel.gram import check_start, flat_product, make_problem, trace_of
+from pkjax.network import Network
+from pkjax.path_kernel.gram import flat_product, make_problem, read_start, trace_of
 from pkjax.trees import ApplyFn, Trainable
 
-__all__ = ["Estimate", "density", "effective_rank", "effective_rank_estimate"]
+__all__ = ["Estimate", "density", "effective_rank", "effective_rank_estimate", "rank_of"]
 
 
 class Estimate(NamedTuple):
@@ -32,7 +34,7 @@ class Estimate(NamedTuple):
     """The standard deviation of the estimate, itself estimated."""
 
 
-def effective_rank(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], *, key: Key[Array, ""],
+def effective_rank(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]], *, key: Key[Array, ""],
                    probes: int = 64, masks: PyTree | None = None, trainable: Trainable = None) -> Float[Array, ""]:
     """Effective rank of the path kernel: how many equal eigenvalues would have its trace and its Frobenius norm.
 
@@ -43,14 +45,15 @@ def effective_rank(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *i
     Args:
         apply_fn: the network.
         params: its parameters θ.
-        x: (1, *input), the start values.
+        x: (1, *input), the start values; of integer inputs one example, whose signals they are.
         key: a typed random key.
         probes: number of random vectors s.
         masks: booleans like ``params``; a masked weight carries no path and does not train.
         trainable: which parameters Π differentiates; all floating-point leaves by default.
 
     Returns:
-        A scalar of the parameters' dtype. Works under jit. ``effective_rank_estimate`` returns the standard error too.
+        A scalar of the parameters' dtype, float32 for narrower ones. Works under jit. ``effective_rank_estimate``
+        returns the standard error too.
 
     Raises:
         ValueError: as for ``trace``, and for fewer than 2 probes.
@@ -67,7 +70,7 @@ def effective_rank(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *i
     return effective_rank_estimate(apply_fn, params, x, key=key, probes=probes, masks=masks, trainable=trainable).value
 
 
-def effective_rank_estimate(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], *,
+def effective_rank_estimate(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]], *,
                             key: Key[Array, ""], probes: int = 64, masks: PyTree | None = None,
                             trainable: Trainable = None) -> Estimate:
     """Effective rank of the path kernel with its standard error.
@@ -77,14 +80,15 @@ def effective_rank_estimate(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLi
     Args:
         apply_fn: the network.
         params: its parameters θ.
-        x: (1, *input), the start values.
+        x: (1, *input), the start values; of integer inputs one example, whose signals they are.
         key: a typed random key.
         probes: number of random vectors.
         masks: booleans like ``params``; a masked weight carries no path and does not train.
         trainable: which parameters Π differentiates; all floating-point leaves by default.
 
     Returns:
-        The estimate and its standard error, scalars of the parameters' dtype. Works under jit.
+        The estimate and its standard error, scalars of the parameters' dtype, float32 for narrower ones. Works
+        under jit.
 
     Raises:
         ValueError: as for ``trace``, and for fewer than 2 probes.
@@ -101,7 +105,12 @@ def effective_rank_estimate(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLi
     """
     if probes < 2:
         raise ValueError(f"probes must be at least 2, got {probes}")
-    problem = make_problem(apply_fn, params, check_start(params, x), masks, trainable)
+    return _rank(*read_start(apply_fn, params, x, masks, trainable), key, probes=int(probes))
+
+
+def rank_of(network: Network, z: Array, key: Array, probes: int = 64) -> Estimate:
+    """Effective rank of a network that has been read."""
+    problem = make_problem(network, z)
     multiply, flat, train = flat_product(problem)
     scale = trace_of(problem)
     # Products of G divided by its trace neither overflow nor vanish when squared. Signs are drawn as they are needed.
@@ -110,7 +119,10 @@ def effective_rank_estimate(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLi
     return Estimate((1 / mean).astype(scale.dtype), (deviation / mean**2).astype(scale.dtype))
 
 
-def density(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], *, key: Key[Array, ""],
+_rank = jax.jit(rank_of, static_argnames="probes")
+
+
+def density(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]], *, key: Key[Array, ""],
             probes: int = 8, depth: int = 64, points: int = 200, decades: float = 6.0, width: float = 0.08,
             masks: PyTree | None = None, trainable: Trainable = None) -> SpectralDensity:
     """Spectral density of the path kernel by stochastic Lanczos quadrature.
@@ -120,7 +132,7 @@ def density(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"],
     Args:
         apply_fn: the network.
         params: its parameters θ.
-        x: (1, *input), the start values.
+        x: (1, *input), the start values; of integer inputs one example, whose signals they are.
         key: a typed random key.
         probes: number of random vectors.
         depth: Lanczos steps with each, at most the number of parameters that train.
@@ -145,6 +157,12 @@ def density(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"],
     >>> float(estimate.weights[0].sum().round(2))
     12.0
     """
-    multiply, flat, train = flat_product(make_problem(apply_fn, params, check_start(params, x), masks, trainable))
+    return _density(*read_start(apply_fn, params, x, masks, trainable), key, probes=int(probes), depth=int(depth),
+                    points=int(points), decades=float(decades), width=float(width))
+
+
+@partial(jax.jit, static_argnames=("probes", "depth", "points", "decades", "width"))
+def _density(network: Network, z: Array, key: Array, *, probes: int, **options: Any) -> SpectralDensity:
+    multiply, flat, train = flat_product(make_problem(network, z))
     draws = jax.random.rademacher(key, (probes, flat.size), flat.dtype) * train
-    return quadrature(multiply, draws, train.sum(), key, depth=depth, points=points, decades=decades, width=width)
+    return quadrature(multiply, draws, train.sum(), key, **options)

@@ -1,85 +1,118 @@
 """The dual Gram matrix G of the path kernel as derivatives of the path polynomial ``R(φ) = R_2(φ, x)`` at φ = θ²."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
-from pkjax import paths
-from pkjax.trees import ApplyFn, Trainable, check_finite, check_masks, hashable, is_floating, shapes, trainable_masks
+from pkjax.network import Network, read
+from pkjax.paths.algebras import Polynomial
+from pkjax.paths.polynomial import evaluate_paths, network_tied
+from pkjax.paths.scaled import scaled_values
+from pkjax.programs.program import BoundProgram
+from pkjax.trees import ApplyFn, Trainable, accumulator, is_floating
 
-__all__ = ["Problem", "check_start", "flat_product", "log_trace_of", "make_problem", "product", "trace_of"]
+__all__ = ["Problem", "check_start", "flat_product", "floating_entries", "floating_leaves", "log_trace_of",
+           "make_problem", "product", "read_paths", "read_start", "trace_of", "trained_positions", "widened",
+           "with_floating"]
 
-Objective = Callable[[list[Array]], Array]
+Objective = Callable[[Network], Array]
+"""A function of a network whose parameters are φ."""
 
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """R at φ as a function of the floating-point leaves, with what Π differentiates."""
+    """A function of φ, the floating-point leaves, with what Π differentiates."""
 
-    objective: Objective
-    scaled: Callable[[list[Array]], tuple[Array, Array]]   # R as a mantissa and its power of two
+    network: Network
+    of_network: Objective
     leaves: list[Array]    # θ, floating-point leaves only
-    train: list[Array]     # booleans
-    rebuild: Callable[[list[Any]], PyTree]  # fills the other leaves with zeros of their shape
+    train: list[Array]     # booleans like them
     tied: list[bool]       # whether the parameters of a leaf may lie twice on a path
 
+    def objective(self, phi: list[Array]) -> Array:
+        """Evaluate the function."""
+        return self.of_network(self.at(phi))
 
-def make_problem(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, masks: PyTree | None, trainable: Trainable,
-                 objective: Callable[[PyTree], Array] | None = None) -> Problem:
-    """Take R and the leaves that G has rows for; ``objective``, a function of φ, replaces R."""
-    check_masks(masks, params)
-    train = trainable_masks(params, trainable, masks)
-    flat, structure = jax.tree.flatten(params)
-    floating = [i for i, leaf in enumerate(flat) if is_floating(leaf)]
-
-    def fill(values: list[Any], others: list[Any]) -> PyTree:
-        full = list(others)
-        for i, value in zip(floating, values, strict=True):
-            full[i] = value
-        return jax.tree.unflatten(structure, full)
-
-    def total(phi: PyTree) -> Array:
-        return paths.polynomial(apply_fn, phi, x, q=2, masks=masks).sum()
-
-    def scaled(phi: PyTree) -> tuple[Array, Array]:
-        mantissa, exponent = paths.scaled_polynomial(apply_fn, phi, x, q=2, masks=masks)
-        return mantissa.sum(), exponent
-
-    inner = total if objective is None else objective
-    leaves, treedef = jax.tree.flatten(shapes((params, x)))
-    twice = _tied(hashable(apply_fn), tuple(leaves), treedef)
-    return Problem(lambda values: inner(fill(values, flat)),
-                    lambda values: scaled(fill(values, flat)),
-                    [jnp.asarray(flat[i]) for i in floating],
-                    [jax.tree.leaves(train)[i] for i in floating],
-                    lambda values: fill(values, [jnp.zeros_like(leaf) for leaf in flat]),
-                    [twice[i] for i in floating])
+    def at(self, phi: list[Array]) -> Network:
+        """Return the network with other floating-point leaves."""
+        return with_floating(self.network, phi)
 
 
-@lru_cache(maxsize=256)
-def _tied(apply_fn: ApplyFn, leaves: tuple[Any, ...], treedef: Any) -> tuple[bool, ...]:
-    """Whether the parameters of each leaf may lie twice on a path, computed once for each set of shapes."""
-    return paths.tied(apply_fn, *jax.tree.unflatten(treedef, leaves))
+def floating_leaves(network: Network) -> list[Array]:
+    """The leaves that hold floating-point numbers."""
+    return [jnp.asarray(leaf) for leaf in jax.tree.leaves(network.params) if is_floating(leaf)]
 
 
-def check_start(params: PyTree, x: ArrayLike) -> Array:
-    """Raise ValueError unless params is finite and x is a finite, non-negative batch of one; return x as an array."""
-    x = jnp.asarray(x)
-    check_finite(params, "params")
-    check_finite(x, "x")
-    if x.shape[:1] != (1,):
-        raise ValueError(f"x must be a batch of one, (1, *input), got shape {x.shape}")
-    if not isinstance(x, jax.core.Tracer) and bool((np.asarray(x) < 0).any()):
+def floating_entries(network: Network) -> list[Any]:
+    """Which entries of them train: booleans that broadcast against each."""
+    pairs = zip(network.entries, jax.tree.leaves(network.params), strict=True)
+    return [np.zeros((), bool) if entries is None else entries for entries, leaf in pairs if is_floating(leaf)]
+
+
+def with_floating(network: Network, values: list[Array]) -> Network:
+    """Return the network with other floating-point leaves."""
+    given = iter(values)
+    params = jax.tree.map(lambda leaf: next(given) if is_floating(leaf) else leaf, network.params)
+    return replace(network, params=params)
+
+
+def trained_positions(network: Network) -> np.ndarray:
+    """Positions of the parameters that train among the entries of all leaves."""
+    return np.flatnonzero(np.concatenate([
+        np.broadcast_to(False if entries is None else np.asarray(entries), np.shape(leaf)).ravel()
+        for entries, leaf in zip(network.entries, jax.tree.leaves(network.params), strict=True)]))
+
+
+def make_problem(network: Network, x: Array, objective: Objective | None = None) -> Problem:
+    """Take R, or another function of φ, and the leaves that G has rows for."""
+    def total(at: Network) -> Array:
+        return evaluate_paths(partial(Polynomial, 2), at, x, None).sum()
+
+    leaves = floating_leaves(network)
+    train = [jnp.broadcast_to(t, leaf.shape) for t, leaf in zip(floating_entries(network), leaves, strict=True)]
+    tied = [twice for twice, leaf in zip(network_tied(network), jax.tree.leaves(network.params), strict=True)
+            if is_floating(leaf)]
+    return Problem(network, total if objective is None else objective, leaves, train, tied)
+
+
+def read_paths(apply_fn: ApplyFn, params: PyTree, X: PyTree, masks: PyTree | None, trainable: Trainable,
+               name: str = "X") -> tuple[Network, Array]:
+    """Read a network as a sum over paths, and the signals of its inputs, in float32 where numbers are narrower."""
+    params, X = widened(apply_fn, (params, X))
+    with jax.numpy_dtype_promotion("standard"):
+        network = read(apply_fn, params, X, masks=masks, trainable=trainable, paths=True)
+    return network, network.batch(X, name)
+
+
+def widened(apply_fn: ApplyFn, tree: PyTree) -> PyTree:
+    """Bring floating-point leaves that are narrower than float32 to it, unless a program says what types it takes."""
+    def wide(leaf: Any) -> Any:
+        narrow = is_floating(leaf) and accumulator(jnp.result_type(leaf)) != jnp.result_type(leaf)
+        return jnp.asarray(leaf, jnp.float32) if narrow else leaf
+    return tree if isinstance(apply_fn, BoundProgram) else jax.tree.map(wide, tree)
+
+
+def read_start(apply_fn: ApplyFn, params: PyTree, x: PyTree, masks: PyTree | None, trainable: Trainable
+               ) -> tuple[Network, Array]:
+    """Read a network and its start values: the signals of one example, which are at least 0."""
+    network, z = read_paths(apply_fn, params, x, masks, trainable, "x")
+    check_start(z, x)
+    return network, z
+
+
+def check_start(z: Array, x: PyTree) -> None:
+    """Raise ValueError unless x is one example, and its signals z are at least 0."""
+    if len(z) != 1:
+        raise ValueError(f"x must be a batch of one, (1, *input), got shape {jax.tree.map(jnp.shape, x)}")
+    if not isinstance(z, jax.core.Tracer) and bool((np.asarray(z) < 0).any()):
         raise ValueError("x must be non-negative: it holds the start values z of R_2(θ², z); use its magnitude")
-    return x
 
 
 def trace_of(problem: Problem) -> Array:
@@ -87,10 +120,14 @@ def trace_of(problem: Problem) -> Array:
     return _trace(problem, jax.grad(problem.objective))
 
 
-def log_trace_of(problem: Problem) -> Array:
+def log_trace_of(problem: Problem, x: Array) -> Array:
     """Natural logarithm of the trace of G, which cannot overflow or underflow."""
-    slope = jax.grad(problem.scaled, has_aux=True)
-    exponent = problem.scaled([leaf**2 for leaf in problem.leaves])[1]
+    def scaled(phi: list[Array]) -> tuple[Array, Array]:
+        mantissa, exponent = scaled_values(problem.at(phi), x, 2)
+        return mantissa.sum(), exponent
+
+    slope = jax.grad(scaled, has_aux=True)
+    exponent = scaled([leaf**2 for leaf in problem.leaves])[1]
     mantissa = _trace(problem, lambda phi: slope(phi)[0])
     return jnp.log(mantissa) + exponent.astype(mantissa.dtype) * jnp.log(jnp.asarray(2, mantissa.dtype))
 
@@ -99,7 +136,7 @@ def _trace(problem: Problem, slope: Callable[[list[Array]], list[Array]]) -> Arr
     phi = [leaf**2 for leaf in problem.leaves]
     parts = [jnp.where(t, g, 0).sum() for t, g in zip(problem.train, slope(phi), strict=True)]
     for n, twice in enumerate(problem.tied):
-        if twice:
+        if twice and phi[n].size:
             def curvature(i: Array, n: int = n) -> Array:
                 unit = [jnp.zeros_like(p) for p in phi]
                 unit[n] = unit[n].ravel().at[i].set(1).reshape(phi[n].shape)

@@ -10,6 +10,8 @@ takes ones.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,14 +19,25 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree, Shaped
 
-from pkjax import paths
-from pkjax.path_kernel.gram import check_start, flat_product, log_trace_of, make_problem, product, trace_of
-from pkjax.trees import ApplyFn, Trainable, check_finite, check_masks, is_floating
+from pkjax.network import Network
+from pkjax.path_kernel.gram import (
+    flat_product,
+    log_trace_of,
+    make_problem,
+    product,
+    read_paths,
+    read_start,
+    trace_of,
+    with_floating,
+)
+from pkjax.paths.algebras import Polynomial
+from pkjax.paths.polynomial import evaluate_paths, recorded_gates
+from pkjax.trees import ApplyFn, Trainable, is_floating
 
-__all__ = ["dense", "gated_trace", "matvec", "trace"]
+__all__ = ["dense", "gated_trace", "gated_trace_of", "matvec", "trace"]
 
 
-def trace(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], *, masks: PyTree | None = None,
+def trace(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]], *, masks: PyTree | None = None,
           trainable: Trainable = None, log: bool = False) -> Float[Array, ""]:
     """Trace of the path kernel, by one gradient of the path polynomial.
 
@@ -35,13 +48,13 @@ def trace(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], *
     Args:
         apply_fn: the network.
         params: its parameters θ.
-        x: (1, *input), the start values.
+        x: (1, *input), the start values; of integer inputs one example, whose signals they are.
         masks: booleans like ``params``; a masked weight carries no path and does not train.
         trainable: which parameters Π differentiates; all floating-point leaves by default.
         log: return the natural logarithm of the trace, which stays in range at any depth.
 
     Returns:
-        A scalar of the parameters' dtype. Works under jit.
+        A scalar of the parameters' dtype, float32 for narrower ones. Works under jit and vmap.
 
     Raises:
         ValueError: trees that do not match, numbers that are not finite, an ``x`` that is not a batch of one or has
@@ -54,12 +67,17 @@ def trace(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], *
     >>> float(trace(lambda w, x: jax.nn.relu(x @ w["a"]) @ w["b"], w, jnp.ones((1, 2))))
     10.0
     """
-    x = check_start(params, x)
-    problem = make_problem(apply_fn, params, x, masks, trainable)
-    return log_trace_of(problem) if log else trace_of(problem)
+    network, z = read_start(apply_fn, params, x, masks, trainable)
+    return _trace(network, z, log=bool(log))
 
 
-def matvec(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], *, masks: PyTree | None = None,
+@partial(jax.jit, static_argnames="log")
+def _trace(network: Network, z: Array, *, log: bool) -> Array:
+    problem = make_problem(network, z)
+    return log_trace_of(problem, z) if log else trace_of(problem)
+
+
+def matvec(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]], *, masks: PyTree | None = None,
            trainable: Trainable = None) -> Callable[[PyTree], PyTree]:
     """The product with the dual Gram matrix: one Hessian-vector product of a forward pass.
 
@@ -68,7 +86,7 @@ def matvec(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], 
     Args:
         apply_fn: the network.
         params: its parameters θ.
-        x: (1, *input), the start values.
+        x: (1, *input), the start values; of integer inputs one example, whose signals they are.
         masks: booleans like ``params``; a masked weight carries no path and does not train.
         trainable: which parameters Π differentiates; all floating-point leaves by default.
 
@@ -87,21 +105,27 @@ def matvec(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], 
     >>> product({"a": jnp.zeros((2, 1)), "b": jnp.ones((1, 1))})["a"].tolist()
     [[2.0], [2.0]]
     """
-    problem = make_problem(apply_fn, params, check_start(params, x), masks, trainable)
-    rows = product(problem)
+    network, z = read_start(apply_fn, params, x, masks, trainable)
     structure: Any = jax.tree.structure(params)
-    positions = [i for i, leaf in enumerate(jax.tree.leaves(params)) if is_floating(leaf)]
 
     def multiply(u: PyTree) -> PyTree:
         if jax.tree.structure(u) != structure:
             raise ValueError(f"u must have the tree structure of params, {structure}, got {jax.tree.structure(u)}")
-        flat = jax.tree.leaves(u)
-        return problem.rebuild(rows([jnp.asarray(flat[i]) for i in positions]))
+        return _multiply(network, z, u)
 
     return multiply
 
 
-def dense(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], *, masks: PyTree | None = None,
+@jax.jit
+def _multiply(network: Network, z: Array, u: PyTree) -> PyTree:
+    problem = make_problem(network, z)
+    pairs = zip(jax.tree.leaves(u), jax.tree.leaves(network.params), strict=True)
+    rows = product(problem)([v.astype(leaf.dtype) for v, leaf in pairs if is_floating(leaf)])
+    zeros = replace(network, params=jax.tree.map(jnp.zeros_like, network.params))
+    return with_floating(zeros, rows).params
+
+
+def dense(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]], *, masks: PyTree | None = None,
           trainable: Trainable = None) -> Float[Array, "m m"]:
     """The dual Gram matrix itself, over the floating-point parameters in flattening order.
 
@@ -110,7 +134,7 @@ def dense(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], *
     Args:
         apply_fn: the network.
         params: its parameters θ, at most a few thousand.
-        x: (1, *input), the start values.
+        x: (1, *input), the start values; of integer inputs one example, whose signals they are.
         masks: booleans like ``params``; a masked weight carries no path and does not train.
         trainable: which parameters Π differentiates; all floating-point leaves by default.
 
@@ -128,13 +152,18 @@ def dense(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], *
     >>> dense(lambda w, x: jax.nn.relu(x @ w["a"]) @ w["b"], w, jnp.ones((1, 2))).tolist()
     [[4.0, 0.0, 2.0], [0.0, 4.0, 2.0], [2.0, 2.0, 2.0]]
     """
-    multiply, flat, _ = flat_product(make_problem(apply_fn, params, check_start(params, x), masks, trainable))
+    return _dense(*read_start(apply_fn, params, x, masks, trainable))
+
+
+@jax.jit
+def _dense(network: Network, z: Array) -> Array:
+    multiply, flat, _ = flat_product(make_problem(network, z))
     # Row by row from unit vectors, so that no identity matrix has to exist beside the result.
     return jax.lax.map(lambda i: multiply(jnp.zeros_like(flat).at[i].set(1)), jnp.arange(flat.size), batch_size=64)
 
 
-def gated_trace(apply_fn: ApplyFn, params: PyTree, X: Shaped[ArrayLike, "N *input"], *, masks: PyTree | None = None,
-                trainable: Trainable = None, batch_size: int = 16) -> Float[Array, ""]:
+def gated_trace(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[ArrayLike, "N ..."]], *,
+                masks: PyTree | None = None, trainable: Trainable = None, batch_size: int = 16) -> Float[Array, ""]:
     """Gated path trace of a batch of examples: the part of Tr Θ on the diagonal of Π.
 
         T_g = Σ_x Σ_j ∂R_2^{g(x)²}(θ², x ∘ x)/∂φ_j
@@ -148,7 +177,7 @@ def gated_trace(apply_fn: ApplyFn, params: PyTree, X: Shaped[ArrayLike, "N *inpu
         batch_size: how many examples share one gradient.
 
     Returns:
-        A scalar of the parameters' dtype. Works under jit.
+        A scalar of the parameters' dtype, float32 for narrower ones. Works under jit and vmap.
 
     Raises:
         ValueError: trees that do not match, or numbers that are not finite.
@@ -161,20 +190,24 @@ def gated_trace(apply_fn: ApplyFn, params: PyTree, X: Shaped[ArrayLike, "N *inpu
     >>> float(gated_trace(net, w, jnp.array([[1.0], [-1.0]])))  # one open path each: 4 + 1 and 1 + 1
     7.0
     """
-    check_finite(params, "params")
-    check_finite(X, "X")
-    check_masks(masks, params)
-    X = jnp.asarray(X)
+    network, signals = read_paths(apply_fn, params, X, masks, trainable)
+    return _gated_trace(network, signals, batch_size=int(batch_size))
 
+
+def gated_trace_of(network: Network, X: Array, batch_size: int = 16) -> Array:
+    """Gated path trace of a network that has been read."""
     def trace_over(examples: Array) -> Array:
-        opened = tuple(g**2 for g in paths.gates(apply_fn, params, examples, masks=masks))
+        opened = tuple(g**2 for g in recorded_gates(network, examples)[1])
 
-        def total(phi: PyTree) -> Array:    # summed over the examples, so that one gradient serves them all
-            return paths.polynomial(apply_fn, phi, examples**2, q=2, gates=opened, masks=masks).sum()
+        def total(at: Network) -> Array:    # summed over the examples, so that one gradient serves them all
+            return evaluate_paths(partial(Polynomial, 2), at, examples**2, opened).sum()
 
-        return trace_of(make_problem(apply_fn, params, examples[:1], masks, trainable, total))
+        return trace_of(make_problem(network, examples[:1], total))
 
     size = max(1, min(batch_size, len(X)))
     whole = len(X) - len(X) % size
     batches = jax.lax.map(trace_over, X[:whole].reshape(-1, size, *X.shape[1:])).sum()
     return batches if whole == len(X) else batches + trace_over(X[whole:])
+
+
+_gated_trace = jax.jit(gated_trace_of, static_argnames="batch_size")

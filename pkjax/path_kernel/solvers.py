@@ -7,19 +7,31 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 from jaxtyping import Array, Float64, PyTree
 
-from pkjax import paths, tables
+from pkjax import tables
 from pkjax.linalg.block_lanczos import NotConvergedWarning, block_lanczos
 from pkjax.linalg.memory import default_memory_limit
-from pkjax.path_kernel.gram import check_start, flat_product, make_problem
-from pkjax.trees import ApplyFn, Trainable, is_floating, trainable_masks
+from pkjax.network import Network
+from pkjax.path_kernel.gram import (
+    flat_product,
+    floating_entries,
+    floating_leaves,
+    make_problem,
+    read_start,
+    trained_positions,
+)
+from pkjax.paths import NotFullyConnectedError
+from pkjax.paths.dense_layers import network_layers
+from pkjax.paths.scaled import in_double
+from pkjax.programs.program import BoundProgram
+from pkjax.trees import ApplyFn, Trainable
 
 __all__ = ["Eigenpairs", "is_direct", "largest_eigenpairs"]
 
 _DENSE_BELOW = 3000
 _AT_ONCE = 2**24   # entries of the vectors that G multiplies at a time
+_ROWS = 8          # vectors to a call: the same for all, so that one program serves them
 
 
 @jax.tree_util.register_dataclass
@@ -56,46 +68,43 @@ class Eigenpairs:
         return tables.pairs({"eigenvalue": self.values, "error at most": self.bounds}, "largest eigenvalues of Π")
 
 
-def is_direct(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, masks: PyTree | None = None,
-              trainable: Trainable = None) -> bool:
+def is_direct(network: Network, z: Array) -> bool:
     """Whether "auto" is a direct method, dense or counting, for which a long list costs little more than a short one.
 
-    >>> is_direct(lambda w, x: x @ w, jnp.ones((2, 1)), jnp.ones((1, 2)))
+    >>> is_direct(*read_start(lambda w, x: x @ w, jnp.ones((2, 1)), jnp.ones((1, 2)), None, None))
     True
     """
-    train = trainable_masks(params, trainable, masks)
-    if sum(int(np.sum(t)) for t in jax.tree.leaves(train)) <= _DENSE_BELOW:
+    if len(trained_positions(network)) <= _DENSE_BELOW:
         return True
     try:
-        paths.dense_layers(apply_fn, params, x, masks=masks, trainable=trainable)
-    except paths.NotFullyConnectedError:
+        network_layers(network, z)
+    except NotFullyConnectedError:
         return False
     return True
 
 
-def largest_eigenpairs(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, k: int, masks: PyTree | None,
+def largest_eigenpairs(apply_fn: ApplyFn, params: PyTree, x: PyTree, k: int, masks: PyTree | None,
                        trainable: Trainable, method: str, tolerance: float, *, vectors: bool) -> Eigenpairs:
     """Find the k largest eigenpairs by the named method; "auto" takes the first that fits."""
     if method not in ("auto", "dense", "counting", "lanczos"):
         raise ValueError(f'method must be "auto", "dense", "counting" or "lanczos", but is {method!r}')
-    z = check_start(params, x)
-    train = np.concatenate([np.asarray(t).ravel() for t in jax.tree.leaves(trainable_masks(params, trainable, masks))])
-    trained = np.flatnonzero(train)
+    network, z = read_start(apply_fn, params, x, masks, trainable)
+    trained, size = trained_positions(network), sum(map(np.size, jax.tree.leaves(params)))
     if not 1 <= k <= len(trained):
         raise ValueError(f"k must be between 1 and the number of parameters that train, {len(trained)}, got {k}")
     if method == "auto" and len(trained) <= _DENSE_BELOW:
         method = "dense"
     if method in ("auto", "counting"):
         try:
-            layers = paths.dense_layers(apply_fn, params, z, masks=masks, trainable=trainable)
-        except paths.NotFullyConnectedError:
+            layers = network_layers(network, z)
+        except NotFullyConnectedError:
             if method == "counting":
                 raise
             method = "lanczos"
         else:
             from pkjax.path_kernel.spectrum_slicing import top_spectrum
 
-            top = top_spectrum(layers, k, inputs=np.asarray(z, np.float64).ravel(), vectors=vectors, size=len(train),
+            top = top_spectrum(layers, k, inputs=np.asarray(z, np.float64).ravel(), vectors=vectors, size=size,
                                trained=trained)
             missing = int((~np.isfinite(top.residuals)).sum())
             if missing:
@@ -103,37 +112,47 @@ def largest_eigenpairs(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, k: int, 
                               "values and their bounds hold", NotConvergedWarning, stacklevel=3)
             return Eigenpairs(top.values, _unflatten(top.vectors, params), top.residuals, top.bounds, not missing)
     with jax.enable_x64(True):
-        double = jax.tree.map(lambda p: np.asarray(p, np.float64) if is_floating(p) else p, params)
-        multiply = _restricted(apply_fn, double, np.asarray(z, np.float64), masks, trainable)
+        with jax.default_matmul_precision("highest"):
+            # A program says what types it takes; any other function is read once more, on float64.
+            given = (params, x) if isinstance(apply_fn, BoundProgram) else in_double((params, x))
+            multiply = _products(*read_start(apply_fn, given[0], given[1], masks, trainable))
         values, rows, residuals, bounds, converged = (
             _dense_pairs(multiply, len(trained), k) if method == "dense"
             else _lanczos_pairs(multiply, len(trained), k, tolerance))
     if not vectors:
         return Eigenpairs(values, None, residuals, bounds, converged)
-    full = np.zeros((k, len(train)))
+    full = np.zeros((k, size))
     full[:, trained] = rows
     return Eigenpairs(values, _unflatten(full, params), residuals, bounds, converged)
 
 
-def _restricted(apply_fn: ApplyFn, params: PyTree, x: np.ndarray, masks: PyTree | None, trainable: Trainable
-                ) -> Callable[[np.ndarray], np.ndarray]:
+def _products(network: Network, z: Array) -> Callable[[np.ndarray], np.ndarray]:
     """Products of G with rows over the parameters that train, in float64 on the host."""
-    train = np.concatenate([np.asarray(t).ravel() for p, t in zip(
-        jax.tree.leaves(params), jax.tree.leaves(trainable_masks(params, trainable, masks)), strict=True)
-        if is_floating(p)])
-    where, whole = np.flatnonzero(train), bool(train.all())
+    train = np.concatenate([np.broadcast_to(np.asarray(t), leaf.shape).ravel() for t, leaf in
+                            zip(floating_entries(network), floating_leaves(network), strict=True)])
+    where = None if train.all() else np.flatnonzero(train)
+    count = max(1, min(_ROWS, _AT_ONCE // train.size))
 
-    @jax.jit
-    def rows(params: PyTree, u: Array) -> Array:
-        multiply, flat, _ = flat_product(make_problem(apply_fn, params, jnp.asarray(x), masks, trainable))
+    def multiply(rows: np.ndarray) -> np.ndarray:
+        out = np.empty(rows.shape)
+        for start in range(0, len(rows), count):
+            part = rows[start:start + count]
+            filled = np.concatenate([part, np.zeros((count - len(part), rows.shape[1]))])
+            out[start:start + count] = np.asarray(_times(network, z, where, filled))[:len(part)]
+        return out
 
-        def one(v: Array) -> Array:
-            return multiply(v) if whole else multiply(jnp.zeros_like(flat).at[where].set(v))[where]
+    return multiply
 
-        with jax.default_matmul_precision("highest"):
-            return jax.lax.map(one, u, batch_size=max(1, min(16, _AT_ONCE // train.size)))
 
-    return lambda u: np.array(rows(params, jnp.asarray(u)), np.float64)
+@jax.jit
+def _times(network: Network, z: Array, where: Array | None, rows: Array) -> Array:
+    multiply, flat, _ = flat_product(make_problem(network, z))
+
+    def one(v: Array) -> Array:
+        v = v.astype(flat.dtype)
+        return multiply(v) if where is None else multiply(jnp.zeros_like(flat).at[where].set(v))[where]
+
+    return jax.vmap(one)(rows)
 
 
 _Solution = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, bool]

@@ -10,10 +10,10 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float64, Integer, PyTree, Shaped
 
-from pkjax import paths
 from pkjax.path_kernel import inertia
-from pkjax.path_kernel.gram import check_start
+from pkjax.path_kernel.gram import read_start
 from pkjax.path_kernel.solvers import Eigenpairs, largest_eigenpairs
+from pkjax.paths.dense_layers import network_layers
 from pkjax.trees import ApplyFn, Trainable
 
 __all__ = ["BoundedEigenvalues", "bounded_eigenvalues", "count_above", "eigenpairs", "eigenvalues"]
@@ -34,7 +34,7 @@ class BoundedEigenvalues(NamedTuple):
     """How far each value may be from the eigenvalue of its rank; infinite where the search did not converge."""
 
 
-def count_above(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"],
+def count_above(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]],
                 thresholds: Shaped[ArrayLike, "..."] | Sequence[float], *, masks: PyTree | None = None,
                 trainable: Trainable = None) -> Integer[np.ndarray, "..."]:
     """Count the eigenvalues of Π above each threshold, exactly, for fully connected networks.
@@ -44,7 +44,7 @@ def count_above(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *inpu
     Args:
         apply_fn: the network.
         params: its parameters θ, concrete.
-        x: (1, *input), the start values.
+        x: (1, *input), the start values; of integer inputs one example, whose signals they are.
         thresholds: numbers λ greater than 0, of any shape.
         masks: booleans like ``params``; a masked weight carries no path and does not train.
         trainable: which parameters Π differentiates; all floating-point leaves by default.
@@ -64,12 +64,11 @@ def count_above(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *inpu
     >>> count_above(lambda w, x: jax.nn.relu(x @ w["a"]) @ w["b"], w, jnp.ones((1, 2)), [0.5, 4.5])
     array([2, 1])
     """
-    z = check_start(params, x)
-    layers = paths.dense_layers(apply_fn, params, z, masks=masks, trainable=trainable)
-    return inertia.count_above(layers, thresholds, inputs=np.asarray(z, np.float64).ravel())
+    network, z = read_start(apply_fn, params, x, masks, trainable)
+    return inertia.count_above(network_layers(network, z), thresholds, inputs=np.asarray(z, np.float64).ravel())
 
 
-def eigenvalues(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], *, k: int,
+def eigenvalues(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]], *, k: int,
                 masks: PyTree | None = None, trainable: Trainable = None, method: str = "auto",
                 tolerance: float = 1e-10) -> Float64[np.ndarray, "k"]:
     """The k largest eigenvalues of Π with their multiplicities, zeros included where Π has fewer.
@@ -79,7 +78,7 @@ def eigenvalues(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *inpu
     Args:
         apply_fn: the network.
         params: its parameters θ, concrete.
-        x: (1, *input), the start values.
+        x: (1, *input), the start values; of integer inputs one example, whose signals they are.
         k: how many, at most the number of parameters that train.
         masks: booleans like ``params``; a masked weight carries no path and does not train.
         trainable: which parameters Π differentiates; all floating-point leaves by default.
@@ -106,7 +105,7 @@ def eigenvalues(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *inpu
     return largest_eigenpairs(apply_fn, params, x, k, masks, trainable, method, tolerance, vectors=False).values
 
 
-def bounded_eigenvalues(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], *, k: int,
+def bounded_eigenvalues(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]], *, k: int,
                         masks: PyTree | None = None, trainable: Trainable = None, method: str = "auto",
                         tolerance: float = 1e-10) -> BoundedEigenvalues:
     """The k largest eigenvalues of Π with bounds on their errors.
@@ -116,7 +115,7 @@ def bounded_eigenvalues(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, 
     Args:
         apply_fn: the network.
         params: its parameters θ, concrete.
-        x: (1, *input), the start values.
+        x: (1, *input), the start values; of integer inputs one example, whose signals they are.
         k: how many, at most the number of parameters that train.
         masks: booleans like ``params``; a masked weight carries no path and does not train.
         trainable: which parameters Π differentiates; all floating-point leaves by default.
@@ -145,7 +144,7 @@ def bounded_eigenvalues(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, 
     return BoundedEigenvalues(pairs.values, pairs.bounds)
 
 
-def eigenpairs(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], *, k: int,
+def eigenpairs(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]], *, k: int,
                masks: PyTree | None = None, trainable: Trainable = None, method: str = "auto", tolerance: float = 1e-10
                ) -> Eigenpairs:
     """The k largest eigenvalues of Π, and the eigenvectors of its dual Gram matrix.
@@ -155,7 +154,7 @@ def eigenpairs(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input
     Args:
         apply_fn: the network.
         params: its parameters θ, concrete.
-        x: (1, *input), the start values.
+        x: (1, *input), the start values; of integer inputs one example, whose signals they are.
         k: how many, at most the number of parameters that train.
         masks: booleans like ``params``; a masked weight carries no path and does not train.
         trainable: which parameters Π differentiates; all floating-point leaves by default.

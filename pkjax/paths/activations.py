@@ -22,7 +22,7 @@ from pkjax.paths.interpreter import Const, Gate, Interpreter, PathSum, Value
 if TYPE_CHECKING:
     from pkjax.paths.interpreter import Rule
 
-__all__ = ["ACTIVATIONS", "broadcast_to", "window_entries"]
+__all__ = ["ACTIVATIONS", "broadcast_to", "require", "window_entries"]
 
 
 def broadcast_to(interp: Interpreter, x: Value, shape: tuple[int, ...]) -> PathSum:
@@ -106,6 +106,9 @@ def select(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
     """Rule for select_n (where): a constant predicate rearranges, a gate chooses a branch."""
     which, *cases = ins
     if isinstance(which, Const):
+        if not isinstance(which.value, jax.core.Tracer) and len(taken := np.unique(np.asarray(which.value))) == 1:
+            case = cases[int(taken[0])]    # the others may hold anything, such as NaN for what is no number
+            return [case if isinstance(case, PathSum) else interp.lifted(case)]
         return [interp.linear("select_n", lambda *vs: lax.select_n(which.value, *vs), cases)]
     for case in cases:
         require(interp, case, (0.0,), "a branch of 'where'")
@@ -140,10 +143,21 @@ def clamp(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
 
 
 def gate(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
-    """Rule for comparisons, signs and positions: piecewise constant."""
-    shape = tuple(eqn.outvars[0].aval.shape)
+    """Rule for comparisons, signs and positions: piecewise constant.
+
+    Signals are numbers: one that is compared with itself or with infinity, as ``jnp.isnan`` and ``nan_to_num`` do, is a
+    constant.
+    """
+    shape, name = tuple(eqn.outvars[0].aval.shape), eqn.primitive.name
+    if name == "is_finite" or (name in ("eq", "ne") and (ins[0] is ins[1] or any(map(_infinite, ins)))):
+        return [Const(np.full(shape, name == "is_finite" or (name == "eq") == (ins[0] is ins[1])))]
     known = interp.algebra.known and all(interp.true(v) is not None for v in ins)
     return [Gate(eqn.primitive.bind(*(interp.true(v) for v in ins), **eqn.params) if known else None, shape)]
+
+
+def _infinite(value: Value) -> bool:
+    return (isinstance(value, Const) and not isinstance(value.value, jax.core.Tracer)
+            and bool(np.isinf(np.asarray(value.value, np.float64)).all()))
 
 
 def reduced_last(v: Array, axes: tuple[int, ...]) -> Array:

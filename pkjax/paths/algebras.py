@@ -5,9 +5,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend import core as jex
 from jaxtyping import Array
 
+from pkjax.paths.custom_rules import slope
 from pkjax.paths.interpreter import PathSum, Value
 
 __all__ = ["Polynomial", "TrueValues"]
@@ -22,7 +22,7 @@ class TrueValues:
 
     def __init__(self) -> None:
         self.recorded: list[Array] = []
-        self.last: tuple[PathSum, int] | None = None   # the operand of the last gate, and how many came before it
+        self.last: tuple[PathSum, int, Any] | None = None   # the last gate's operand, its number, and their product
 
     def lift(self, constant: Any) -> Any:
         """Hold the constant itself."""
@@ -42,10 +42,11 @@ class TrueValues:
 
     def _multiplied(self, value: Any, operand: PathSum, gate: Callable[[], Any]) -> Any:
         # A gate is piecewise constant, so no gradient flows into it.
-        slope = jax.lax.stop_gradient(jnp.asarray(gate()).astype(operand.dtype))
-        self.last = (operand, len(self.recorded))
-        self.recorded.append(slope)
-        return value * slope
+        factor = jax.lax.stop_gradient(jnp.asarray(gate()).astype(operand.dtype))
+        product = value * factor
+        self.last = (operand, len(self.recorded), product)
+        self.recorded.append(factor)
+        return product
 
     def true_value(self, operand: PathSum) -> Any:
         """Return what the path sum holds."""
@@ -53,30 +54,19 @@ class TrueValues:
 
     def refine(self, eqn: Any, ins: list[Value], outs: list[Value]) -> list[Value]:
         """Give a custom activation the slope that its own derivative rule has: it settles ties (relu'(0) = 0)."""
-        sums = [v for v in ins if isinstance(v, PathSum)]
-        if (len(sums) != 1 or len(ins) != 1 or len(outs) != 1 or self.last is None or self.last[0] is not sums[0]
-                or self.last[1] != len(self.recorded) - 1 or not isinstance(outs[0], PathSum)
-                or outs[0].shape != sums[0].shape):
+        if len(ins) != 1 or len(outs) != 1 or self.last is None:
             return outs
-        (x,) = sums
-        value = self.true_value(x)
-        inner = eqn_as_function(eqn)
-        _, slope = jax.jvp(inner, (value,), (jnp.ones_like(value),))
-        self.recorded[-1] = jax.lax.stop_gradient(slope)
-        held = self.gated_again(x, self.recorded[-1])
-        return [PathSum(held, outs[0].shape, outs[0].dtype, outs[0].on_input, outs[0].degree)]
+        (x,), (out,), (operand, index, product) = ins, outs, self.last
+        if not isinstance(out, PathSum) or x is not operand or self.true_value(out) is not product:
+            return outs        # the function is no gate on its operand alone
+        assert isinstance(x, PathSum)
+        self.recorded[index] = jax.lax.stop_gradient(slope(eqn, self.true_value(x)))
+        held = self.gated_again(x, self.recorded[index])
+        return [PathSum(held, out.shape, out.dtype, out.on_input, out.degree)]
 
     def gated_again(self, operand: PathSum, gate: Array) -> Any:
         """Multiply by a gate that stands recorded already."""
         return operand.value * gate
-
-
-def eqn_as_function(eqn: Any) -> Callable[[Any], Any]:
-    """Wrap one equation of one operand as a function."""
-    inner = eqn.params["call_jaxpr"].jaxpr
-    jaxpr = inner.replace(constvars=[], invars=eqn.invars, outvars=eqn.outvars, eqns=[eqn])
-    fn = jex.jaxpr_as_fun(jex.ClosedJaxpr(jaxpr, ()))
-    return lambda v: fn(v)[0]
 
 
 class Polynomial:

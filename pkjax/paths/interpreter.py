@@ -21,7 +21,8 @@ import jax.numpy as jnp
 from jax.extend import core as jex
 
 from pkjax.paths.errors import NotPathNetworkError
-from pkjax.programs.program import Hoisted, equation_function, live_equations
+from pkjax.programs.equations import equation_function, live_equations
+from pkjax.programs.program import Hoisted
 from pkjax.programs.source import module_scope, source_line
 
 __all__ = ["Algebra", "Const", "Gate", "Interpreter", "PathSum", "Rule", "Value"]
@@ -191,7 +192,7 @@ class Interpreter:
 
     # -- errors ------------------------------------------------------------------------------------------------------
 
-    def error(self, what: str) -> NotPathNetworkError:
+    def error(self, what: str, remedy: str = "") -> NotPathNetworkError:
         """Describe why the present operation has no paths: the reason, where it stands, what to do."""
         scope = module_scope(self.enclosing)
         names = [str(e.params.get("name", "")) for e in self.enclosing] + [self.enclosing[-1].primitive.name]
@@ -200,7 +201,7 @@ class Interpreter:
             f"{what}\n  operation: {self.enclosing[-1].primitive.name}"
             + (f" in {'/'.join(n for n in names[:-1] if n)}" if any(names[:-1]) else "")
             + f"\n  source: {where}" + (f"\n  module: {scope}" if scope else "")
-            + f"\n  what to do: {advice(scope, names)}")
+            + f"\n  what to do: {remedy or advice(scope, names)}")
 
 
 Degree = dict[tuple[int, ...], int]

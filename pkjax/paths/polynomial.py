@@ -14,9 +14,10 @@ from pkjax.paths.algebras import Polynomial, TrueValues
 from pkjax.paths.interpret import interpret
 from pkjax.paths.interpreter import PathSum
 from pkjax.programs.program import BoundProgram, Program
-from pkjax.trees import ApplyFn, is_floating, shapes
+from pkjax.trees import ApplyFn, as_array, is_floating, shapes
 
-__all__ = ["evaluate_paths", "gates", "path_sum", "polynomial", "record", "recorded_gates", "tied", "unit_weights"]
+__all__ = ["evaluate_paths", "gates", "network_tied", "path_sum", "polynomial", "record", "recorded_gates", "tied",
+           "unit_weights"]
 
 
 def polynomial(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], *, q: float | int,
@@ -171,7 +172,11 @@ def tied(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"] | j
     >>> tied(lambda w, x: (x @ w["a"]) @ w["a"] @ w["b"], {"a": jnp.eye(2), "b": jnp.eye(2)}, jnp.ones((1, 2)))
     (True, False)
     """
-    network = read(apply_fn, params, x, paths=True)
+    return network_tied(read(apply_fn, params, x, paths=True))
+
+
+def network_tied(network: Network) -> tuple[bool, ...]:
+    """Say the same of a network that has been read."""
     return _tied(network.fn.program, tuple(jax.tree.leaves(shapes(network.params))), network.example)
 
 
@@ -202,4 +207,4 @@ def unit_weights(params: PyTree) -> PyTree:
     >>> unit_weights({"kernel": jnp.array([-2., 0.]), "count": jnp.array(3)})
     {'count': Array(3, ...), 'kernel': Array([1., 1.], ...)}
     """
-    return jax.tree.map(lambda p: jnp.nan_to_num(jnp.asarray(p)) * 0 + 1 if is_floating(p) else p, params)
+    return jax.tree.map(lambda p: jnp.nan_to_num(as_array(p)) * 0 + 1 if is_floating(p) else p, params)

@@ -6,13 +6,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.extend import core as jex
 
-from pkjax.paths.activations import ACTIVATIONS, broadcast_to
+from pkjax.paths.activations import ACTIVATIONS, broadcast_to, require
 from pkjax.paths.algebras import Polynomial
 from pkjax.paths.convolution import prefers_products, products
+from pkjax.paths.custom_rules import disagreement
+from pkjax.paths.indexing import INDEXING
 from pkjax.paths.interpreter import Const, Gate, Interpreter, PathSum, Rule, Value
+from pkjax.paths.sorting import SORTING
+from pkjax.programs.equations import closed, live_equations, opened
 
 __all__ = ["RULES"]
 
@@ -24,7 +29,8 @@ def bind(eqn: Any) -> Callable[..., Any]:
 
 def join(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
     """Operations that are jointly linear in all their operands."""
-    return [interp.linear(eqn.primitive.name, bind(eqn), ins, like=eqn.outvars[0].aval)]
+    name = eqn.primitive.name
+    return [interp.linear(LIKE.get(name, name), bind(eqn), ins, like=eqn.outvars[0].aval)]
 
 
 def recast(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
@@ -60,8 +66,11 @@ def mul(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
 
 
 def div(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
-    """Division by a constant."""
+    """Division by a constant, or by a gate (how many entries are positive, say)."""
     x, c = ins
+    if isinstance(c, Gate):
+        shape = eqn.outvars[0].aval.shape
+        return [interp.gated(broadcast_to(interp, x, shape), lambda: jnp.broadcast_to(1 / c.value, shape))]
     if not isinstance(c, Const):
         raise interp.error("division by a signal or by a parameter")
     with_inverse = Const(1 / jnp.asarray(c.value))
@@ -73,8 +82,31 @@ def div(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
 def product(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
     """Contractions: linear in each of two operands."""
     if any(isinstance(v, Gate) for v in ins):
-        raise interp.error(f"'{eqn.primitive.name}' contracts a signal with a piecewise constant value")
+        if eqn.primitive.name != "dot_general":
+            raise interp.error(f"'{eqn.primitive.name}' contracts a signal with a piecewise constant value")
+        return [_gated_product(interp, eqn, ins)]
     return [interp.bilinear(eqn.primitive.name, bind(eqn), *ins, like=eqn.outvars[0].aval)]
+
+
+def _gated_product(interp: Interpreter, eqn: Any, ins: list[Any]) -> PathSum:
+    """A contraction with a gate: entries times their gates, summed."""
+    contracted, batch = eqn.params["dimension_numbers"]
+    ranks = [len(a.aval.shape) for a in eqn.invars]
+    free = [[d for d in range(rank) if d not in c and d not in b]
+            for rank, c, b in zip(ranks, contracted, batch, strict=True)]
+
+    def spread(v: Any, side: int) -> Any:
+        """Axes in the order batch, free of the one, free of the other, contracted."""
+        moved = lax.transpose(v, (*batch[side], *free[side], *contracted[side]))
+        at = len(batch[0]) + (0 if side else len(free[0]))
+        return lax.expand_dims(moved, range(at, at + len(free[1 - side])))
+    gate = 0 if isinstance(ins[0], Gate) else 1
+    x = interp.lifted(ins[1 - gate])
+    shape = (*eqn.outvars[0].aval.shape, *(eqn.invars[0].aval.shape[d] for d in contracted[0]))
+    candidates = interp.linear("windows", lambda v: jnp.broadcast_to(spread(v, 1 - gate), shape), [x])
+    gated = interp.gated(candidates, lambda: jnp.broadcast_to(spread(ins[gate].value, gate), shape))
+    axes = tuple(range(len(shape) - len(contracted[0]), len(shape)))
+    return interp.linear("reduce_sum", lambda v: v.sum(axes), [gated])
 
 
 def convolution(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
@@ -96,21 +128,50 @@ def power(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
     return [out]
 
 
-def indexed(operands: Sequence[int]) -> Rule:
-    """Gathers, dynamic slices and scatters: linear in the given operands, the other ones being constant indices."""
-    def rule(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
-        slots = [i for i in operands if i < len(ins)]
-        rest = {i: v for i, v in enumerate(ins) if i not in slots}
-        if not all(isinstance(v, Const) for v in rest.values()):
-            raise interp.error(f"'{eqn.primitive.name}' takes indices that depend on the signal")
+def ragged(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
+    """Contractions of groups of rows, each with its own matrix, whose sizes are constants."""
+    if not all(isinstance(v, Const) for v in ins[2:]):
+        raise interp.error("the sizes of the groups depend on the signal")
+    sizes = [v.value for v in ins[2:]]
+    return [interp.bilinear(eqn.primitive.name, lambda a, b: bind(eqn)(a, b, *sizes), *ins[:2],
+                            like=eqn.outvars[0].aval)]
 
-        def fn(*values: Any) -> Any:
-            full = dict(zip(slots, values, strict=True)) | {i: v.value for i, v in rest.items()}
-            return eqn.primitive.bind(*(full[i] for i in range(len(ins))), **eqn.params)
-        # What indices of one example pick is no fixed function of the operands.
-        fn.of_input = any(v.of_input for v in rest.values())  # type: ignore[attr-defined]
-        return [interp.linear(eqn.primitive.name, fn, [ins[i] for i in slots], like=eqn.outvars[0].aval)]
-    return rule
+
+def reduction(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
+    """Reductions by a function of the user's: sums, maxima and minima, from an initial value that changes nothing."""
+    if len(ins) != 2:
+        raise interp.error(f"'{eqn.primitive.name}' reduces several arrays jointly")
+    (x, start), (operation, neutral, over) = ins, _monoid(interp, eqn)
+    if not isinstance(x, PathSum):
+        raise interp.error("a reduction starts from a signal")
+    require(interp, start, (neutral,), "the initial value of a reduction")
+    aval = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    if eqn.primitive.name == "reduce":
+        return interp.run_closed(jax.make_jaxpr(lambda v: over(v, eqn.params["dimensions"]))(aval), [x])
+    window = {name: eqn.params[name] for name in ("window_dimensions", "window_strides", "padding", "base_dilation",
+                                                  "window_dilation")}
+    first = np.asarray(neutral, x.dtype)
+    return interp.run_closed(jax.make_jaxpr(lambda v: lax.reduce_window(v, first, operation, **window))(aval), [x])
+
+
+def _monoid(interp: Interpreter, eqn: Any) -> tuple[Callable[..., Any], float, Callable[..., Any]]:
+    """What a reduction computes of two values, what changes none, and the same over axes."""
+    jaxpr, _ = opened(eqn.params["jaxpr"])
+    while len(jaxpr.eqns) == 1 and (inner := next(closed(jaxpr.eqns[0].params), None)) is not None:
+        jaxpr, _ = opened(inner)
+    names = [e.primitive.name for e in live_equations(jaxpr)]
+    whole = len(names) == 1 and set(map(id, jaxpr.eqns[-1].invars)) == set(map(id, jaxpr.invars))
+    known: dict[str, Any] = {"add": (lax.add, 0.0, jnp.sum), "max": (lax.max, -np.inf, jnp.max),
+                             "min": (lax.min, np.inf, jnp.min)}
+    if not whole or names[0] not in known:
+        raise interp.error(f"'{eqn.primitive.name}' combines entries by {' and '.join(names) or 'taking one of them'}, "
+                           "not by add, max or min")
+    return known[names[0]]  # type: ignore[no-any-return]
+
+
+def unchanged(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
+    """Names, barriers and devices: nothing that paths know of."""
+    return ins
 
 
 def split(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
@@ -129,12 +190,21 @@ def call(name: str) -> Rule:
     """Calls: recurse."""
     @structural
     def rule(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
-        outs = interp.run_closed(eqn.params[name], ins)
-        refine = getattr(interp.algebra, "refine", None)
-        if refine is not None and eqn.primitive.name == "custom_jvp_call":
-            outs = refine(eqn, ins, outs)
-        return outs
+        return interp.run_closed(eqn.params[name], ins)
     return rule
+
+
+@structural
+def custom(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
+    """Calls with a derivative rule of their own, which must give the derivative of what they compute."""
+    if any(isinstance(v, PathSum) for v in ins):
+        reason = disagreement(eqn, [v.value if isinstance(v, Const) else None for v in ins])
+        if reason:
+            raise interp.error(reason, "take paths of a network whose derivative rules are derivatives; the tangent "
+                               "kernel follows any rule (ntk, engine=\"jacobian\")")
+    outs = interp.run_closed(eqn.params["call_jaxpr"], ins)
+    refine = getattr(interp.algebra, "refine", None)
+    return outs if refine is None else refine(eqn, ins, outs)
 
 
 @structural
@@ -188,20 +258,24 @@ def _stack(interp: Interpreter, pieces: Sequence[Any]) -> Value:
 
 
 LINEAR = ("reshape", "transpose", "broadcast_in_dim", "slice", "rev", "squeeze", "expand_dims", "concatenate", "pad",
-          "reduce_sum", "cumsum", "reduce_window_sum", "add", "add_any")
-IDENTITIES = ("convert_element_type", "copy", "copy_p", "reduce_precision", "sharding_constraint")
+          "reduce_sum", "cumsum", "reduce_window_sum", "add", "add_any", "stack", "tile")
+LIKE = {"stack": "concatenate", "tile": "broadcast_in_dim"}
+"""Names under which algebras know an operation's kind."""
+IDENTITIES = ("convert_element_type", "copy", "copy_p", "reduce_precision", "sharding_constraint", "reshard",
+              "mesh_cast", "layout_constraint")
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(LINEAR, join),
     **dict.fromkeys(IDENTITIES, recast),
-    "dot_general": product, "conv_general_dilated": convolution,
+    **dict.fromkeys(("name", "optimization_barrier", "device_put"), structural(unchanged)),
+    "dot_general": product, "conv_general_dilated": convolution, "ragged_dot_general": ragged, "ragged_dot": ragged,
     **dict.fromkeys(("integer_pow", "square"), power),
-    **dict.fromkeys(("gather", "dynamic_slice"), indexed([0])),
-    **dict.fromkeys(("scatter", "scatter-add"), indexed([0, 2])),
-    "dynamic_update_slice": indexed([0, 1]),
-    "split": split, "neg": neg, "sub": sub, "mul": mul, "div": div, "scan": scan, "cond": cond,
-    **{name: call("jaxpr") for name in ("jit", "pjit", "checkpoint", "remat2")},
-    **{name: call("call_jaxpr") for name in ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr",
-                                             "closed_call", "core_call", "core_closed_call")},
-    **ACTIVATIONS,
+    **dict.fromkeys(("reduce", "reduce_window"), reduction),
+    **dict.fromkeys(("split", "unstack"), split),
+    "neg": neg, "sub": sub, "mul": mul, "div": div, "scan": scan, "cond": cond,
+    **{name: call("jaxpr") for name in ("jit", "pjit", "checkpoint", "remat2", "composite")},
+    **{name: call("call_jaxpr") for name in ("closed_call", "core_call", "core_closed_call")},
+    **dict.fromkeys(("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"), custom),
+    **ACTIVATIONS, **INDEXING, **SORTING,
 }
+"""Name of a primitive → what to do where one of its operands is a path sum."""

@@ -11,10 +11,11 @@ from math import prod
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
 
-from pkjax.programs.program import closed, live_equations
+from pkjax.programs.equations import closed, live_equations
 
 __all__ = ["EXAMPLES", "Joined", "Rows", "Uncertain", "follow"]
 
@@ -89,7 +90,7 @@ def follow(jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Value]) -> list[V
 def _constant(value: Any) -> Free:
     if isinstance(value, jax.core.Tracer) or not hasattr(value, "shape"):
         return Free()
-    array = np.asarray(value) if not jax.dtypes.issubdtype(value.dtype, jax.dtypes.extended) else np.zeros(0)
+    array = np.asarray(value) if not jnp.issubdtype(value.dtype, jax.dtypes.extended) else np.zeros(0)
     return Free(frozenset(d for d, n in enumerate(array.shape) if n == EXAMPLES and
                           (np.take(array, 0, d) == np.take(array, 1, d)).all()))
 

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend import core as jex
 
-from pkjax.programs.program import CALLS, BoundProgram, Hoisted, Program, closed, equation_function, trace
+from pkjax.programs.equations import CALLS, closed, equation_function
+from pkjax.programs.program import BoundProgram, Hoisted, Program, trace
 
 __all__ = ["encode", "encoded"]
 

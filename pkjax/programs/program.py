@@ -5,9 +5,7 @@ is the jaxpr without them: they become arguments. Two programs with the same ope
 whatever Python function they were traced from, so that what is compiled for one serves the other.
 """
 
-import hashlib
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from typing import Any
@@ -17,15 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
 
-__all__ = ["CALLS", "BoundProgram", "Hoisted", "Program", "closed", "equation_function", "live_equations", "trace"]
+from pkjax.programs.equations import CALLS, closed, equation_function
+from pkjax.programs.keys import is_custom, program_key
 
-# Calls that pass their arguments through: the arrays inside them are hoisted too.
-CALLS = ("jit", "pjit", "closed_call", "core_call", "checkpoint", "remat2")
+__all__ = ["BoundProgram", "Hoisted", "Program", "trace"]
+
 # Operations that ask what a constant holds (a threshold of 0, a branch to take): such constants stay in the program.
-_ASKS = ("max", "min", "clamp", "select_n", "cond", "pow")
-_JAX = os.path.dirname(jax.__file__)
-# Custom derivative rules may contain others; those nested deeper make a program equal to itself alone.
-_DEEPEST = 4
+_ASKS = ("max", "min", "clamp", "select_n", "cond", "pow", "reduce", "reduce_window", "scatter-max", "scatter-min")
 
 
 @dataclass(frozen=True)
@@ -112,12 +108,13 @@ class BoundProgram:
         return self.program(self.constants, *arguments)
 
 
-def trace(fn: Callable[..., Any], *arguments: Any) -> tuple[Program, tuple[Any, ...]]:
+def trace(fn: Callable[..., Any], *arguments: Any, opaque: bool = False) -> tuple[Program, tuple[Any, ...]]:
     """Trace a function on the shapes of its arguments: its program, and the arrays that it closes over.
 
     Args:
         fn: a function of pytrees of arrays.
         *arguments: the pytrees, or their shapes.
+        opaque: take out every array, for a program that is evaluated and never read as a sum over paths.
 
     Returns:
         The program, without any array but those that its operations must know, and the constants, in order.
@@ -128,11 +125,11 @@ def trace(fn: Callable[..., Any], *arguments: Any) -> tuple[Program, tuple[Any, 
     shapes = jax.tree.map(_shape, arguments)
     # A new function at each call: JAX would give back what it traced of an old one, whatever has changed since.
     traced, out = jax.make_jaxpr(lambda *given: fn(*given), return_shape=True)(*shapes)
-    hoist = _Hoist(_asked(traced))
+    hoist = _Hoist(set() if opaque else _asked(traced))
     consts = tuple(hoist.constant(c) for c in traced.consts)
     jaxpr = hoist.jaxpr(traced.jaxpr)
     arguments_tree, results_tree = jax.tree.structure(arguments), jax.tree.structure(out)
-    key = (arguments_tree, results_tree, _Keys().of(jaxpr, consts))
+    key = (arguments_tree, results_tree, program_key(jaxpr, consts))
     program = Program(jaxpr, consts, tuple(map(_shape, hoist.found)), arguments_tree, results_tree, key)
     return _interned(program), tuple(hoist.found)
 
@@ -147,35 +144,6 @@ def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
     weak = bool(getattr(getattr(leaf, "aval", leaf), "weak_type", False))
     return jax.ShapeDtypeStruct(jnp.shape(leaf), leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf),
                                 weak_type=weak)
-
-
-def closed(value: Any) -> Iterator[Any]:
-    """The closed and open jaxprs among an operation's parameters.
-
-    >>> list(closed({"length": 3}))
-    []
-    """
-    for part in value.values() if isinstance(value, dict) else value:
-        if isinstance(part, jex.ClosedJaxpr | jex.Jaxpr):
-            yield part
-        elif isinstance(part, tuple | list):
-            yield from closed(part)
-
-
-def live_equations(jaxpr: Any) -> list[Any]:
-    """The equations that the results need; the others may hold anything.
-
-    >>> closed = jax.make_jaxpr(lambda x: (jnp.tanh(x), 2.0 * x)[1])(1.0)
-    >>> [eqn.primitive.name for eqn in live_equations(closed.jaxpr)]
-    ['mul']
-    """
-    needed = {v for v in jaxpr.outvars if not isinstance(v, jex.Literal)}
-    live = []
-    for eqn in reversed(jaxpr.eqns):
-        if any(v in needed for v in eqn.outvars):
-            live.append(eqn)
-            needed.update(v for v in eqn.invars if not isinstance(v, jex.Literal))
-    return live[::-1]
 
 
 # -- hoisting --------------------------------------------------------------------------------------------------------
@@ -234,8 +202,9 @@ def _asked(traced: Any) -> set[int]:
 
         for eqn in jaxpr.eqns:
             ins = [read(a) for a in eqn.invars]
-            if eqn.primitive.name in _ASKS:
-                asked.update(*(ids for ids in ins if ids))
+            # A custom derivative rule is compared at the values that its function closes over.
+            asking = ins if eqn.primitive.name in _ASKS else ins[:eqn.params["num_consts"]] if is_custom(eqn) else ()
+            asked.update(*(ids for ids in asking if ids))
             known = [ids for ids in ins if ids is not None]
             outs = [frozenset().union(*known) if len(known) == len(ins) else None] * len(eqn.outvars)
             for inner in closed(eqn.params):
@@ -252,100 +221,6 @@ def _asked(traced: Any) -> set[int]:
 
     walk(traced.jaxpr, {v: frozenset((id(c),)) for v, c in zip(traced.jaxpr.constvars, traced.consts, strict=True)})
     return asked
-
-
-# -- comparing -------------------------------------------------------------------------------------------------------
-
-
-class _Keys:
-    """Writes jaxprs as nested tuples that are equal where the operations are."""
-
-    def __init__(self) -> None:
-        self.rules: dict[Any, Any] = {}
-        self.depth = 0
-
-    def of(self, jaxpr: Any, consts: Sequence[Any] = ()) -> tuple[Any, ...]:
-        """Write a jaxpr, its variables numbered in the order of their appearance."""
-        number: dict[Any, int] = {}
-
-        def named(variable: Any) -> tuple[Any, ...]:
-            number[variable] = len(number)
-            return _kind(variable.aval)
-
-        def read(atom: Any) -> Any:
-            return self.value(atom.val) if isinstance(atom, jex.Literal) else number[atom]
-
-        head = tuple(map(named, (*jaxpr.constvars, *jaxpr.invars)))
-        body = tuple((eqn.primitive.name, tuple(map(read, eqn.invars)), self.parameters(eqn),
-                      tuple(map(named, eqn.outvars))) for eqn in jaxpr.eqns)
-        return head, tuple(map(self.value, consts)), body, tuple(map(read, jaxpr.outvars))
-
-    def parameters(self, eqn: Any) -> tuple[Any, ...]:
-        """Write an operation's parameters; a custom derivative rule by the operations that it consists of."""
-        if not eqn.primitive.name.startswith("custom_"):
-            return tuple((name, self.value(value)) for name, value in eqn.params.items())
-        plain = tuple((name, self.value(value)) for name, value in eqn.params.items()
-                      if not callable(value) and name not in ("out_trees", "jvp_jaxpr_fun", "fwd_jaxpr_thunk", "bwd"))
-        origin = str(getattr(getattr(eqn.params["call_jaxpr"].jaxpr, "debug_info", None), "func_src_info", ""))
-        if _JAX in origin:        # JAX's own rules, as of relu, change with nothing
-            return (*plain, origin)
-        rule = eqn.params.get("jvp_jaxpr_fun", eqn.params.get("bwd"))
-        avals = tuple(_kind(v.aval) for v in eqn.invars)
-        if (rule, avals) not in self.rules:
-            self.rules[rule, avals] = self.rule(eqn)
-        return (*plain, self.rules[rule, avals])
-
-    def rule(self, eqn: Any) -> Any:
-        """Write the derivative that a custom rule gives, whatever function it comes from."""
-        fn = equation_function(eqn)
-        values = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars]
-
-        def derivative(*values: Any) -> Any:
-            if "jvp_jaxpr_fun" in eqn.params:      # of its value, which may take the operation itself, nothing is kept
-                tangents = tuple(jnp.ones(v.shape, jax.dtypes.float0) if not jnp.issubdtype(v.dtype, jnp.inexact)
-                                 else jnp.ones_like(v) for v in values)
-                return jax.jvp(fn, values, tangents)[1]
-            out, pull = jax.vjp(fn, *values)
-            return pull(jax.tree.map(jnp.ones_like, out))
-
-        if self.depth == _DEEPEST:
-            return object()
-        self.depth += 1
-        try:
-            traced = jax.make_jaxpr(derivative)(*values)
-            return self.of(traced.jaxpr.replace(eqns=live_equations(traced.jaxpr)), traced.consts)
-        except Exception:   # a rule may raise anything: such a program equals no other
-            return object()
-        finally:
-            self.depth -= 1
-
-    def value(self, value: Any) -> Any:
-        """Write anything else that stands in a jaxpr."""
-        if isinstance(value, jex.ClosedJaxpr):
-            return self.of(value.jaxpr, value.consts)
-        if isinstance(value, jex.Jaxpr):
-            return self.of(value)
-        if isinstance(value, tuple | list):
-            return tuple(map(self.value, value))
-        if isinstance(value, dict):
-            return tuple((name, self.value(part)) for name, part in value.items())
-        if isinstance(value, bool | int | float | complex):
-            return type(value).__name__, repr(value)       # 0.0 and -0.0 differ, NaN equals itself
-        if isinstance(value, jax.core.Tracer):
-            return object()
-        if hasattr(value, "dtype") and hasattr(value, "shape"):
-            array = np.asarray(value) if not jnp.issubdtype(value.dtype, jax.dtypes.prng_key) else (
-                np.asarray(jax.random.key_data(value)))
-            return str(value.dtype), array.shape, hashlib.sha256(array.tobytes()).hexdigest()
-        try:
-            hash(value)
-        except TypeError:
-            return object()
-        return value
-
-
-def _kind(aval: Any) -> tuple[Any, ...]:
-    return tuple(getattr(aval, "shape", ())), str(getattr(aval, "dtype", aval)), bool(getattr(aval, "weak_type", False))
 
 
 # -- evaluating ------------------------------------------------------------------------------------------------------
@@ -377,24 +252,3 @@ def _evaluate(jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Any], const
             outs = list(result) if eqn.primitive.multiple_results else [result]
         env.update(zip(eqn.outvars, outs, strict=True))
     return [a.val if isinstance(a, jex.Literal) else env[a] for a in jaxpr.outvars]
-
-
-def equation_function(eqn: Any) -> Callable[..., Any]:
-    """One operation as a function of its operands, custom derivative rules included.
-
-    >>> (eqn,) = jax.make_jaxpr(jnp.sin)(1.0).eqns
-    >>> float(equation_function(eqn)(0.0))
-    0.0
-    """
-    if not eqn.primitive.name.startswith("custom_"):
-        return partial(eqn.primitive.bind, **eqn.params)
-    like = eqn.params["call_jaxpr"]
-    variables = list(dict.fromkeys(v for v in eqn.invars if not isinstance(v, jex.Literal)))
-    jaxpr = like.jaxpr.replace(constvars=[], invars=variables, outvars=eqn.outvars, eqns=[eqn])
-    run = jex.jaxpr_as_fun(jex.ClosedJaxpr(jaxpr, ()))
-
-    def fn(*operands: Any) -> Any:
-        given = {v: o for v, o in zip(eqn.invars, operands, strict=True) if not isinstance(v, jex.Literal)}
-        outs = run(*(given[v] for v in variables))
-        return tuple(outs) if eqn.primitive.multiple_results else outs[0]
-    return fn

@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
@@ -13,10 +13,10 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from pkjax import paths, tables
-from pkjax.pruning.masks import apply_masks
+from pkjax.programs.meshes import automatic_axes
 from pkjax.pruning.prunable import prunable_leaves
 from pkjax.pruning.result import DisconnectedWarning, LayerReport, layer_report, layers_table
-from pkjax.trees import ApplyFn, Choice, check_masks, hashable, is_floating, kernels, leaf_names
+from pkjax.trees import ApplyFn, Choice, apply_masks, check_masks, hashable, is_floating, kernels, leaf_names
 
 __all__ = ["Connectivity", "connectivity"]
 
@@ -62,12 +62,14 @@ class Connectivity:
     def to_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON (an infinite logarithm becomes None)."""
         return {
-            **asdict(self),
+            "connected": self.connected,
+            "log10_effective_paths": self.log10_effective_paths,
             "log10_paths": self.log10_paths if math.isfinite(self.log10_paths) else None,
             "layers": [layer.to_dict() for layer in self.layers],
         }
 
 
+@automatic_axes
 def connectivity(
     apply_fn: ApplyFn,
     params: PyTree,
@@ -133,7 +135,7 @@ def connectivity(
             + (f"Nothing flows through {', '.join(dead)}. " if dead else "")
             + "Prune less, in more steps, or with min_per_layer=1",
             DisconnectedWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
     return Connectivity(
         connected=bool(from_inputs > 0),

@@ -4,9 +4,10 @@ import math
 import operator
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, SupportsFloat, SupportsInt
+from typing import Any, NamedTuple, SupportsFloat, SupportsInt
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
@@ -14,7 +15,7 @@ from pkjax.pruning.prunable import prunable_leaves
 from pkjax.pruning.schedules import Schedule
 from pkjax.pruning.scopes import Scope, apportion
 from pkjax.pruning.top_k import count_dtype
-from pkjax.trees import Choice, check_finite, leaf_names
+from pkjax.trees import Choice, check_finite, check_masks, leaf_names
 
 __all__ = ["Layout", "Plan", "plan_pruning"]
 
@@ -26,6 +27,10 @@ class Layout(NamedTuple):
     groups: tuple[tuple[int, ...], ...]  # leaves that compete with each other
     floor: int                           # weights that every leaf keeps at least
 
+    def prunable(self, tree: PyTree) -> list[Any]:
+        """Take the prunable leaves out of a tree like the parameters."""
+        return [leaf for leaf, c in zip(jax.tree.leaves(tree), self.chosen, strict=True) if c]
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -35,17 +40,18 @@ class Plan:
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     density: float
-    counts: tuple[tuple[int, ...], ...]  # (steps, groups) weights to keep
+    counts: Any                          # (steps, groups) weights to keep; traced where masks are
 
     @property
     def sizes(self) -> list[int]:
         """Weights of every leaf."""
         return [math.prod(shape) for shape in self.shapes]
 
-
 def plan_pruning(params: PyTree, compression: SupportsFloat | None, density: SupportsFloat | None, steps: SupportsInt,
-                 schedule: Schedule, scope: Scope, prunable: Choice, min_per_layer: SupportsInt) -> Plan:
+                 schedule: Schedule, scope: Scope, prunable: Choice, min_per_layer: SupportsInt,
+                 masks: PyTree | None) -> Plan:
     """Check the arguments of ``prune`` and work out what they ask for."""
+    check_masks(masks, params)
     target, number = _density(compression, density), _whole("steps", steps, 1)
     floor = _whole("min_per_layer", min_per_layer, 0)
     chosen = _checked_leaves(params, prunable)
@@ -56,9 +62,36 @@ def plan_pruning(params: PyTree, compression: SupportsFloat | None, density: Sup
         groups.setdefault(scope(path, leaf), []).append(i)
     members = tuple(map(tuple, groups.values()))
     names = tuple(name for name, c in zip(leaf_names(params), chosen, strict=True) if c)
-    counts = _counts(_densities(schedule, number, target), shapes, members, scope)
-    _check_floor(floor, counts[-1], shapes, members)
-    return Plan(Layout(tuple(chosen), members, floor), names, shapes, target, counts)
+    layout = Layout(tuple(chosen), members, floor)
+    asked = _counts(_densities(schedule, number, target), shapes, members, scope)
+    present = _present(layout, masks, shapes)
+    _check_masks_keep(asked[-1], present, names, members)
+    _check_floor(floor, asked[-1], present, members)
+    counts: Any = np.array(asked, count_dtype())
+    if masks is not None:
+        limits = [sum(present[i] for i in group) for group in members]
+        numbers = jnp if any(isinstance(n, jax.core.Tracer) for n in present) else np
+        counts = numbers.minimum(counts, numbers.stack(limits))
+    return Plan(layout, names, shapes, target, counts)
+
+
+def _present(layout: Layout, masks: PyTree | None, shapes: Sequence[tuple[int, ...]]) -> list[Any]:
+    """Weights of every leaf from which pruning goes on."""
+    if masks is None:
+        return [math.prod(shape) for shape in shapes]
+    return [mask.sum(dtype=count_dtype()) if isinstance(mask, jax.core.Tracer) else int(np.asarray(mask).sum())
+            for mask in layout.prunable(masks)]
+
+
+def _check_masks_keep(counts: Sequence[int], present: Sequence[Any], names: Sequence[str],
+                      groups: Sequence[Sequence[int]]) -> None:
+    """Raise ValueError where masks keep fewer weights than are asked for (traced masks pass)."""
+    for group, count in zip(groups, counts, strict=True):
+        held = [present[i] for i in group]
+        if not any(isinstance(n, jax.core.Tracer) for n in held) and sum(held) < count:
+            raise ValueError(f"masks keep {sum(held)} weights of {', '.join(names[i] for i in group)}, fewer than the "
+                             f"{count} asked for: what is pruned never comes back. Ask for a lower density (it means "
+                             "the fraction of all prunable weights)")
 
 
 def _density(compression: SupportsFloat | None, density: SupportsFloat | None) -> float:
@@ -96,10 +129,7 @@ def _whole(name: str, value: SupportsInt, least: int) -> int:
 
 
 def _checked_leaves(params: PyTree, prunable: Choice) -> list[bool]:
-    """Which leaves to prune, once the parameters have been found fit for it."""
-    for name, leaf in zip(leaf_names(params), jax.tree.leaves(params), strict=True):
-        if isinstance(leaf, jax.core.Tracer):
-            raise TypeError(f"params leaf {name!r} is traced: prune compiles its own loop, call it outside")
+    """Say which leaves to prune, once the parameters are checked."""
     chosen = prunable_leaves(params, prunable)
     total = sum(int(np.size(leaf)) for leaf, c in zip(jax.tree.leaves(params), chosen, strict=True) if c)
     if total > np.iinfo(count_dtype()).max:
@@ -139,14 +169,14 @@ def _counts(densities: Sequence[float], shapes: Sequence[tuple[int, ...]], group
     return tuple(map(tuple, reversed(counts)))
 
 
-def _check_floor(floor: int, counts: Sequence[int], shapes: Sequence[tuple[int, ...]],
-                 groups: Sequence[Sequence[int]]) -> None:
-    """Raise ValueError where min_per_layer asks for more weights than are kept."""
+def _check_floor(floor: int, counts: Sequence[int], present: Sequence[Any], groups: Sequence[Sequence[int]]) -> None:
+    """Raise ValueError where min_per_layer asks for more weights than are kept (traced masks pass)."""
+    if any(isinstance(n, jax.core.Tracer) for n in present):
+        return
     for group, count in zip(groups, counts, strict=True):
-        least = sum(min(floor, math.prod(shapes[i])) for i in group)
+        least = sum(min(floor, present[i]) for i in group)
         if least > count:
             raise ValueError(
                 f"min_per_layer={floor} keeps at least {least} weights in a group of {len(group)} layers of which "
                 f"the density leaves {count}: prune less, or ask for fewer per layer"
             )
-

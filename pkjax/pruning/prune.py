@@ -3,22 +3,24 @@
 import inspect
 import warnings
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, SupportsFloat, SupportsInt
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 from jaxtyping import Array, PyTree
 
-from pkjax.pruning.masks import apply_masks
+from pkjax.programs.meshes import automatic_axes
+from pkjax.programs.program import BoundProgram, trace
 from pkjax.pruning.plan import Layout, Plan, plan_pruning
 from pkjax.pruning.result import EmptiedLayerWarning, PruneResult, layer_report
 from pkjax.pruning.schedules import Schedule, exponential
 from pkjax.pruning.scopes import Scope, global_scope
-from pkjax.pruning.top_k import count_dtype, keep_largest, not_finite, order_keys, reserve
+from pkjax.pruning.top_k import keep_largest, not_finite, order_keys, reserve
 from pkjax.tables import Progress, reporter
-from pkjax.trees import Choice, check_like, is_floating, kernels
+from pkjax.trees import Choice, apply_masks, check_like, is_floating, kernels
 
 __all__ = ["ScoreFn", "prune"]
 
@@ -26,6 +28,7 @@ ScoreFn = Callable[..., PyTree]
 """Maps parameters to scores of the same tree; a higher score is kept. An argument named ``masks`` gets the masks."""
 
 
+@automatic_axes
 def prune(
     score_fn: ScoreFn,
     params: PyTree,
@@ -36,133 +39,178 @@ def prune(
     schedule: Schedule = exponential,
     scope: Scope = global_scope,
     prunable: Choice = kernels,
+    masks: PyTree | None = None,
     min_per_layer: SupportsInt = 0,
     jit: bool = True,
     progress: Progress = False,
 ) -> PruneResult:
     """Choose the weights to keep, in one step or many, by the highest scores.
 
-        kept after step k = round(schedule(k, steps, density) · size)   in every group of ``scope``
+        kept after step k = min(round(schedule(k, steps, density) · size), kept before)   in every group of ``scope``
 
     At every step ``score_fn`` sees the parameters with the pruned ones at 0, and the masks if it takes an argument
-    of that name. What is pruned never comes back, however low the others score. Equal scores are decided by
+    of that name. A pruned weight never comes back, however low the others score. Equal scores are decided by
     position: the first in flattening order stay. Thresholds are exact and found without sorting.
 
-    All steps run inside one ``jit``, so ``score_fn`` must be traceable; it is traced once, and the compiled loop of
-    the last few score functions is kept: pass the same function again to prune again without compiling (as with
-    ``jax.jit``, what it closes over stays what it was when it was first traced). With ``progress`` the steps run one
-    by one, with a progress bar; with ``jit=False``, too, and ``score_fn`` is called outside of ``jit``, as scores over
-    a stream of batches must be.
+    All steps run inside one ``jit``, so ``score_fn`` must be traceable. It is traced at each call, once; what is
+    compiled is kept by the operations that the trace finds, so that pruning again by an equal score compiles nothing,
+    whatever the weights and the arrays that ``score_fn`` closes over. With ``progress`` the steps run one by one; with
+    ``jit=False``, too, and ``score_fn`` is called outside of ``jit``, as scores over a stream of batches must be.
+
+    Works inside ``jit`` and ``vmap``, say for the masks of several seeds at once. There the counts of the result are
+    arrays, and what needs numbers is left out: the checks for NaN and infinity, the check that ``masks`` keep enough
+    (those that keep fewer stay as they are), the warning about emptied layers, and ``progress``.
+
+    Sharded parameters get masks of the same sharding, also on a mesh with explicit axes (outside of ``jit``); arrays
+    of such a mesh that ``score_fn`` closes over must reach it through functions of this library.
 
     Args:
         score_fn: parameters → scores, e.g. ``lambda p: pk.synflow(apply_fn, p, pk.ones_input(shape))``.
         params: the parameters at initialisation.
         compression: ρ ≥ 0, keeps the fraction 10^−ρ. Give this or ``density``.
-        density: the fraction to keep, in (0, 1].
+        density: the fraction of all prunable weights to keep, in (0, 1].
         steps: how often to score and prune; 100 for the SynFlow family, 1 for SNIP and GraSP.
         schedule: density after each step, see ``pkjax.pruning.schedules``.
         scope: which leaves compete, and for how much, see ``pkjax.pruning.scopes``.
-        prunable: which leaves to prune, see ``pkjax.kernels``; masks of the others are all True.
+        prunable: which leaves to prune: a predicate of (key path, leaf), a tree of booleans, or None for all
+            floating-point leaves. A tree may be callable: what has booleans for leaves, and no other, is a tree.
+        masks: booleans like ``params`` from which to go on pruning; weights that are False stay pruned. Densities and
+            counts still refer to all prunable weights. Masks of leaves that are not prunable are returned as they are.
         min_per_layer: weights that every prunable leaf keeps at least (its best; all, where it has fewer).
         jit: compile ``score_fn``.
-        progress: show a progress bar (needs rich).
+        progress: True for one line a step on the standard error stream, or a function that is given each line.
 
-    Raises, before anything is computed: ValueError for both or neither of compression and density, for
-    values out of range, for a schedule that rises or does not end at the density, where no leaf is
-    prunable, where ``min_per_layer`` asks for more than is kept, where the scores are no tree like the parameters,
-    and for NaN or infinity in the parameters; TypeError for what is no number, for traced parameters, and for
-    leaves or scores that are not floating. Raises FloatingPointError, naming step and leaf, where scores of weights
-    that are still there are NaN or infinite. Warns with ``EmptiedLayerWarning`` where a layer has lost all its
-    weights.
+    Returns:
+        The masks, and how many weights are kept in the whole, in each leaf, and after each step.
+
+    Raises:
+        ValueError: both or neither of compression and density are given; a value is out of range; the schedule rises or
+            does not end at the density; no leaf is prunable; ``min_per_layer`` asks for more weights than are kept;
+            ``masks`` keep fewer weights than are asked for, or have another structure; the scores are not a tree like
+            the parameters; the parameters hold NaN or infinity.
+        TypeError: an argument is not a number; leaves to prune or scores are not floating-point numbers; ``masks`` are
+            not booleans.
+        FloatingPointError: scores of weights that are still there are NaN or infinite; the message names step and leaf.
+
+    Warns:
+        EmptiedLayerWarning: a layer has lost all its weights.
 
     Source: Tanaka et al. 2020, algorithm 1; Gebhart et al. 2021, appendix A.4.1.
 
     >>> import jax.numpy as jnp
     >>> from pkjax.pruning.scores.data_free import magnitude
-    >>> result = prune(magnitude, {"kernel": jnp.array([[3.0, -1.0], [0.5, 2.0]])}, density=0.5)
-    >>> result.masks["kernel"].tolist(), result.kept, result.total
+    >>> params = {"kernel": jnp.array([[3.0, -1.0], [0.5, 2.0]])}
+    >>> half = prune(magnitude, params, density=0.5)
+    >>> half.masks["kernel"].tolist(), half.kept, half.total
     ([[True, False], [False, True]], 2, 4)
+    >>> prune(magnitude, params, density=0.25, masks=half.masks).masks["kernel"].tolist()
+    [[True, False], [False, False]]
     """
-    plan = plan_pruning(params, compression, density, steps, schedule, scope, prunable, min_per_layer)
-    alive = [jnp.ones(shape, bool) for shape in plan.shapes]
-    counts = np.array(plan.counts, count_dtype())
-    if jit and progress is False:
-        alive, reports = _loop(_hashable(score_fn), plan.layout)(params, alive, counts)
-        kept, flags = jax.device_get(reports)
+    plan = plan_pruning(params, compression, density, steps, schedule, scope, prunable, min_per_layer, masks)
+    alive, fixed = _start(plan.layout, params, masks)
+    scores: Callable[..., list[Array]] = partial(_scores, score_fn, plan.layout)
+    traced = _traced((params, masks))
+    if jit or traced:
+        scores = BoundProgram(*trace(scores, params, _fill(plan.layout, params, alive, fixed), opaque=True))
+        traced = traced or _traced(scores)
+    if traced or (jit and progress is False):
+        loop = _loop if traced else _compiled_loop
+        alive, (kept, flags) = loop(scores, plan.layout, params, alive, fixed, plan.counts)
     else:
-        alive, kept, flags = _one_by_one(score_fn, plan, params, alive, counts, jit, progress)
-    _raise_bad_scores(flags, plan.names)
-
-    masks = jax.tree.unflatten(jax.tree.structure(params), _fill(plan.layout, params, alive))
-    layers = tuple(layer_report(name, shape, int(k)) for name, shape, k in zip(plan.names, plan.shapes, kept[-1],
-                                                                              strict=True))
-    emptied = [layer.name for layer in layers if layer.emptied]
-    if emptied:
-        warnings.warn(
-            f"pruning to a density of {plan.density:.3g} left no weight in {len(emptied)} of {len(layers)} layers: "
-            f"{', '.join(emptied)}. Prune less, in more steps, with scope=layer_scope, or with min_per_layer=1",
-            EmptiedLayerWarning,
-            stacklevel=2,
-        )
-    history = tuple(int(k) for k in kept.sum(axis=1))
-    return PruneResult(masks=masks, kept=history[-1], total=sum(plan.sizes), layers=layers, history=history)
+        alive, kept, flags = _one_by_one(scores, plan, params, alive, fixed, progress)
+    alive = [_placed(mask, leaf) for mask, leaf in zip(alive, plan.layout.prunable(params), strict=True)]
+    if not traced:
+        kept, flags = jax.device_get((kept, flags))
+        _raise_bad_scores(flags, plan.names)
+    number = jnp.asarray if traced else int
+    layers = tuple(layer_report(name, shape, number(k)) for name, shape, k in zip(plan.names, plan.shapes, kept[-1],
+                                                                                 strict=True))
+    if not traced:
+        _warn_of_emptied(plan, [layer.name for layer in layers if layer.emptied])
+    history = tuple(number(k) for k in kept.sum(axis=1))
+    found = _fill(plan.layout, params, alive, fixed)
+    return PruneResult(masks=found, kept=history[-1], total=sum(plan.sizes), layers=layers, history=history)
 
 
-def _hashable(score_fn: ScoreFn) -> ScoreFn:
-    try:
-        hash(score_fn)
-    except TypeError:
-        return partial(score_fn)
-    return score_fn
+def _traced(tree: PyTree) -> bool:
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
 
 
-@lru_cache(maxsize=8)  # few, as a score function may hold on to data
-def _loop(score_fn: ScoreFn, layout: Layout) -> Callable[..., Any]:
-    """All rounds in one program, which updates the masks in place."""
-    def run(params: PyTree, alive: list[Array], counts: Array) -> Any:
-        return jax.lax.scan(lambda alive, row: _round(score_fn, layout, params, alive, row), alive, counts)
-    return jax.jit(run, donate_argnames="alive")
+def _start(layout: Layout, params: PyTree, masks: PyTree | None) -> tuple[list[Array], list[Array]]:
+    """Masks of the prunable leaves, which the loop writes over, and of the others."""
+    if masks is None:
+        every = [_placed(jnp.ones(jnp.shape(leaf), bool), leaf) for leaf in jax.tree.leaves(params)]
+    else:
+        every = [jnp.array(mask) if c else jnp.asarray(mask)
+                 for mask, c in zip(jax.tree.leaves(masks), layout.chosen, strict=True)]
+    chosen = [mask for mask, c in zip(every, layout.chosen, strict=True) if c]
+    return chosen, [mask for mask, c in zip(every, layout.chosen, strict=True) if not c]
 
 
-@lru_cache(maxsize=8)
-def _step(score_fn: ScoreFn, layout: Layout) -> Callable[..., Any]:
-    """One round in one program."""
-    return jax.jit(partial(_round, score_fn, layout), donate_argnames="alive")
+def _placed(mask: Array, leaf: Any) -> Array:
+    """Place a mask as its parameters are."""
+    if any(isinstance(x, jax.core.Tracer) or not isinstance(x, jax.Array) for x in (mask, leaf)):
+        return mask
+    return jax.device_put(mask, leaf.sharding) if isinstance(leaf.sharding, NamedSharding) else mask
 
 
-def _one_by_one(score_fn: ScoreFn, plan: Plan, params: PyTree, alive: list[Array], counts: np.ndarray, jit: bool,
+def _fill(layout: Layout, params: PyTree, alive: Sequence[Array], fixed: Sequence[Array]) -> PyTree:
+    """Masks of all leaves, from those of the prunable leaves and those of the others."""
+    ours, others = iter(alive), iter(fixed)
+    return jax.tree.unflatten(jax.tree.structure(params), [next(ours if c else others) for c in layout.chosen])
+
+
+def _scores(score_fn: ScoreFn, layout: Layout, params: PyTree, masks: PyTree) -> list[Array]:
+    """Scores of the prunable leaves; raise where the score function returns anything else than scores."""
+    extra = {"masks": masks} if "masks" in inspect.signature(score_fn).parameters else {}
+    scores = score_fn(apply_masks(params, masks), **extra)
+    check_like(scores, params, "scores")
+    leaves = [jnp.asarray(score) for score in layout.prunable(scores)]
+    for leaf in leaves:
+        if not is_floating(leaf):
+            raise TypeError(f"scores must be floating-point numbers, but score_fn returned {leaf.dtype}")
+    return leaves
+
+
+def _loop(scores: Callable[..., list[Array]], layout: Layout, params: PyTree, alive: list[Array], fixed: list[Array],
+          counts: Array | np.ndarray) -> tuple[list[Array], tuple[Array, Array]]:
+    """All steps in one program, which writes over the masks."""
+    def step(alive: list[Array], row: Array) -> tuple[list[Array], tuple[Array, Array]]:
+        return _step(scores, layout, params, alive, fixed, row)
+
+    return jax.lax.scan(step, alive, jnp.asarray(counts))
+
+
+def _step(scores: Callable[..., list[Array]], layout: Layout, params: PyTree, alive: list[Array], fixed: list[Array],
+          counts: Array | np.ndarray) -> tuple[list[Array], tuple[Array, Array]]:
+    """Score and threshold: the masks after it, the weights kept per leaf, and where live scores are not finite."""
+    return _best(layout, scores(params, _fill(layout, params, alive, fixed)), alive, counts)
+
+
+_compiled_loop = jax.jit(_loop, static_argnames="layout", donate_argnames="alive")
+_compiled_step = jax.jit(_step, static_argnames="layout", donate_argnames="alive")
+
+
+def _one_by_one(scores: Callable[..., list[Array]], plan: Plan, params: PyTree, alive: list[Array], fixed: list[Array],
                 progress: Progress) -> tuple[list[Array], np.ndarray, np.ndarray]:
-    """Take the rounds one at a time and report each; stop at the first bad score."""
-    step = _step(_hashable(score_fn), plan.layout) if jit else partial(_round, score_fn, plan.layout)
+    """Take the steps one at a time and report each; stop at the first bad score."""
+    step: Callable[..., Any] = _compiled_step if isinstance(scores, BoundProgram) else _step
     report, total = reporter(progress), sum(plan.sizes)
     kept, flags = [], []
-    for number, row in enumerate(counts, start=1):
-        alive, (held, bad) = step(params, alive, row)
-        kept.append(jax.device_get(held))
-        flags.append(jax.device_get(bad))
-        report(f"pruning: step {number} of {len(counts)}, {kept[-1].sum():,} of {total:,} weights kept")
-        if flags[-1].any():
+    for number in range(1, len(plan.counts) + 1):
+        alive, reports = step(scores, plan.layout, params, alive, fixed, plan.counts[number - 1])
+        held, bad = jax.device_get(reports)
+        kept.append(held)
+        flags.append(bad)
+        report(f"pruning: step {number} of {len(plan.counts)}, {held.sum():,} of {total:,} weights kept")
+        if bad.any():
             break
     return alive, np.stack(kept), np.stack(flags)
 
 
-def _round(score_fn: ScoreFn, layout: Layout, params: PyTree, alive: list[Array],
-           counts: Array | np.ndarray) -> tuple[list[Array], tuple[Array, Array]]:
-    """Score and threshold: the masks after it, the weights kept per leaf, and where live scores are not finite."""
-    masks = jax.tree.unflatten(jax.tree.structure(params), _fill(layout, params, alive))
-    extra = {"masks": masks} if "masks" in inspect.signature(score_fn).parameters else {}
-    scores = score_fn(apply_masks(params, masks), **extra)
-    check_like(scores, params, "scores")
-    leaves = [jnp.asarray(s) for s, c in zip(jax.tree.leaves(scores), layout.chosen, strict=True) if c]
-    for leaf in leaves:
-        if not is_floating(leaf):
-            raise TypeError(f"scores must be floating-point numbers, but score_fn returned {leaf.dtype}")
-    return _best(layout, leaves, alive, counts)
-
-
 @partial(jax.jit, static_argnames="layout", donate_argnames="alive")
 def _best(layout: Layout, scores: list[Array], alive: list[Array],
-          counts: Array) -> tuple[list[Array], tuple[Array, Array]]:
+          counts: Array | np.ndarray) -> tuple[list[Array], tuple[Array, Array]]:
     """Keep the best in every group."""
     keys = order_keys(scores, alive)
     flags = not_finite(keys)
@@ -175,15 +223,6 @@ def _best(layout: Layout, scores: list[Array], alive: list[Array],
         for i, mark, number in zip(group, marks, held, strict=True):
             kept[i], numbers[i] = mark, number
     return kept, (jnp.stack(numbers), flags)
-
-
-def _fill(layout: Layout, params: PyTree, alive: list[Array]) -> list[Array]:
-    """Masks of all leaves: those of the prunable leaves as given, True for the others."""
-    given = iter(alive)
-    return [
-        next(given) if c else jnp.ones(jnp.shape(leaf), bool)
-        for leaf, c in zip(jax.tree.leaves(params), layout.chosen, strict=True)
-    ]
 
 
 def _raise_bad_scores(flags: np.ndarray, names: Sequence[str]) -> None:
@@ -203,3 +242,13 @@ def _raise_bad_scores(flags: np.ndarray, names: Sequence[str]) -> None:
         f"scores are infinite at step {step + 1} in {where}: they overflow their type. Pass float64 "
         "parameters (jax_enable_x64), scale score_fn down, or choose a score that grows less with depth"
     )
+
+
+def _warn_of_emptied(plan: Plan, emptied: Sequence[str]) -> None:
+    if emptied:
+        warnings.warn(
+            f"pruning to a density of {plan.density:.3g} left no weight in {len(emptied)} of {len(plan.names)} layers: "
+            f"{', '.join(emptied)}. Prune less, in more steps, with scope=layer_scope, or with min_per_layer=1",
+            EmptiedLayerWarning,
+            stacklevel=4,
+        )

@@ -2,16 +2,21 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
-from jaxtyping import PyTree
+import numpy as np
+from jaxtyping import Array, Bool, Int, PyTree
 
 from pkjax import tables
 
 __all__ = ["DisconnectedWarning", "EmptiedLayerWarning", "LayerReport", "PruneResult", "layer_report", "layers_table"]
+
+
+Count = int | Int[Array, "*runs"]
+"""A number of weights: of one pruning, or of several runs of ``vmap``."""
 
 
 class EmptiedLayerWarning(UserWarning):
@@ -46,6 +51,8 @@ class DisconnectedWarning(UserWarning):
     """
 
 
+@partial(jax.tree_util.register_dataclass, data_fields=["kept", "emptied", "flow"],
+         meta_fields=["name", "shape", "total"])
 @dataclass(frozen=True)
 class LayerReport:
     """How many weights of one prunable leaf are kept.
@@ -61,27 +68,28 @@ class LayerReport:
     """The leaf's key path, joined by slashes."""
     shape: tuple[int, ...]
     """The leaf's shape."""
-    kept: int
+    kept: Count
     """Weights kept."""
     total: int
     """Weights before pruning."""
-    emptied: bool
+    emptied: bool | Bool[Array, "*runs"]
     """Whether none is left."""
     flow: float | None = None
     """Share of R_1(|θ|), the ℓ1 path norm, that flows through the leaf (1 for every layer of a chain); None where it
     has not been worked out, as ``connectivity`` does."""
 
     @property
-    def density(self) -> float:
+    def density(self) -> Any:
         """Fraction of the leaf's weights that is kept."""
         return self.kept / self.total if self.total else 1.0
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, and the density, ready for JSON."""
-        return {**asdict(self), "shape": list(self.shape), "density": self.density}
+        return {"name": self.name, "shape": list(self.shape), "kept": int(self.kept), "total": self.total,
+                "emptied": bool(self.emptied), "flow": self.flow, "density": float(self.density)}
 
 
-def layer_report(name: str, shape: tuple[int, ...], kept: int, flow: float | None = None) -> LayerReport:
+def layer_report(name: str, shape: tuple[int, ...], kept: Count, flow: float | None = None) -> LayerReport:
     """Report on a leaf of which so many weights are kept.
 
     >>> layer_report("kernel", (2, 5), 0).emptied
@@ -93,12 +101,12 @@ def layer_report(name: str, shape: tuple[int, ...], kept: int, flow: float | Non
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["masks"],
-    meta_fields=["kept", "total", "layers", "history"],
+    data_fields=["masks", "kept", "layers", "history"],
+    meta_fields=["total"],
 )
 @dataclass(frozen=True, eq=False)
 class PruneResult:
-    """Masks with the counts they reach.
+    """Masks with the counts they reach: whole numbers, or arrays of them where pruning ran inside ``jit`` or ``vmap``.
 
     Returned by ``prune``. Prints as a short text and, in a notebook, as a table of its layers.
 
@@ -115,17 +123,17 @@ class PruneResult:
 
     masks: PyTree
     """Booleans like the parameters, True where a weight is kept; all True on leaves not prunable."""
-    kept: int
+    kept: Count
     """Prunable weights kept."""
     total: int
     """Prunable weights before pruning."""
     layers: tuple[LayerReport, ...]
     """A report for each prunable leaf, in flattening order."""
-    history: tuple[int, ...]
+    history: tuple[Count, ...]
     """Weights kept after each step."""
 
     @property
-    def density(self) -> float:
+    def density(self) -> Any:
         """Fraction of the prunable weights that is kept, as achieved."""
         return self.kept / self.total
 
@@ -147,17 +155,19 @@ class PruneResult:
         0.1
         """
         return {
-            "kept": self.kept,
+            "kept": int(self.kept),
             "total": self.total,
-            "density": self.density,
+            "density": float(self.density),
             "compression": self.compression if self.kept else None,
-            "history": list(self.history),
+            "history": [int(kept) for kept in self.history],
             "layers": [layer.to_dict() for layer in self.layers],
         }
 
     __repr__ = tables.brief
 
-    def _repr_html_(self) -> str:
+    def _repr_html_(self) -> str | None:
+        if np.ndim(self.kept) or isinstance(self.kept, jax.core.Tracer):
+            return None
         caption = f"{self.kept:,} of {self.total:,} weights kept (density {self.density:.4g})"
         return layers_table(self.layers, caption)
 

@@ -90,12 +90,14 @@ def not_finite(keys: Sequence[UInt[Array, "..."]]) -> Bool[Array, "2 leaves"]:
 def reserve(key: UInt[Array, "..."], k: int) -> UInt[Array, "..."]:
     """Raise the k highest keys of a leaf to the highest there is, so that a selection takes them before all others.
 
+    Keys 0, of what is not alive, stay.
+
     >>> import jax.numpy as jnp
     >>> reserve(jnp.array([3, 9, 4], jnp.uint32), 1).tolist()
     [3, 4294967295, 4]
     """
     (marks,), _ = keep_largest([key], jnp.asarray(min(k, key.size), count_dtype()))
-    return jnp.where(marks, key.dtype.type(np.iinfo(key.dtype).max), key)
+    return jnp.where(marks & (key > 0), key.dtype.type(np.iinfo(key.dtype).max), key)
 
 
 class Bracket(NamedTuple):
@@ -323,8 +325,9 @@ def _place(flat: Array, value: Array, n: Array) -> Array:
     def full(start: Array) -> Array:
         return equal(start).sum(dtype=n.dtype)
 
-    start, left = lax.while_loop(lambda s: full(s[0]) < s[1], lambda s: (s[0] + size, s[1] - full(s[0])),
-                                 (jnp.zeros_like(n), n))
+    # Under vmap it runs for leaves without so many equal entries too, and must end there.
+    start, left = lax.while_loop(lambda s: (s[0] < flat.size) & (full(s[0]) < s[1]),
+                                 lambda s: (s[0] + size, s[1] - full(s[0])), (jnp.zeros_like(n), n))
     within = jnp.argmax(jnp.cumsum(equal(start), dtype=n.dtype) >= left).astype(n.dtype)
     return jnp.minimum(start, flat.size - size) + within + 1
 

@@ -46,7 +46,7 @@ def theta(fn: BoundProgram, params: PyTree, entries: list[Any], whole: tuple[boo
     """Contract Θ over the parameters leaf by leaf, each by its cheapest route.
 
     Args:
-        apply_fn: the network, a sum over paths.
+        fn: the program of the network, a sum over paths, for one example.
         params: its parameters, masked.
         entries: for each leaf the booleans that say which of its entries train; None where none of them does.
         whole: for each leaf whether all of its entries train.

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from math import prod
 
 import jax
 import jax.numpy as jnp
@@ -104,7 +105,7 @@ def examples_at_once(network: Network, X: Array, batch_size: int | None, outputs
     network_uses = uses(network.fn.program, network.params, network.example)
     # Without paths the activations are unknown: count as many as inputs and parameters.
     each = sum(u.operand + 2 * outputs * u.output for u in network_uses[0]) if network_uses else (
-        X[:1].size + outputs * sum(jnp.size(leaf) for leaf in jax.tree.leaves(network.params)))
+        X[:1].size + outputs * sum(prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(network.params)))
     return max(1, min(len(X), ENTRIES // max(1, each)))
 
 

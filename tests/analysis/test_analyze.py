@@ -60,7 +60,9 @@ def test_a_report_becomes_json():
 
 def test_bad_input_is_refused_by_name():
     net, w, masks, X = counterexample()
-    with pytest.raises(ValueError, match=r"shape \(N, \*input\)"):
+    with pytest.raises(ValueError, match=r"batch \(N, \*input\)"):
+        analyze(net, w, jnp.ones(()))
+    with pytest.raises(ValueError, match="failed on a batch of 1, float64"):
         analyze(net, w, jnp.ones(3))
     with pytest.raises(ValueError, match="failed on a batch of"):
         analyze(net, w, jnp.ones((2, 3)))
@@ -70,7 +72,7 @@ def test_bad_input_is_refused_by_name():
         analyze(net, {**w, "a": w["a"].at[0, 0].set(jnp.inf)}, X)
     with pytest.raises(ValueError, match="k must be between 1 and the 4"):
         analyze(net, w, X, masks=masks, k=5)
-    with pytest.raises(ValueError, match="batch of one like X"):
+    with pytest.raises(ValueError, match="batch of one"):
         analyze(net, w, X, x=jnp.ones((2, 2)))
     with pytest.raises(ValueError, match="masks leaf"):
         analyze(net, w, X, masks={"a": jnp.ones((3, 2), bool), "b": masks["b"]})

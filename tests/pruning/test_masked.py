@@ -355,3 +355,53 @@ def test_masks_of_another_network_are_refused_in_any_containers():
         optimize(jax.tree.map(lambda m: m.T, masks))
     with pytest.raises(ValueError, match="extra leaf 'layers/0/bias'"):
         optimize(masks, wrt=nnx.All(nnx.Param, nnx.PathContains("kernel")))
+
+
+PREFIXES = {
+    "one boolean a layer": ({"layers_0": False, "layers_2": True}, {"layers_0": False, "layers_2": True}),
+    "one boolean a leaf": ({"layers_0": {"kernel": np.False_, "bias": True}, "layers_2": jnp.array(True)},
+                           {"layers_0": {"kernel": False, "bias": True}, "layers_2": True}),
+    "nothing for a layer": ({"layers_0": None, "layers_2": False}, {"layers_0": True, "layers_2": False}),
+    "nothing at all": (None, True),
+    "one boolean": (False, False),
+    "a function": (lambda params: jax.tree.map(lambda p: p > 0, params), None),
+    "a function to a prefix": (lambda params: {"layers_0": len(params) == 2, "layers_2": False},
+                               {"layers_0": True, "layers_2": False}),
+}
+
+
+@pytest.mark.parametrize("name", PREFIXES)
+def test_prefixes_and_functions_mask_as_the_whole_tree_does(name):
+    """The oracle is optax's own expansion of a prefix: ``jax.tree.map`` over it."""
+    given, prefix = PREFIXES[name]
+    _, params, _ = linen()
+    masks = given(params) if prefix is None else jax.tree.map(
+        lambda keep, part: jax.tree.map(lambda p: jnp.full(p.shape, keep), part), prefix, params)
+    gradients = jax.tree.map(lambda p: p + 1, params)
+    (updates, state), (want, wanted) = (
+        optimizer.update(gradients, optimizer.init(params), params)
+        for optimizer in (masked(optax.adamw(0.1), m) for m in (given, masks)))
+    assert_same_bits(updates, want)
+    assert_same_bits(state, wanted)
+
+
+def test_prefixes_fit_the_containers_of_an_nnx_model():
+    model = fresh_model()
+    optimizer = nnx.Optimizer(model, masked(optax.sgd(0.1), {"layers": {0: False, 1: None, 2: True}}), wrt=nnx.Param)
+    before = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    optimizer.update(model, nnx.grad(lambda model: mse(model(X)))(model))
+    after = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    assert not any(np.asarray(leaf).any() for leaf in after["layers"][0].values())
+    assert (after["layers"][2]["bias"] != before["layers"][2]["bias"]).all()
+
+
+def test_prefixes_that_fit_no_parameters_are_named():
+    _, params, _ = linen()
+    with pytest.raises(ValueError, match="extra leaf 'layers_1'"):
+        masked(optax.sgd(0.1), {"layers_0": True, "layers_1": True, "layers_2": True}).init(params)
+    with pytest.raises(ValueError, match="leaf 'layers_2/bias' is missing"):
+        masked(optax.sgd(0.1), {"layers_0": True}).init(params)
+    with pytest.raises(ValueError, match=r"leaf 'layers_0/bias' has shape \(2,\)"):
+        masked(optax.sgd(0.1), {"layers_0": jnp.ones(2, bool), "layers_2": True}).init(params)
+    with pytest.raises(TypeError, match=r"dtype int.*, but masks are booleans"):
+        masked(optax.sgd(0.1), 1).init(params)

@@ -114,7 +114,7 @@ def test_damaged_files_are_refused_wherever_they_are_cut_or_altered(tmp_path, pa
     bad = tmp_path / "bad.npz"
     for cut in range(0, len(content), 41):
         bad.write_bytes(content[:cut])
-        with pytest.raises(ValueError, match=r"bad\.npz' is no readable file of masks"):
+        with pytest.raises(ValueError, match=r"bad\.npz' is not a readable file of masks"):
             load_masks(bad, like=params)
     refused = 0
     for position in range(0, len(content), 7):
@@ -135,16 +135,16 @@ def test_files_that_are_something_else_are_refused(tmp_path, params, masks):
     with pytest.raises(FileNotFoundError):
         load_masks(tmp_path / "absent.npz", like=params)
     np.savez(tmp_path / "other.npz", weights=np.ones(3))
-    with pytest.raises(ValueError, match="no readable file of masks"):
+    with pytest.raises(ValueError, match="not a readable file of masks"):
         load_masks(tmp_path / "other.npz", like=params)
     np.save(tmp_path / "plain.npy", np.ones(3))
-    with pytest.raises(ValueError, match="no readable file of masks"):
+    with pytest.raises(ValueError, match="not a readable file of masks"):
         load_masks(tmp_path / "plain.npy", like=params)
     (tmp_path / "notes.txt").write_text("no masks here")
-    with pytest.raises(ValueError, match=r"notes\.txt' is no readable file of masks: it is no npz archive"):
+    with pytest.raises(ValueError, match=r"notes\.txt' is not a readable file of masks: it is not an npz archive"):
         load_masks(tmp_path / "notes.txt", like=params)
     np.savez(tmp_path / "pickled.npz", header=np.array([{"format": 1}], dtype=object))
-    with pytest.raises(ValueError, match="no readable file of masks"):
+    with pytest.raises(ValueError, match="not a readable file of masks"):
         load_masks(tmp_path / "pickled.npz", like=params)
 
 
@@ -154,5 +154,5 @@ def test_masks_of_another_network_are_refused_by_name(tmp_path, params, masks):
         load_masks(tmp_path / "masks.npz", like={**params, "last": {**params["last"], "bias": jnp.ones(3)}})
     with pytest.raises(ValueError, match=r"shape \(7, 3\) at leaf 'last/kernel', where like has \(7, 4\)"):
         load_masks(tmp_path / "masks.npz", like={**params, "last": {"kernel": jnp.ones((7, 4))}})
-    with pytest.raises(ValueError, match="leaf 'last/kernel', which like has not"):
+    with pytest.raises(ValueError, match="leaf 'last/kernel', which like does not have"):
         load_masks(tmp_path / "masks.npz", like={"first": params["first"]})

@@ -99,17 +99,6 @@ def test_scores_over_a_stream_are_taken_outside_of_jit(params, progress):
     assert all((a == b).all() for a, b in zip(jax.tree.leaves(got.masks), jax.tree.leaves(want.masks), strict=True))
 
 
-def test_the_same_score_function_compiles_once(params):
-    traces = []
-
-    def score(p):
-        traces.append(1)
-        return pk.magnitude(p)
-    for density in (0.5, 0.25):
-        pk.prune(score, jax.tree.map(lambda p: 2 * p, params), density=density, steps=2)
-    assert len(traces) == 1
-
-
 def test_a_score_function_without_a_hash_prunes(params):
     class Score(dict):
         def __call__(self, p):

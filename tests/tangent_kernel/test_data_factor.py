@@ -116,10 +116,10 @@ def test_a_of_a_dense_network_without_biases_is_a_product_of_gram_matrices():
 
 
 def count_pair_passes(monkeypatch):
-    """How often the forward pass for a single pair is traced."""
+    """How often pairs are taken one by one."""
     module, calls = importlib.import_module("pkjax.tangent_kernel.data_factor"), []
-    real = module.paths.polynomial
-    monkeypatch.setattr(module.paths, "polynomial", lambda *a, **k: calls.append(1) or real(*a, **k))
+    real = module._pair_by_pair
+    monkeypatch.setattr(module, "_pair_by_pair", lambda *a, **k: calls.append(1) or real(*a, **k))
     return calls
 
 
@@ -193,7 +193,7 @@ def test_float32_stays_float32():
 
 def test_bad_input_is_named():
     apply_fn, params, x = case("two layers")
-    with pytest.raises(ValueError, match="inputs must be a batch of shape"):
+    with pytest.raises(ValueError, match="X must be a batch of shape"):
         data_factor(apply_fn, params, x[:0])
     with pytest.raises(ValueError, match="masks must have the tree structure of params, but leaf 'a' is missing"):
         data_factor(apply_fn, params, x, masks={"b": jnp.ones((4, 3), bool)})

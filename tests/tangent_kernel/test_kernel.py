@@ -193,22 +193,6 @@ def test_a_network_may_close_over_traced_constants(engine, transform):
         np.testing.assert_allclose(got.reshape(want.shape), want, rtol=1e-12, atol=1e-12)
 
 
-def test_a_second_call_compiles_nothing():
-    apply_fn, params, x = named_network("mlp")
-    count = 0
-
-    def counted(p, z):
-        nonlocal count
-        count += 1
-        return apply_fn(p, z)
-
-    ntk(counted, params, x, tile=3)
-    first = count
-    ntk(counted, jax.tree.map(lambda v: v + 0.1, params), x, tile=3)
-    assert first > 1
-    assert count - first <= 1                                         # the check of the shape of the outputs
-
-
 @pytest.mark.parametrize("name", NETWORKS)
 def test_trace_and_products_agree_with_the_kernel(name):
     apply_fn, params, x = named_network(name)
@@ -234,9 +218,9 @@ def test_half_precision_contracts_in_float32():
 class TestBadInput:
     def test_inputs_of_another_shape(self):
         apply_fn, params, x = named_network("mlp")
-        with pytest.raises(ValueError, match=r"X2 must hold .* shape \(6,\) .* got X2 of shape \(7, 5\)"):
+        with pytest.raises(ValueError, match=r"X2 holds examples of float64\[5\], but .* float64\[6\]"):
             ntk(apply_fn, params, x, x[:, :5])
-        with pytest.raises(ValueError, match=r"inputs must be a batch of shape"):
+        with pytest.raises(ValueError, match=r"X must be a batch of shape"):
             ntk(apply_fn, params, x[:0])
 
     def test_unknown_engine(self):
@@ -250,11 +234,9 @@ class TestBadInput:
         with pytest.raises(ValueError, match=r"tile must be a whole number of examples, 1 or more"):
             ntk(apply_fn, params, x, tile=tile)
 
-    def test_outputs_that_are_no_vectors(self):
+    def test_several_outputs(self):
         _, params, x = named_network("mlp")
-        with pytest.raises(ValueError, match=r"returned shapes \[\(7,\)\]"):
-            ntk(lambda p, x: mlp(p, x)[:, 0], params, x)
-        with pytest.raises(ValueError, match=r"returned shapes"):
+        with pytest.raises(ValueError, match=r"must return one array \(N, \*out\), but returned 2 of shapes"):
             ntk_trace(lambda p, x: (mlp(p, x), x), params, x)
 
     def test_masks_of_another_structure(self):

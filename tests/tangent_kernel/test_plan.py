@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from pkjax import NotPathNetworkError, ntk, ntk_plan
-from pkjax.tangent_kernel.arguments import prepare
+from pkjax.network import read
 from pkjax.tangent_kernel.kernel import _Block
 
 from tests.cases import half_masks, named_network
@@ -52,8 +52,9 @@ def test_peak_memory_is_that_of_the_compiled_program(name, examples, engine):
     apply_fn, params, x = named_network(name)
     x = jnp.concatenate([x] * (examples // len(x) + 1))[:examples]
     plan = ntk_plan(apply_fn, params, x, engine=engine)
-    params, entries, whole = prepare(apply_fn, params, x, None, None)
-    program = jax.jit(_Block(apply_fn, whole, engine)).lower(params, entries, x, None).compile().memory_analysis()
+    net = read(apply_fn, params, x)
+    block = jax.jit(_Block(net.whole, engine)).lower(net.fn, net.params, net.entries, x, None)
+    program = block.compile().memory_analysis()
     held = program.temp_size_in_bytes + program.output_size_in_bytes
     assert held / 2 <= plan.peak_memory <= 4 * held
 

@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from pkjax.pruning.masks import apply_masks
 from pkjax.pruning.scores.leaves import split
-from pkjax.trees import ApplyFn, accumulator, check_finite, check_masks, check_network
+from pkjax.trees import ApplyFn, accumulator, apply_masks, check_finite, check_masks, check_network
 
 __all__ = ["Inputs", "Sums", "add", "checked", "fold", "inputs", "mean", "scored_network", "zeros"]
 

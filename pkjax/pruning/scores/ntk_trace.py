@@ -5,10 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from pkjax.pruning.masks import apply_masks
 from pkjax.pruning.scores.batches import Inputs, Sums, add, fold, scored_network, zeros
 from pkjax.pruning.scores.leaves import finite
-from pkjax.trees import ApplyFn, Trainable, is_floating, trainable_masks
+from pkjax.trees import ApplyFn, Trainable, apply_masks, is_floating, trainable_masks
 
 __all__ = ["ntk_trace_saliency"]
 
