@@ -1,21 +1,21 @@
-"""From Flax modules to ``apply_fn(params, x)``, and the inputs that data-free functions take.
+"""From Flax modules to `apply_fn(params, x)`, and the inputs of data-free functions.
 
-Every function of pkjax takes a network as ``(apply_fn, params)``. A module becomes one in its evaluation
-mode: BatchNorm is frozen at its running averages and Dropout is inert, so that it is a sum over paths.
+Every function of pkjax takes a network as `(apply_fn, params)`. A module becomes one in its evaluation mode:
+BatchNorm is frozen at its running averages and Dropout is inert, so that it is a sum over paths.
 """
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jax.extend import core as jex
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, PyTree, Shaped
+from jaxtyping import Array, PyTree
 
-from pkjax.trees import ApplyFn
+from pkjax.trees import ApplyFn, leaf_names
 
 __all__ = ["ModuleFunction", "from_linen", "from_nnx", "mean_input", "mode_flags", "ones_input"]
 
@@ -33,22 +33,46 @@ def mode_flags(call: Callable[..., Any], training: bool) -> dict[str, bool]:
                                                           inspect.Parameter.VAR_KEYWORD)}
 
 
+class ModuleFunction:
+    """A function made from a module. Where two are equal and what they hold is unchanged, one tracing serves both."""
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Whether two values are equal, False where they cannot be compared (a module may hold arrays)."""
+    try:
+        return bool(a == b)
+    except Exception:
+        return False
+
+
+def _same_arrays(a: PyTree, b: PyTree) -> bool:
+    if _equal(jax.tree.structure(a), jax.tree.structure(b)):
+        return all(x is y for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+    return False
+
+
 def from_linen(module: Any, variables: Mapping[str, Any]) -> tuple[ApplyFn, PyTree]:
-    """Turn a Flax Linen module and its variables into ``(apply_fn, params)``.
+    """Turn a Flax Linen module and its variables into `(apply_fn, params)`.
 
-    ``apply_fn(params, x)`` is the module in evaluation mode. Where ``__call__`` has an argument named
-    ``train``, ``training``, ``is_training``, ``use_running_average`` or ``deterministic`` it is set
-    accordingly; BatchNorm layers that nobody told which mode to take (inside ``nn.Sequential``, say) use
-    their running averages, and Dropout does nothing. ``params`` is the collection of that name; all others
-    (``batch_stats`` …) are closed over as constants.
+    `apply_fn(params, x)` is the module in evaluation mode. The arguments of `__call__` named `train`, `training`,
+    `is_training`, `use_running_average` and `deterministic` are set accordingly; a BatchNorm layer that nobody told
+    which mode to take (inside `nn.Sequential`, say) uses its running averages, and Dropout does nothing. `params` is
+    the collection of that name; all others (`batch_stats` …) are constants. The batch `x`, an array (N, *input) or a
+    tree of such arrays, is passed on as it is.
 
-    Shapes: apply_fn maps a batch (N, *input) to (N, K).
+    Functions of the same module and the same constants are equal, and are traced once.
 
-    Raises TypeError where module is not a Linen module, and ValueError where variables holds no collection
-    ``params`` or, when apply_fn is called, where the module draws random numbers or updates its state even
-    in evaluation mode.
+    Args:
+        module: the module.
+        variables: what `module.init` returns.
 
-    Source: definition; frozen BatchNorm is a linear map, which keeps the network a sum over paths.
+    Returns:
+        `apply_fn`, which maps a batch (N, *input) to (N, *output), and `params`, nested dictionaries of arrays.
+
+    Raises:
+        TypeError: `module` is not a Linen module.
+        ValueError: `variables` has no collection `params`; when `apply_fn` is called, the module draws random numbers
+            or updates its state in evaluation mode.
 
     >>> import flax.linen as nn, jax.numpy as jnp
     >>> def dense(n, m):
@@ -70,41 +94,24 @@ def from_linen(module: Any, variables: Mapping[str, Any]) -> tuple[ApplyFn, PyTr
         raise ValueError(f"variables has no collection 'params' (it {held}); pass what "
                          "module.init(key, x) returns, or {'params': params}")
     constants = {name: value for name, value in variables.items() if name != "params"}
-    return _LinenFunction(module, _Arrays(constants)), _plain(variables["params"])
+    return _LinenFunction(module, constants), _plain(variables["params"])
 
 
-class ModuleFunction:
-    """A frozen function made from a module: where two are equal they compute the same, so that one tracing serves."""
-
-
-class _Arrays:
-    """A tree of arrays that equals itself and trees of the same array objects."""
-
-    def __init__(self, tree: PyTree):
-        self.tree = tree
-        leaves, structure = jax.tree.flatten(tree)
-        self._leaves: list[Any] = leaves
-        self._structure: Any = structure
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Arrays) and self._structure == other._structure and all(
-            a is b for a, b in zip(self._leaves, other._leaves, strict=True))
-
-    def __hash__(self) -> int:
-        return hash((self._structure, *map(id, self._leaves)))
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _LinenFunction(ModuleFunction):
     """A Linen module in evaluation mode, with all its collections but the parameters."""
 
     module: Any
-    constants: _Arrays
+    constants: PyTree
+
+    def __eq__(self, other: object) -> bool:
+        return (isinstance(other, _LinenFunction) and _equal(self.module, other.module)
+                and _same_arrays(self.constants, other.constants))
 
     def __hash__(self) -> int:
-        return hash((type(self.module), self.constants))     # modules may hold what cannot be hashed
+        return hash(type(self.module))        # fields and constants may change, or have no hash
 
-    def __call__(self, params: PyTree, x: Array) -> Array:
+    def __call__(self, params: PyTree, x: PyTree) -> Array:
         import flax.linen as nn
         from flax import errors
 
@@ -120,7 +127,7 @@ class _LinenFunction(ModuleFunction):
         name, flags = type(self.module).__name__, mode_flags(type(self.module).__call__, training=False)
         try:
             with nn.intercept_methods(evaluate):
-                return self.module.apply({"params": params, **self.constants.tree}, x, **flags)
+                return self.module.apply({"params": params, **self.constants}, x, **flags)
         except errors.ModifyScopeVariableError as error:
             raise ValueError(f"{name} updates its state when it evaluates, as BatchNorm in training mode does: use "
                              "running averages (give __call__ an argument `train` and build "
@@ -131,18 +138,25 @@ class _LinenFunction(ModuleFunction):
 
 
 def from_nnx(module: Any) -> tuple[ApplyFn, PyTree]:
-    """Turn a Flax NNX module into ``(apply_fn, params)``.
+    """Turn a Flax NNX module into `(apply_fn, params)`.
 
-    ``params`` is a plain tree (nested dictionaries of arrays) of the module's ``nnx.Param``; everything else
-    is closed over as a constant. ``apply_fn(params, x)`` is the module in evaluation mode (BatchNorm frozen,
-    Dropout inert), with the arguments of ``__call__`` set as `from_linen` does. The module is not changed.
+    `params` is a plain tree (nested dictionaries of arrays) of the module's `nnx.Param`; everything else is constant.
+    `apply_fn(params, x)` is the module in evaluation mode (BatchNorm frozen, Dropout inert), with the arguments of
+    `__call__` set as `from_linen` does; an argument `rngs` that has no default is given a fixed `nnx.Rngs`, of which
+    nothing may depend. The module is not changed, and later changes of it change nothing.
 
-    Shapes: apply_fn maps a batch (N, *input) to (N, K).
+    Functions of modules of one definition and the same constants are equal, and are traced once.
 
-    Raises TypeError where module is not an NNX module, and ValueError where it has no parameters or, when
-    apply_fn is called, where it updates its state even in evaluation mode.
+    Args:
+        module: the module.
 
-    Source: definition.
+    Returns:
+        `apply_fn`, which maps a batch (N, *input) to (N, *output), and `params`.
+
+    Raises:
+        TypeError: `module` is not an NNX module.
+        ValueError: `module` has no parameters; when `apply_fn` is called, the output depends on random numbers or on
+            state that the call updates, or the call updates averages of BatchNorm.
 
     >>> from flax import nnx
     >>> apply_fn, params = from_nnx(nnx.Linear(4, 2, rngs=nnx.Rngs(0)))
@@ -160,30 +174,87 @@ def from_nnx(module: Any) -> tuple[ApplyFn, PyTree]:
     params = nnx.to_pure_dict(state)
     if not jax.tree.leaves(params):
         raise ValueError(f"{type(module).__name__} has no nnx.Param: nothing to analyse")
-    return _NnxFunction(definition, _Arrays((state, constants)), type(module)), params
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
+    return _NnxFunction(type(module), definition, shapes, constants), params
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _NnxFunction(ModuleFunction):
     """An NNX module in evaluation mode, without its parameters."""
 
-    definition: Any
-    arrays: _Arrays
     kind: type
+    definition: Any
+    params: PyTree           # their shapes
+    constants: PyTree
 
-    def __call__(self, params: PyTree, x: Array) -> Array:
+    def __eq__(self, other: object) -> bool:
+        return (isinstance(other, _NnxFunction) and _equal(self.definition, other.definition)
+                and _equal(self.params, other.params) and _same_arrays(self.constants, other.constants))
+
+    def __hash__(self) -> int:
+        return hash(self.kind)
+
+    def __call__(self, params: PyTree, x: PyTree) -> Array:
         from flax import nnx
 
-        state, constants = self.arrays.tree
-        filled = jax.tree.map(lambda leaf: leaf, state)
-        nnx.replace_by_pure_dict(filled, params)
-        merged = nnx.merge(self.definition, filled, constants, copy=True)   # a call must not write into constants
-        out = merged(x, **mode_flags(self.kind.__call__, training=False))
-        after = jax.tree.leaves(nnx.state(merged, nnx.Not(nnx.Param)))
-        if any(new is not old for new, old in zip(after, jax.tree.leaves(constants), strict=True)):
-            raise ValueError(f"{self.kind.__name__} updates its state when it evaluates, as BatchNorm in training mode "
-                             "does: use running averages")
+        state = (self.constants, nnx.state(nnx.Rngs(0)))
+        out, after = self._evaluate(params, x, state)
+        changed = [i for i, (new, old) in enumerate(zip(after, jax.tree.leaves(state), strict=True)) if new is not old]
+        if changed:
+            self._refuse_if_used(changed, params, x, state)
         return out
+
+    def _evaluate(self, params: PyTree, x: PyTree, state: Any) -> tuple[Array, list[Any]]:
+        """The output, and the leaves of the state after the call, which writes into copies."""
+        from flax import nnx
+
+        constants, streams = state
+        filled = jax.tree.map(lambda leaf: leaf, self.params)
+        nnx.replace_by_pure_dict(filled, params)
+        module = nnx.merge(self.definition, filled, constants, copy=True)
+        rngs = nnx.merge(nnx.graphdef(nnx.Rngs(0)), streams, copy=True)
+        asked = inspect.signature(self.kind.__call__).parameters.get("rngs")
+        given = {"rngs": rngs} if asked is not None and asked.default is inspect.Parameter.empty else {}
+        out = module(x, **given, **mode_flags(self.kind.__call__, training=False))
+        after = dict(nnx.to_flat_state(nnx.state(module)))      # the call may add variables, as sow does
+        return out, jax.tree.leaves(([after[path] for path, _ in nnx.to_flat_state(constants)], nnx.state(rngs)))
+
+    def _refuse_if_used(self, changed: list[int], params: PyTree, x: PyTree, state: Any) -> None:
+        """Raise ValueError where the call updates averages, or the output depends on other state that it updates."""
+        from flax import nnx
+
+        leaves, structure = jax.tree.flatten(state)
+        variables = [each for tree in state for each in nnx.to_flat_state(tree)]
+
+        def updated(indices: list[int], kind: type) -> list[str]:
+            return ["/".join(map(str, variables[i][0])) for i in indices if isinstance(variables[i][1], kind)]
+
+        def output(values: list[Any]) -> Array:
+            filled = dict(enumerate(leaves)) | dict(zip(changed, values, strict=True))
+            return self._evaluate(params, x, jax.tree.unflatten(structure, filled.values()))[0]
+
+        name = self.kind.__name__
+        if averages := updated(changed, nnx.BatchStat):
+            raise ValueError(f"{name} updates {averages} when it evaluates, as BatchNorm in training mode does: use "
+                             "running averages")
+        traced = jax.make_jaxpr(output)([leaves[i] for i in changed]).jaxpr
+        needed = _needed(traced)
+        used = [i for i, variable in zip(changed, traced.invars, strict=True) if variable in needed]
+        if drawn := updated(used, nnx.RngState):
+            raise ValueError(f"{name} draws random numbers when it evaluates ({drawn} changes), so it is not a fixed "
+                             "function of its parameters: switch that off")
+        if used:
+            raise ValueError(f"{name} updates {updated(used, nnx.Variable)} when it evaluates, and its output depends "
+                             "on them, so it is not a fixed function of its parameters: switch that off")
+
+
+def _needed(jaxpr: Any) -> set[Any]:
+    """The variables that the results depend on."""
+    needed = {v for v in jaxpr.outvars if not isinstance(v, jex.Literal)}
+    for eqn in reversed(jaxpr.eqns):
+        if not needed.isdisjoint(eqn.outvars):
+            needed.update(v for v in eqn.invars if not isinstance(v, jex.Literal))
+    return needed
 
 
 def _is_nnx(module: Any) -> bool:
@@ -199,30 +270,57 @@ def _plain(params: Any) -> PyTree:
     return meta.unbox(unfreeze(params))
 
 
-def ones_input(shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> Shaped[Array, "1 ..."]:
+def ones_input(shape: PyTree, dtype: DTypeLike = jnp.float32) -> PyTree:
     """Make the all-ones input of the data-free functions: 1 for every entry of one example.
 
-    Shapes: ``shape`` is that of one example, without the batch; the result is (1, *shape).
+    Args:
+        shape: the shape of one example, without the batch, or a tree of shapes for a network that takes a tree.
+        dtype: a type of real numbers. An integer 1 is a byte or a token to the network, not a signal of 1.
 
-    Raises what ``jnp.ones`` raises for a shape or type that is none.
+    Returns:
+        Ones of shape (1, *shape), or a tree of such arrays.
+
+    Raises:
+        ValueError: `shape` is not a shape, nor a tree of them; `dtype` is not a type of real numbers.
 
     Source: the input 𝟙 of R in Gebhart, Saxena and Schrater (2021), equations 15 and 16.
 
     >>> ones_input((28, 28, 1)).shape
     (1, 28, 28, 1)
+    >>> ones_input({"age": (), "year": (2,)}, jnp.float16)
+    {'age': Array([1.], dtype=float16), 'year': Array([[1., 1.]], dtype=float16)}
     """
-    return jnp.ones((1, *shape), dtype)
+    if not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):
+        raise ValueError(f"ones_input takes a type of real numbers, got {jnp.dtype(dtype)}")
+
+    def ones(sizes: Any) -> Array:
+        if not _is_shape(sizes):
+            raise ValueError("ones_input takes the shape of one example, such as (28, 28, 1), or a tree of shapes, got "
+                             f"{shape!r}")
+        return jnp.ones((1, *sizes), dtype)
+
+    return jax.tree.map(ones, shape, is_leaf=_is_shape)
 
 
-def mean_input(X: Float[Array, "n ..."] | Float[np.ndarray, "n ..."], *,
-               absolute: bool = False) -> Float[Array, "1 ..."]:
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, tuple | list) and all(hasattr(n, "__index__") and int(n) >= 0 for n in value)
+
+
+def mean_input(X: PyTree, *, absolute: bool = False) -> PyTree:
     """Average the examples, μ = (1/N) Σ_n X_n: the input of SynFlow-Dist and SynFlow-L2-Dist.
 
-    The path polynomial needs an input z ≥ 0. With ``absolute`` the result is |μ|, for normalised images.
+    The path polynomial needs an input z ≥ 0. With `absolute` the result is |μ|, for normalised images.
 
-    Shapes: X is a batch (N, *input); the result is (1, *input).
+    Args:
+        X: a batch (N, *input), or a tree of such arrays. Integers are averaged as numbers, which makes sense for
+            bytes of images, not for tokens.
+        absolute: return |μ|.
 
-    Raises ValueError where X is empty or, outside of ``jit``, where the mean is negative somewhere.
+    Returns:
+        The mean, (1, *input), in floating point.
+
+    Raises:
+        ValueError: `X` is empty or holds complex numbers; outside of `jit`, the mean is negative somewhere.
 
     Source: Gebhart, Saxena and Schrater (2021), section 4.2.
 
@@ -230,14 +328,24 @@ def mean_input(X: Float[Array, "n ..."] | Float[np.ndarray, "n ..."], *,
     >>> mean_input(jnp.array([[1.0, 2.0], [3.0, 4.0]]))
     Array([[2., 3.]], ...)
     """
-    if jnp.ndim(X) < 1 or X.shape[0] == 0:
-        raise ValueError("mean_input takes a batch (N, *input) of at least one example, "
-                         f"got shape {jnp.shape(X)}")
-    mean = jnp.mean(jnp.asarray(X), axis=0, keepdims=True)
-    if absolute:
-        return jnp.abs(mean)
-    if not isinstance(mean, jax.core.Tracer) and bool((mean < 0).any()):
-        raise ValueError(f"the mean of X is negative in {int((mean < 0).sum())} of {mean.size} entries, but "
-                         "the path polynomial needs an input of at least 0: pass raw images, or "
-                         "absolute=True for |mean|")
-    return mean
+    sizes = [jnp.shape(leaf) for leaf in jax.tree.leaves(X)]
+    if not sizes or not all(sizes) or len({size[0] for size in sizes}) != 1 or sizes[0][0] == 0:
+        raise ValueError("mean_input takes a batch (N, *input) of at least one example, or a tree of arrays with one "
+                         f"such N, got shape {sizes[0] if len(sizes) == 1 else sizes}")
+
+    def mean(name: str, leaf: Any) -> Array:
+        leaf = jnp.asarray(leaf)
+        if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+            raise ValueError(f"mean_input takes real numbers, but {name} holds {leaf.dtype}")
+        average = jnp.mean(leaf, axis=0, keepdims=True)
+        if absolute:
+            return jnp.abs(average)
+        if not isinstance(average, jax.core.Tracer) and bool((average < 0).any()):
+            raise ValueError(f"the mean of {name} is negative in {int((average < 0).sum())} of {average.size} entries, "
+                             "but the path polynomial needs an input of at least 0: pass raw images, or absolute=True "
+                             "for |mean|")
+        return average
+
+    names = leaf_names(X)
+    names = ["X"] if names == ["(root)"] else [f"X's {name!r}" for name in names]
+    return jax.tree.map(mean, jax.tree.unflatten(jax.tree.structure(X), names), X)

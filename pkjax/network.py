@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from pkjax.adapters import ModuleFunction
+from pkjax.programs.contents import contents
 from pkjax.programs.independence import EXAMPLES, Free, Joined, Rows, Uncertain, follow
 from pkjax.programs.integers import encode, encoded
 from pkjax.programs.program import BoundProgram, trace
@@ -146,7 +147,8 @@ def read(apply_fn: ApplyFn, params: PyTree, x: PyTree, *, masks: PyTree | None =
 # -- tracing ---------------------------------------------------------------------------------------------------------
 
 _OF_MODULES: "weakref.WeakKeyDictionary[ModuleFunction, dict[Any, Any]]" = weakref.WeakKeyDictionary()
-"""What adapters' functions were read as: these are frozen, so that equality stands in for tracing."""
+"""What adapters' functions were read as: while what they compute with is unchanged, equality stands in for tracing."""
+_KEPT = 16      # readings of one function, in other shapes or of other contents
 
 
 def _traced(apply_fn: ApplyFn, params: PyTree, inputs: Any) -> tuple[BoundProgram, tuple[int, ...]]:
@@ -154,15 +156,20 @@ def _traced(apply_fn: ApplyFn, params: PyTree, inputs: Any) -> tuple[BoundProgra
     if isinstance(apply_fn, BoundProgram):
         out = jax.eval_shape(apply_fn, params, _examples(inputs, 1))
         return apply_fn, out.shape[1:]
-    if not isinstance(apply_fn, ModuleFunction):
+    content = contents(apply_fn) if isinstance(apply_fn, ModuleFunction) else None
+    if content is None:
         return _read_anew(apply_fn, params, inputs)
     known = _OF_MODULES.setdefault(apply_fn, {})
     leaves, structure = jax.tree.flatten(params)
-    key = (structure, tuple((jnp.shape(p), jnp.result_type(p)) for p in leaves), inputs, jax.config.jax_enable_x64)
+    shapes = tuple((jnp.shape(p), jnp.result_type(p), getattr(getattr(p, "aval", p), "weak_type", False))
+                   for p in leaves)
+    key = (content, structure, shapes, inputs, jax.config.jax_enable_x64, jax.config.jax_default_matmul_precision)
     if key not in known:
         traced = _read_anew(apply_fn, params, inputs)
         if any(isinstance(c, jax.core.Tracer) for c in traced[0].constants):
             return traced
+        if len(known) == _KEPT:
+            known.clear()
         known[key] = traced
     return known[key]
 

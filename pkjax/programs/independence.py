@@ -111,13 +111,15 @@ def _free(eqn: Any, ins: Sequence[Value]) -> list[Value]:
     if name in ELEMENTWISE and len(eqn.outvars) == 1:
         axes = frozenset(range(len(_shape(eqn.outvars[0]))))
         for variable, value in zip(eqn.invars, ins, strict=True):
-            axes &= _uniform(value) if len(_shape(variable)) else axes
+            axes &= _uniform(value, variable) if len(_shape(variable)) else axes
         return [Free(axes)]
     return [Free()] * len(eqn.outvars)
 
 
-def _uniform(value: Value) -> frozenset[int]:
-    return value.uniform if isinstance(value, Free) else frozenset()
+def _uniform(value: Value, variable: Any = None) -> frozenset[int]:
+    """The axes along which a value is uniform, among them those of size 1 that an operation broadcasts."""
+    ones = frozenset() if variable is None else frozenset(d for d, n in enumerate(_shape(variable)) if n == 1)
+    return value.uniform | ones if isinstance(value, Free) else frozenset()
 
 
 def _joint(eqn: Any, ins: Sequence[Value], variables: Sequence[Any] | None = None) -> Rows:
@@ -128,7 +130,7 @@ def _joint(eqn: Any, ins: Sequence[Value], variables: Sequence[Any] | None = Non
         raise Joined(eqn)      # two axes of examples in one value: every example meets every other
     (place,) = places
     for variable, value in zip(variables, ins, strict=True):
-        if isinstance(value, Free) and len(_shape(variable)) and place.axis not in value.uniform:
+        if isinstance(value, Free) and len(_shape(variable)) and place.axis not in _uniform(value, variable):
             raise Uncertain(eqn)
     return place
 
