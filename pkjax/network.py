@@ -232,16 +232,20 @@ def _check_rows(fn: Callable[..., Array], program: Any, constants: Any, params: 
 
 def _rows_agree(pair: Any, pair_constants: Any, program: Any, constants: Any, params: PyTree, x: PyTree) -> bool:
     """Whether a network treats random examples together as it treats each alone."""
-    tree = (params, pair_constants, constants)
-    known = not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
     draw = np.random.default_rng(0)
+    drawn: dict[int, Any] = {}      # what is unknown is the same wherever it stands
 
     def random(leaf: Any) -> np.ndarray:
         shape, dtype = jnp.shape(leaf), jnp.result_type(leaf)
         return (draw.normal(size=shape) if is_floating(leaf) else draw.integers(0, 2, shape)).astype(dtype)
 
+    def value(leaf: Any) -> Any:
+        if not isinstance(leaf, jax.core.Tracer | jax.ShapeDtypeStruct):
+            return leaf
+        return drawn[id(leaf)] if id(leaf) in drawn else drawn.setdefault(id(leaf), random(leaf))
+
     with jax.ensure_compile_time_eval():
-        params, pair_constants, constants = tree if known else jax.tree.map(random, tree)
+        params, pair_constants, constants = jax.tree.map(value, (params, pair_constants, constants))
         X = jax.tree.map(random, x)
         together = np.asarray(_call(pair, pair_constants, params, X), np.float64)
         alone = [np.asarray(_call(program, constants, params, jax.tree.map(lambda v, i=i: v[i:i + 1], X)), np.float64)

@@ -1,6 +1,7 @@
 """Algebras on arrays: the network itself with its gates recorded, and the path polynomial."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -62,7 +63,7 @@ class TrueValues:
         assert isinstance(x, PathSum)
         self.recorded[index] = jax.lax.stop_gradient(slope(eqn, self.true_value(x)))
         held = self.gated_again(x, self.recorded[index])
-        return [PathSum(held, out.shape, out.dtype, out.on_input, out.degree)]
+        return [replace(out, value=held, parent=None)]
 
     def gated_again(self, operand: PathSum, gate: Array) -> Any:
         """Multiply by a gate that stands recorded already."""
@@ -116,6 +117,8 @@ class Polynomial:
                              "pkjax.paths.gates on the same apply_fn")
         value = self.gates[self.used]
         self.used += 1
+        if jnp.size(value) == 1 and shape == (1,):      # (N,) is the shape of such gates of a batch, as of scalars'
+            value = jnp.reshape(value, shape)
         if jnp.shape(value) != shape:
             raise ValueError(f"gate {self.used - 1} has shape {jnp.shape(value)}, but acts on a signal of shape "
                              f"{shape}; record gates with pkjax.paths.gates on a batch of the same size")

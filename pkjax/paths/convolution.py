@@ -51,16 +51,21 @@ def as_matrix(params: Params, kernel: Array) -> Array:
 
 
 def as_columns(params: Params, signal: Array) -> Array:
-    """What is shaped like the convolution's output, for one image, as (places, outputs)."""
+    """What is shaped like the convolution's output as (places, outputs), one image after the other."""
     spec = params["dimension_numbers"].out_spec
     placed = lax.transpose(signal, (spec[0], *spec[2:], spec[1]))
     return lax.reshape(placed, (prod(placed.shape[:-1]), placed.shape[-1]))
 
 
 def patches(params: Params, kernel: tuple[int, ...], x: Array) -> Array:
-    """What a kernel of that shape meets at each place of one image, (places, window · features)."""
+    """What a kernel of that shape meets at each place, (places, window · features), one image after the other."""
     window = [kernel[i] for i in params["dimension_numbers"].rhs_spec[2:]]
-    return _met(params, window, *_padded(params, window, x))
+    axis = params["dimension_numbers"].lhs_spec[0]
+
+    def one(image: Array) -> Array:
+        return _met(params, window, *_padded(params, window, lax.expand_dims(image, [axis])))
+    met = jax.vmap(one, axis)(x)
+    return lax.reshape(met, (met.shape[0] * met.shape[1], met.shape[2]))
 
 
 @partial(jax.jit, static_argnames="layout")  # traced once a shape: networks repeat their blocks

@@ -54,7 +54,7 @@ def gather(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
         return indexed([0])(interp, eqn, ins)
     d, shape = eqn.params["dimension_numbers"], eqn.outvars[0].aval.shape
     limits = [x.shape[axis] - eqn.params["slice_sizes"][axis] + 1 for axis in d.start_index_map]
-    starts = np.indices(limits).reshape(len(limits), -1).T
+    starts = np.indices(limits).reshape(len(limits), -1).T.astype(eqn.invars[1].aval.dtype)
 
     def candidates(v: Array) -> Array:
         def at(start: Array) -> Array:
@@ -80,13 +80,14 @@ def dynamic_slice(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Val
         _known(interp, eqn, places)
     shape = eqn.outvars[0].aval.shape
     limits = [n - size + 1 for n, size in zip(x.shape, shape, strict=True)]
-    starts = np.indices(limits).reshape(len(limits), -1).T
+    starts = np.indices(limits, np.int32).reshape(len(limits), -1).T
 
     def candidates(v: Array) -> Array:
         return jax.vmap(lambda start: lax.dynamic_slice(v, start, shape), out_axes=-1)(jnp.asarray(starts))
 
     def one_hot() -> Array:
-        at = jnp.stack([jnp.clip(jnp.asarray(v.value, int), 0, n - 1) for v, n in zip(places, limits, strict=True)])
+        at = jnp.stack([jnp.asarray(v.value, np.int32) for v in places])
+        at = jnp.clip(at, 0, jnp.asarray(limits, np.int32) - 1)
         return jnp.broadcast_to((at == starts).all(-1), (*shape, len(starts)))
     return [among(interp, x, candidates, one_hot)]
 

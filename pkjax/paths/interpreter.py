@@ -56,6 +56,8 @@ class PathSum:
     # How often one entry of each parameter (leaf, *scan slices) can lie on one path.
     degree: dict[tuple[int, ...], int] = field(default_factory=dict)
     parent: "tuple[PathSum, Any] | None" = None
+    of_input: bool = False
+    """Whether it is made of constants that depend on an integer input."""
 
 
 Value = Const | Gate | PathSum
@@ -152,7 +154,7 @@ class Interpreter:
             raise self.error("a piecewise constant value is added to a signal, which is not positively homogeneous")
         with contextlib.nullcontext() if isinstance(value.value, jax.core.Tracer) else jax.ensure_compile_time_eval():
             constant = jnp.asarray(value.value)
-            return PathSum(self.algebra.lift(constant), constant.shape, constant.dtype, on_input=False)
+            return PathSum(self.algebra.lift(constant), constant.shape, constant.dtype, False, of_input=value.of_input)
 
     def linear(self, op: str, fn: Callable[..., Any], operands: Sequence[Value], *,
                parent: tuple[PathSum, Any] | None = None, like: Any = None) -> PathSum:
@@ -167,8 +169,9 @@ class Interpreter:
             for label, n in s.degree.items():
                 degree[label] = max(n, degree.get(label, 0))
         out = _formed(fn, sums) if like is None else like
+        of_input = any(s.of_input for s in sums) or getattr(fn, "of_input", False)
         return PathSum(self.algebra.linear(op, fn, sums), out.shape, out.dtype, any(s.on_input for s in sums),
-                       degree, parent)
+                       degree, parent, of_input)
 
     def bilinear(self, op: str, fn: Callable[..., Any], a: Value, b: Value, *,
                  parent: tuple[PathSum, Any] | None = None, like: Any = None) -> PathSum:
@@ -179,12 +182,12 @@ class Interpreter:
         degree = _met(x.degree, y.degree)
         out = _formed(fn, (x, y)) if like is None else like
         return PathSum(self.algebra.bilinear(op, fn, x, y), out.shape, out.dtype, x.on_input or y.on_input,
-                       degree, parent)
+                       degree, parent, x.of_input or y.of_input)
 
     def gated(self, operand: PathSum, gate: Callable[[], Any]) -> PathSum:
         """Multiply a path sum entrywise by a gate of its shape."""
         return PathSum(self.algebra.gated(operand, gate), operand.shape, operand.dtype, operand.on_input,
-                       operand.degree)
+                       operand.degree, of_input=operand.of_input)
 
     def true(self, value: Value) -> Any:
         """Return the network's own value of an operand (only where the algebra knows it)."""

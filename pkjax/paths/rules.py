@@ -1,6 +1,7 @@
 """The rules for linear, bilinear and structural operations, as a table from primitive names."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -128,15 +129,6 @@ def power(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
     return [out]
 
 
-def ragged(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
-    """Contractions of groups of rows, each with its own matrix, whose sizes are constants."""
-    if not all(isinstance(v, Const) for v in ins[2:]):
-        raise interp.error("the sizes of the groups depend on the signal")
-    sizes = [v.value for v in ins[2:]]
-    return [interp.bilinear(eqn.primitive.name, lambda a, b: bind(eqn)(a, b, *sizes), *ins[:2],
-                            like=eqn.outvars[0].aval)]
-
-
 def reduction(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
     """Reductions by a function of the user's: sums, maxima and minima, from an initial value that changes nothing."""
     if len(ins) != 2:
@@ -245,7 +237,7 @@ def _slice(interp: Interpreter, stack: Value, i: int) -> Value:
         return Gate(None if stack.value is None else stack.value[i], stack.shape[1:])
     out = interp.linear("slice", lambda v: lax.index_in_dim(v, i, keepdims=False), [stack])
     own = {(*label, i): n for label, n in out.degree.items()}
-    return PathSum(out.value, out.shape, out.dtype, out.on_input, own)
+    return replace(out, degree=own)
 
 
 def _stack(interp: Interpreter, pieces: Sequence[Any]) -> Value:
@@ -268,7 +260,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(LINEAR, join),
     **dict.fromkeys(IDENTITIES, recast),
     **dict.fromkeys(("name", "optimization_barrier", "device_put"), structural(unchanged)),
-    "dot_general": product, "conv_general_dilated": convolution, "ragged_dot_general": ragged, "ragged_dot": ragged,
+    "dot_general": product, "conv_general_dilated": convolution,
     **dict.fromkeys(("integer_pow", "square"), power),
     **dict.fromkeys(("reduce", "reduce_window"), reduction),
     **dict.fromkeys(("split", "unstack"), split),

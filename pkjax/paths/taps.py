@@ -20,7 +20,7 @@ from pkjax.paths.convolution import as_columns, as_matrix, patches
 from pkjax.paths.interpret import interpret
 from pkjax.paths.interpreter import PathSum
 from pkjax.programs.program import BoundProgram
-from pkjax.trees import ApplyFn
+from pkjax.trees import ApplyFn, is_floating
 
 __all__ = ["Site", "network_sites", "network_tapped", "sites", "tapped"]
 
@@ -56,7 +56,7 @@ class Matrices(NamedTuple):
     """An operation on a batch of one as rows (places, I) times a matrix (I, J) of the leaf's entries."""
 
     rows: Callable[[Any], Array]
-    """Operand h → (places, I)."""
+    """Operand h → (places, I); the places of several images one after the other."""
     columns: Callable[[Array], Array]
     """The output, or its cotangent δ → (places, J)."""
     entries: Callable[[Array], Array]
@@ -109,15 +109,14 @@ class Tapped(TrueValues):
         """Apply the operation; a parameter added to a signal is a site."""
         arrays = [s.value.array for s in operands]
         out = fn(*arrays)
-        parameters = [i for i, s in enumerate(operands) if s.degree and not s.on_input]
+        parameters = [i for i, s in enumerate(operands) if s.degree and not _varies(s)]
 
         kinds = [(s.shape, s.dtype) for s in operands]    # what outlives the walk must not hold its values
 
         def alone(i: int, v: Array) -> Array:
             return fn(*(v if j == i else jnp.zeros(*kind) for j, kind in enumerate(kinds)))
-        if not any(s.on_input for s in operands):
-            fixed = len(parameters) == 1 and not getattr(fn, "of_input", False)
-            view = operands[parameters[0]].value.view if fixed else None
+        if not any(map(_varies, operands)) and not getattr(fn, "of_input", False):
+            view = operands[parameters[0]].value.view if len(parameters) == 1 else None
             if view is not None:
                 i, leaf_to = parameters[0], view.fn
                 view = View(view.leaf, lambda leaf: alone(i, leaf_to(leaf)), False)
@@ -135,19 +134,19 @@ class Tapped(TrueValues):
     def bilinear(self, op: str, fn: Callable[..., Any], a: PathSum, b: PathSum) -> Held:
         """Apply the operation; a parameter that multiplies a signal is a site."""
         out = fn(a.value.array, b.value.array)
-        h, w = (a, b) if a.on_input or not a.degree else (b, a)
+        h, w = (a, b) if _varies(a) or not a.degree else (b, a)
 
         first = h is a
 
         def use(operand: Any, parameter: Any) -> Array:
             return fn(operand, parameter) if first else fn(parameter, operand)
         view = w.value.view
-        if not h.on_input:
+        if not _varies(h):
             if h.degree or view is None:
                 return Held(out, None)
             leaf_to, constant = view.fn, h.value.array
             return Held(out, View(view.leaf, lambda leaf: use(constant, leaf_to(leaf)), False))
-        if not w.degree:
+        if not w.degree or _varies(w):      # nothing trains, or what does is tapped where it met the input
             return Held(out, None)
         if view is None:
             self._uncover(w)
@@ -180,8 +179,15 @@ class Tapped(TrueValues):
 
 def _transposed(leaf: Any, view: View, use: Callable[[Any, Any], Array], h: Array | None, delta: Array) -> Array:
     """Pull a cotangent of an operation's output back to the leaf."""
-    (cotangent,) = jax.linear_transpose(lambda value: use(h, view.fn(value)), leaf)(delta)
+    # Not linear_transpose, which knows no scatter at indices that may coincide.
+    _, pull = jax.vjp(lambda value: use(h, view.fn(value)), jnp.zeros(leaf.shape, leaf.dtype))
+    (cotangent,) = pull(delta)
     return cotangent
+
+
+def _varies(value: PathSum) -> bool:
+    """Whether a value differs between examples."""
+    return value.on_input or value.of_input
 
 
 def _rows(signal: Array) -> Array:
@@ -197,7 +203,7 @@ def _walk(fn: BoundProgram, params: PyTree, x: ArrayLike, taps: Sequence[Array] 
     algebra = Tapped([jax.ShapeDtypeStruct(jnp.shape(v), jnp.result_type(v)) for v in leaves], taps)
     out = interpret(algebra, fn, params, x, lambda i, leaf: Held(leaf, View(i, lambda v: v, True)),
                     lambda z: Held(z, None))
-    if not out.on_input:
+    if not _varies(out):
         algebra._uncover(out)
     return algebra, out.value.array
 
@@ -234,29 +240,31 @@ def network_sites(fn: BoundProgram, params: PyTree, x: Any
                   ) -> tuple[tuple[Site, ...], dict[int, tuple[int, ...]]]:
     """Find the sites of a network that has been read; under a transformation they live as long as its trace does."""
     Found = tuple[tuple[Site, ...], dict[int, tuple[int, ...]]]
-
-    def of(walked: Tapped) -> Found:
-        return tuple(walked.sites), {i: tuple(n for n, s in enumerate(walked.sites) if s.leaf == i)
-                                     for i in range(len(walked.leaves)) if i not in walked.uncovered}
-
-    leaves = jax.tree.leaves((fn, params))
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
-        zeros = partial(jax.tree.map, lambda v: jnp.zeros(jnp.shape(v), jnp.result_type(v)))
-        return of(_walk(fn, zeros(params), zeros(x), None)[0])
+    leaves, treedef = jax.tree.flatten(params)
+    moving = [i for i, leaf in enumerate(leaves) if is_floating(leaf)]
+    # Pullbacks keep what parameters are multiplied by and gathered at: constants and integers stay what they are.
+    held = [jnp.zeros(leaf.shape, leaf.dtype) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf for leaf in leaves]
     known: list[Found] = []
     abstract = any(isinstance(c, jax.ShapeDtypeStruct) for c in fn.constants)
 
-    def walk(fn: BoundProgram, p: PyTree, z: Any) -> Array:
-        walked, out = _walk(fn, p, z, None)
-        sites, by_leaf = of(walked)
+    def walk(fn: BoundProgram, values: Sequence[Any], z: Any) -> Array:
+        full = list(held)
+        for i, value in zip(moving, values, strict=True):
+            full[i] = value
+        walked, out = _walk(fn, jax.tree.unflatten(treedef, full), z, None)
         # Of shapes alone there are no pullbacks, which would hold the constants.
-        known.append((tuple(replace(s, pullback=_no_pullback) for s in sites) if abstract else sites, by_leaf))
+        found = tuple(replace(s, pullback=_no_pullback) if abstract else s for s in walked.sites)
+        known.append((found, {i: tuple(n for n, s in enumerate(found) if s.leaf == i)
+                              for i in range(len(leaves)) if i not in walked.uncovered}))
         return out
 
-    if abstract:
-        jax.eval_shape(walk, fn, params, x)
+    floating = [leaves[i] for i in moving]
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((fn, params))):
+        walk(fn, [jnp.zeros(jnp.shape(v), jnp.result_type(v)) for v in floating], jnp.zeros(jnp.shape(x), x.dtype))
+    elif abstract:
+        jax.eval_shape(walk, fn, floating, x)
     else:
-        jax.eval_shape(partial(walk, fn), params, x)
+        jax.eval_shape(partial(walk, fn), floating, x)
     return known[-1]
 
 

@@ -174,10 +174,10 @@ def _dropping(parameter: str) -> Rule:
     """Operations that take axes away."""
     def rule(eqn: Any, ins: Sequence[Value]) -> list[Value]:
         place = _joint(eqn, ins)
-        axes = eqn.params[parameter]
+        axes = np.ravel(eqn.params[parameter])
         if place.axis in axes:
             raise Joined(eqn)
-        return [_moved(place, place.axis - sum(d < place.axis for d in axes))] * len(eqn.outvars)
+        return [_moved(place, place.axis - sum(bool(d < place.axis) for d in axes))] * len(eqn.outvars)
     return rule
 
 

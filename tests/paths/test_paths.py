@@ -246,9 +246,9 @@ def test_dead_code_may_hold_anything():
     ("elu", jax.nn.elu), ("relu6", jax.nn.relu6), ("hard_tanh", jax.nn.hard_tanh), ("exp", jnp.exp),
     ("square", jnp.square), ("product", lambda v: v * v), ("division", lambda v: v / v.sum(axis=1, keepdims=True)),
     ("step", lambda v: v + (v > 0).astype(v.dtype)), ("threshold", lambda v: jnp.maximum(v, 0.5)),
-    ("sort", lambda v: jnp.sort(v)),
-    ("attention", lambda v: (v[:, :, None] @ v[:, None, :] @ v[:, :, None])[..., 0]), ("stop", jax.lax.stop_gradient), ("gelu_exact", lambda v: jax.nn.gelu(
-        v, approximate=False)), ("round", jnp.round), ("integer", lambda v: v.astype(int).astype(float)),
+    ("cumprod", lambda v: jnp.cumprod(v, 1)),
+    ("attention", lambda v: (v[:, :, None] @ v[:, None, :] @ v[:, :, None])[..., 0]),
+    ("stop", jax.lax.stop_gradient), ("gelu_exact", lambda v: jax.nn.gelu(v, approximate=False)), ("round", jnp.round), ("integer", lambda v: v.astype(int).astype(float)),
 ])
 def test_what_has_no_paths_is_refused_by_name_and_line(name, hidden):
     with pytest.raises(paths.NotPathNetworkError) as caught:
