@@ -74,15 +74,16 @@ def from_linen(module: Any, variables: Mapping[str, Any]) -> tuple[ApplyFn, PyTr
         ValueError: `variables` has no collection `params`; when `apply_fn` is called, the module draws random numbers
             or updates its state in evaluation mode.
 
-    >>> import flax.linen as nn, jax.numpy as jnp
-    >>> def dense(n, m):
-    ...     return {"kernel": jnp.ones((n, m), jnp.float32), "bias": jnp.zeros(m, jnp.float32)}
-    >>> module = nn.Sequential([nn.Dense(3), nn.Dropout(0.5), nn.relu, nn.Dense(2)])
-    >>> x = jnp.ones((1, 4), jnp.float32)
-    >>> variables = {"params": {"layers_0": dense(4, 3), "layers_3": dense(3, 2)}}
-    >>> apply_fn, params = from_linen(module, variables)
-    >>> apply_fn(params, x)
-    Array([[12., 12.]], dtype=float32)
+    Examples:
+        >>> import flax.linen as nn, jax.numpy as jnp
+        >>> def dense(n, m):
+        ...     return {"kernel": jnp.ones((n, m), jnp.float32), "bias": jnp.zeros(m, jnp.float32)}
+        >>> module = nn.Sequential([nn.Dense(3), nn.Dropout(0.5), nn.relu, nn.Dense(2)])
+        >>> x = jnp.ones((1, 4), jnp.float32)
+        >>> variables = {"params": {"layers_0": dense(4, 3), "layers_3": dense(3, 2)}}
+        >>> apply_fn, params = from_linen(module, variables)
+        >>> apply_fn(params, x)
+        Array([[12., 12.]], dtype=float32)
     """
     import flax.linen as nn
 
@@ -158,10 +159,11 @@ def from_nnx(module: Any) -> tuple[ApplyFn, PyTree]:
         ValueError: `module` has no parameters; when `apply_fn` is called, the output depends on random numbers or on
             state that the call updates, or the call updates averages of BatchNorm.
 
-    >>> from flax import nnx
-    >>> apply_fn, params = from_nnx(nnx.Linear(4, 2, rngs=nnx.Rngs(0)))
-    >>> {name: value.shape for name, value in params.items()}
-    {'bias': (2,), 'kernel': (4, 2)}
+    Examples:
+        >>> from flax import nnx
+        >>> apply_fn, params = from_nnx(nnx.Linear(4, 2, rngs=nnx.Rngs(0)))
+        >>> {name: value.shape for name, value in params.items()}
+        {'bias': (2,), 'kernel': (4, 2)}
     """
     from flax import nnx
 
@@ -285,10 +287,11 @@ def ones_input(shape: PyTree, dtype: DTypeLike = jnp.float32) -> PyTree:
 
     Source: the input 𝟙 of R in Gebhart, Saxena and Schrater (2021), equations 15 and 16.
 
-    >>> ones_input((28, 28, 1)).shape
-    (1, 28, 28, 1)
-    >>> ones_input({"age": (), "year": (2,)}, jnp.float16)
-    {'age': Array([1.], dtype=float16), 'year': Array([[1., 1.]], dtype=float16)}
+    Examples:
+        >>> ones_input((28, 28, 1)).shape
+        (1, 28, 28, 1)
+        >>> ones_input({"age": (), "year": (2,)}, jnp.float16)
+        {'age': Array([1.], dtype=float16), 'year': Array([[1., 1.]], dtype=float16)}
     """
     if not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):
         raise ValueError(f"ones_input takes a type of real numbers, got {jnp.dtype(dtype)}")
@@ -324,9 +327,10 @@ def mean_input(X: PyTree, *, absolute: bool = False) -> PyTree:
 
     Source: Gebhart, Saxena and Schrater (2021), section 4.2.
 
-    >>> import jax.numpy as jnp
-    >>> mean_input(jnp.array([[1.0, 2.0], [3.0, 4.0]]))
-    Array([[2., 3.]], ...)
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> mean_input(jnp.array([[1.0, 2.0], [3.0, 4.0]]))
+        Array([[2., 3.]], ...)
     """
     sizes = [jnp.shape(leaf) for leaf in jax.tree.leaves(X)]
     if not sizes or not all(sizes) or len({size[0] for size in sizes}) != 1 or sizes[0][0] == 0:
