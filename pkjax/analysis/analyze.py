@@ -29,6 +29,7 @@ from pkjax.path_kernel.gram import (
 )
 from pkjax.path_kernel.kernel import gated_trace_of
 from pkjax.path_kernel.solvers import is_direct
+from pkjax.programs.meshes import automatic_axes
 from pkjax.pruning.connectivity import connectivity
 from pkjax.tables import Progress, reporter
 from pkjax.trees import ApplyFn, Trainable, is_floating
@@ -43,6 +44,7 @@ ITERATIVE_ENTRIES = 2**23
 """in vectors of at most this many entries altogether, but always one."""
 
 
+@automatic_axes
 def analyze(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[ArrayLike, "N ..."]], *,
             masks: PyTree | None = None, trainable: Trainable = None, k: int | None = None, x: PyTree | None = None,
             key: Key[Array, ""] | None = None, progress: Progress = False) -> Report:

@@ -10,12 +10,14 @@ from jaxtyping import Array, Float, PyTree, Shaped
 
 from pkjax.dynamics.arguments import batched, floats, matrix_of
 from pkjax.network import Network, read
+from pkjax.programs.meshes import automatic_axes
 from pkjax.tangent_kernel.arguments import restrict
 from pkjax.trees import ApplyFn, Trainable, check_like
 
 __all__ = ["linearize", "predict", "weight_change"]
 
 
+@automatic_axes
 def linearize(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array | np.ndarray, "N ..."], *,
               masks: PyTree | None = None, trainable: Trainable = None) -> Callable[[PyTree], Array]:
     """Return the linearised network on a batch, a function of the parameters θ_t alone.
@@ -45,9 +47,10 @@ def linearize(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array | np.ndarray, "
         check_like(params_t, params, "params_t")
         return network.shaped(_push(network, X, params_t), 1)
 
-    return tangent
+    return automatic_axes(tangent)
 
 
+@automatic_axes
 def weight_change(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array | np.ndarray, "N ..."],
                   coefficients: Float[Array | np.ndarray, "..."], *, masks: PyTree | None = None,
                   trainable: Trainable = None) -> PyTree:

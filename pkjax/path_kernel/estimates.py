@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Key, PyTree, Shaped
 from pkjax.linalg.stochastic import SpectralDensity, frobenius, quadrature
 from pkjax.network import Network
 from pkjax.path_kernel.gram import flat_product, make_problem, read_start, trace_of
+from pkjax.programs.meshes import automatic_axes
 from pkjax.trees import ApplyFn, Trainable
 
 __all__ = ["Estimate", "density", "effective_rank", "effective_rank_estimate", "rank_of"]
@@ -34,6 +35,7 @@ class Estimate(NamedTuple):
     """The standard deviation of the estimate, itself estimated."""
 
 
+@automatic_axes
 def effective_rank(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]], *, key: Key[Array, ""],
                    probes: int = 64, masks: PyTree | None = None, trainable: Trainable = None) -> Float[Array, ""]:
     """Effective rank of the path kernel: how many equal eigenvalues would have its trace and its Frobenius norm.
@@ -70,6 +72,7 @@ def effective_rank(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike
     return effective_rank_estimate(apply_fn, params, x, key=key, probes=probes, masks=masks, trainable=trainable).value
 
 
+@automatic_axes
 def effective_rank_estimate(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]], *,
                             key: Key[Array, ""], probes: int = 64, masks: PyTree | None = None,
                             trainable: Trainable = None) -> Estimate:
@@ -122,6 +125,7 @@ def rank_of(network: Network, z: Array, key: Array, probes: int = 64) -> Estimat
 _rank = jax.jit(rank_of, static_argnames="probes")
 
 
+@automatic_axes
 def density(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]], *, key: Key[Array, ""],
             probes: int = 8, depth: int = 64, points: int = 200, decades: float = 6.0, width: float = 0.08,
             masks: PyTree | None = None, trainable: Trainable = None) -> SpectralDensity:

@@ -32,11 +32,13 @@ from pkjax.path_kernel.gram import (
 )
 from pkjax.paths.algebras import Polynomial
 from pkjax.paths.polynomial import evaluate_paths, recorded_gates
+from pkjax.programs.meshes import automatic_axes
 from pkjax.trees import ApplyFn, Trainable, is_floating
 
 __all__ = ["dense", "gated_trace", "gated_trace_of", "matvec", "trace"]
 
 
+@automatic_axes
 def trace(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]], *, masks: PyTree | None = None,
           trainable: Trainable = None, log: bool = False) -> Float[Array, ""]:
     """Trace of the path kernel, by one gradient of the path polynomial.
@@ -77,6 +79,7 @@ def _trace(network: Network, z: Array, *, log: bool) -> Array:
     return log_trace_of(problem, z) if log else trace_of(problem)
 
 
+@automatic_axes
 def matvec(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]], *, masks: PyTree | None = None,
            trainable: Trainable = None) -> Callable[[PyTree], PyTree]:
     """The product with the dual Gram matrix: one Hessian-vector product of a forward pass.
@@ -113,7 +116,7 @@ def matvec(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ...
             raise ValueError(f"u must have the tree structure of params, {structure}, got {jax.tree.structure(u)}")
         return _multiply(network, z, u)
 
-    return multiply
+    return automatic_axes(multiply)
 
 
 @jax.jit
@@ -125,6 +128,7 @@ def _multiply(network: Network, z: Array, u: PyTree) -> PyTree:
     return with_floating(zeros, rows).params
 
 
+@automatic_axes
 def dense(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]], *, masks: PyTree | None = None,
           trainable: Trainable = None) -> Float[Array, "m m"]:
     """The dual Gram matrix itself, over the floating-point parameters in flattening order.
@@ -162,6 +166,7 @@ def _dense(network: Network, z: Array) -> Array:
     return jax.lax.map(lambda i: multiply(jnp.zeros_like(flat).at[i].set(1)), jnp.arange(flat.size), batch_size=64)
 
 
+@automatic_axes
 def gated_trace(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[ArrayLike, "N ..."]], *,
                 masks: PyTree | None = None, trainable: Trainable = None, batch_size: int = 16) -> Float[Array, ""]:
     """Gated path trace of a batch of examples: the part of Tr Θ on the diagonal of Π.

@@ -14,6 +14,7 @@ from pkjax.path_kernel import inertia
 from pkjax.path_kernel.gram import read_start
 from pkjax.path_kernel.solvers import Eigenpairs, largest_eigenpairs
 from pkjax.paths.dense_layers import network_layers
+from pkjax.programs.meshes import automatic_axes
 from pkjax.trees import ApplyFn, Trainable
 
 __all__ = ["BoundedEigenvalues", "bounded_eigenvalues", "count_above", "eigenpairs", "eigenvalues"]
@@ -34,6 +35,7 @@ class BoundedEigenvalues(NamedTuple):
     """How far each value may be from the eigenvalue of its rank; infinite where the search did not converge."""
 
 
+@automatic_axes
 def count_above(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]],
                 thresholds: Shaped[ArrayLike, "..."] | Sequence[float], *, masks: PyTree | None = None,
                 trainable: Trainable = None) -> Integer[np.ndarray, "..."]:
@@ -68,6 +70,7 @@ def count_above(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "
     return inertia.count_above(network_layers(network, z), thresholds, inputs=np.asarray(z, np.float64).ravel())
 
 
+@automatic_axes
 def eigenvalues(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]], *, k: int,
                 masks: PyTree | None = None, trainable: Trainable = None, method: str = "auto",
                 tolerance: float = 1e-10) -> Float64[np.ndarray, "k"]:
@@ -105,6 +108,7 @@ def eigenvalues(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "
     return largest_eigenpairs(apply_fn, params, x, k, masks, trainable, method, tolerance, vectors=False).values
 
 
+@automatic_axes
 def bounded_eigenvalues(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]], *, k: int,
                         masks: PyTree | None = None, trainable: Trainable = None, method: str = "auto",
                         tolerance: float = 1e-10) -> BoundedEigenvalues:
@@ -144,6 +148,7 @@ def bounded_eigenvalues(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[Arra
     return BoundedEigenvalues(pairs.values, pairs.bounds)
 
 
+@automatic_axes
 def eigenpairs(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]], *, k: int,
                masks: PyTree | None = None, trainable: Trainable = None, method: str = "auto", tolerance: float = 1e-10
                ) -> Eigenpairs:

@@ -15,6 +15,7 @@ from pkjax.network import Network, read
 from pkjax.paths.errors import NotFullyConnectedError
 from pkjax.paths.interpret import interpret
 from pkjax.paths.interpreter import PathSum
+from pkjax.programs.meshes import automatic_axes
 from pkjax.trees import ApplyFn, Trainable
 
 __all__ = ["DenseLayer", "dense_layers"]
@@ -210,6 +211,7 @@ def _with_bias(x: Signal, bias: Entries) -> Signal:
     return Signal(nodes.reshape(shape), x.nodes, (*x.layers[:-1], replace(last, source=source, **own)))
 
 
+@automatic_axes
 def dense_layers(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], *, masks: PyTree | None = None,
                  trainable: Trainable = None) -> tuple[DenseLayer, ...]:
     """Read a network as a chain of fully connected layers: dense maps, biases, diagonal scales, frozen BatchNorm.

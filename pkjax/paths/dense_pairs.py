@@ -18,6 +18,7 @@ from pkjax.network import Network, read
 from pkjax.paths.dense_layers import IDENTITIES, REARRANGEMENTS
 from pkjax.paths.interpret import interpret
 from pkjax.paths.interpreter import PathSum
+from pkjax.programs.meshes import automatic_axes
 from pkjax.trees import ApplyFn
 
 __all__ = ["NotDensePairsError", "dense_pairs"]
@@ -113,6 +114,7 @@ class PairAlgebra:
         return PairSignal(held.level * (units @ units.T), None)
 
 
+@automatic_axes
 def dense_pairs(apply_fn: ApplyFn, params: PyTree, X: Float[Array, "N ..."], gates: Sequence[Shaped[Array, "N ..."]]
                 ) -> Float[Array, "K N N"]:
     """Sum a_p(x) a_p(x') x_s x'_s over the paths p to each output, for all pairs of inputs.

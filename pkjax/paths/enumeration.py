@@ -17,6 +17,7 @@ from pkjax.network import Network, read
 from pkjax.paths.interpret import interpret
 from pkjax.paths.interpreter import PathSum
 from pkjax.paths.polynomial import recorded_gates
+from pkjax.programs.meshes import automatic_axes
 from pkjax.trees import ApplyFn, leaf_names
 
 __all__ = ["Factorization", "Path", "factorize"]
@@ -226,6 +227,7 @@ def _matches(node: np.ndarray, wanted: np.ndarray, check: Callable[[int], None])
     return order[low[e] + within], e
 
 
+@automatic_axes
 def factorize(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], *, max_paths: int = 200_000,
               masks: PyTree | None = None) -> Factorization:
     """List every path of a small network: the explicit factors J_v^f, J_θ^v and Π of its NTK.

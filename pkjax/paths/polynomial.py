@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, PyTree, Shaped
 from pkjax.network import Network, read
 from pkjax.paths.algebras import Polynomial, TrueValues
 from pkjax.paths.interpret import interpret
+from pkjax.programs.meshes import automatic_axes
 from pkjax.programs.program import BoundProgram, Program
 from pkjax.trees import ApplyFn, as_array, is_floating, shapes
 
@@ -19,6 +20,7 @@ __all__ = ["evaluate_paths", "gates", "network_tied", "path_sum", "polynomial", 
            "unit_weights"]
 
 
+@automatic_axes
 def polynomial(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], *, q: float | int,
                gates: Sequence[Shaped[ArrayLike, "..."]] | None = None, pool: str = "sum", masks: PyTree | None = None
                ) -> Float[Array, "N K"]:
@@ -57,6 +59,7 @@ def polynomial(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input
     return network.shaped(evaluate_paths(partial(Polynomial, q), network, network.batch(x, "x"), gates, pool), 1)
 
 
+@automatic_axes
 def path_sum(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, gates: Sequence[ArrayLike],
              masks: PyTree | None = None) -> Float[Array, "N K"]:
     """Sum c_p v_p(θ) a_p x_s(p) over all paths, with gates as given: f(x) where they are the gates of x.
@@ -103,6 +106,7 @@ def _by_example(gate: ArrayLike, index: int, n: int) -> Array:
     return gate if gate.ndim == 1 else gate.reshape(n, gate.shape[0] // n, *gate.shape[1:])
 
 
+@automatic_axes
 def gates(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], *, masks: PyTree | None = None
           ) -> tuple[Shaped[Array, "..."], ...]:
     """Record the gates a_p of a batch: 0 or 1 for ReLU, 1 or the slope for leaky ReLU, one-hot for max-pooling.
@@ -130,6 +134,7 @@ def gates(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], *
     return record(apply_fn, params, x, masks=masks)[1]
 
 
+@automatic_axes
 def record(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *,
            masks: PyTree | None = None) -> tuple[Float[Array, "N K"], tuple[Array, ...]]:
     """Evaluate the network through its paths: its outputs, and the gates."""
@@ -151,6 +156,7 @@ def recorded_gates(network: Network, x: Array) -> tuple[Float[Array, "N K"], tup
     return values[:, 0], tuple(g if g.ndim < 2 else g.reshape(-1, *g.shape[2:]) for g in recorded)
 
 
+@automatic_axes
 def tied(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"] | jax.ShapeDtypeStruct
          ) -> tuple[bool, ...]:
     """Say of every parameter leaf, in flattening order, whether one of its entries may lie twice on one path.

@@ -21,6 +21,7 @@ from pkjax.network import Network, read
 from pkjax.paths.algebras import Polynomial
 from pkjax.paths.interpreter import PathSum
 from pkjax.paths.polynomial import evaluate_paths, unit_weights
+from pkjax.programs.meshes import automatic_axes
 from pkjax.trees import ApplyFn, is_floating
 
 __all__ = ["NOTHING", "Scaled", "exponent_of", "log_count", "normalized", "power_of_two", "scaled_polynomial",
@@ -78,6 +79,7 @@ class ScaledPolynomial(Polynomial):
         return held if self.gates is None else self.normalized(opened)
 
 
+@automatic_axes
 def scaled_polynomial(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], *, q: float | int,
                       gates: Sequence[Shaped[ArrayLike, "..."]] | None = None, pool: str = "sum",
                       masks: PyTree | None = None, skip_zeros: bool = False
@@ -126,6 +128,7 @@ def scaled_values(network: Network, x: Array, q: int, gates: Sequence[Any] | Non
                       skip_zeros)[:2]
 
 
+@automatic_axes
 def log_count(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], *, masks: PyTree | None = None
               ) -> Float[Array, ""]:
     """Count the live paths: log10 of R_0 with every weight 1, or 0 where masked (-inf when no path is left).

@@ -19,6 +19,7 @@ from pkjax.paths.algebras import TrueValues
 from pkjax.paths.convolution import as_columns, as_matrix, patches
 from pkjax.paths.interpret import interpret
 from pkjax.paths.interpreter import PathSum
+from pkjax.programs.meshes import automatic_axes
 from pkjax.programs.program import BoundProgram
 from pkjax.trees import ApplyFn, is_floating
 
@@ -208,6 +209,7 @@ def _walk(fn: BoundProgram, params: PyTree, x: ArrayLike, taps: Sequence[Array] 
     return algebra, out.value.array
 
 
+@automatic_axes
 def sites(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"] | jax.ShapeDtypeStruct
           ) -> tuple[tuple[Site, ...], dict[int, tuple[int, ...]]]:
     """Find where a network uses its parameters.
@@ -272,6 +274,7 @@ def _no_pullback(h: Array | None, delta: Array) -> Array:
     raise ValueError("the sites of a program that is bound to shapes have no pullbacks")
 
 
+@automatic_axes
 def tapped(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], taps: Sequence[Float[Array, "..."]]
            ) -> tuple[Float[Array, "N K"], tuple[Float[Array, "..."] | None, ...]]:
     """Evaluate a network with taps added at its sites; return its outputs and each site's operand h (None for a bias).

@@ -12,7 +12,9 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from pkjax import paths, tables
+from pkjax.network import read
 from pkjax.programs.meshes import automatic_axes
+from pkjax.programs.program import BoundProgram
 from pkjax.pruning.evaluate import evaluate
 from pkjax.pruning.prunable import prunable_leaves
 from pkjax.pruning.result import DisconnectedWarning, LayerReport, layer_report, layers_table
@@ -120,10 +122,12 @@ def connectivity(
     check_masks(masks, params)
     if masks is None:
         masks = jax.tree.map(lambda t: jnp.ones(jnp.shape(t), bool), params)
-    params, x = widened((params, jnp.asarray(x)))
-    start = (x != 0).astype(x.dtype)
+    params, x = widened((params, x))
+    network = read(apply_fn, params, x, masks=masks, paths=True)
+    z = network.batch(x, "x")
+    start = (z != 0).astype(z.dtype)
     chosen = prunable_leaves(params, prunable, required=False)
-    sums = jax.device_get(evaluate(partial(_sums, apply_fn), params, start, masks))
+    sums = jax.device_get(evaluate(partial(_sums, network.fn), params, start, masks))
     from_inputs, second, fourth, flows = sums
     layers = tuple(
         layer_report(name, jnp.shape(mask), int(np.asarray(mask).sum()), float(flow))
@@ -147,12 +151,12 @@ def connectivity(
     )
 
 
-def _sums(apply_fn: ApplyFn, params: PyTree, x: Array, masks: PyTree
+def _sums(fn: BoundProgram, params: PyTree, x: Array, masks: PyTree
           ) -> tuple[Array, Array, Array, list[Array]]:
     """Scaled sum over the paths from inputs; decimal logarithms of R_2 and R_4; the share of R_1 in every leaf."""
 
     def total(phi: PyTree, z: Array, q: int) -> tuple[Array, Array]:
-        mantissa, exponent = paths.scaled_polynomial(apply_fn, phi, z, q=q, masks=masks, skip_zeros=True)
+        mantissa, exponent = paths.scaled_polynomial(fn, phi, z, q=q, masks=masks, skip_zeros=True)
         return jnp.sum(mantissa), exponent
 
     def log_norm(q: int) -> Array:

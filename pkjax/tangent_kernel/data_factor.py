@@ -15,6 +15,7 @@ from pkjax.network import Network, read
 from pkjax.paths.algebras import Polynomial
 from pkjax.paths.dense_pairs import network_pairs
 from pkjax.paths.polynomial import evaluate_paths, recorded_gates
+from pkjax.programs.meshes import automatic_axes
 from pkjax.trees import ApplyFn, is_floating
 
 __all__ = ["data_blocks", "data_factor"]
@@ -23,6 +24,7 @@ ENTRIES = 2**25
 """Largest number of entries of the gates and inputs of the pairs taken at a time."""
 
 
+@automatic_axes
 def data_factor(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array | np.ndarray, "N ..."], *,
                 masks: PyTree | None = None) -> Float[Array, "K N N"]:
     """Return the blocks of A = J_v^f J_v^fᵀ, one per output; between different outputs A is zero.

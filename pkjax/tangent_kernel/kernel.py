@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from pkjax.network import read
+from pkjax.programs.meshes import automatic_axes
 from pkjax.programs.program import BoundProgram
 from pkjax.tables import Progress
 from pkjax.tangent_kernel import layerwise, neural_tangents
@@ -23,6 +24,7 @@ __all__ = ["ntk", "ntk_plan"]
 Engine = Literal["auto", "structured", "neural-tangents", "jacobian"]
 
 
+@automatic_axes
 def ntk(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array | np.ndarray, "N ..."],
         X2: Shaped[Array | np.ndarray, "M ..."] | None = None, *, engine: str = "auto", masks: PyTree | None = None,
         trainable: Trainable = None, tile: int | None = None, memory_limit: int | None = None,

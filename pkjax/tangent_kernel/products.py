@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from pkjax.network import Network, read
+from pkjax.programs.meshes import automatic_axes
 from pkjax.tangent_kernel import layerwise
 from pkjax.tangent_kernel.arguments import restrict
 from pkjax.tangent_kernel.leaf_costs import ENTRIES, uses
@@ -18,6 +19,7 @@ from pkjax.trees import ApplyFn, Trainable, accumulator
 __all__ = ["examples_at_once", "ntk_matvec", "ntk_trace", "theta_times"]
 
 
+@automatic_axes
 def ntk_trace(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array | np.ndarray, "N ..."], *, masks: PyTree | None = None,
               trainable: Trainable = None) -> Float[Array, ""]:
     """Return the trace of the tangent kernel without forming it.
@@ -45,6 +47,7 @@ def ntk_trace(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array | np.ndarray, "
     return _trace(network, network.batch(X))
 
 
+@automatic_axes
 def ntk_matvec(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array | np.ndarray, "N ..."], *,
                masks: PyTree | None = None, trainable: Trainable = None, batch_size: int | None = None
                ) -> Callable[[Float[Array, "N K"]], Float[Array, "N K"]]:
@@ -89,7 +92,7 @@ def ntk_matvec(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array | np.ndarray, 
         flat = v.reshape(len(X), network.size).astype(network.fn.out.dtype)
         return network.shaped(theta_times(network, X, flat, size=size), 1)
 
-    return matvec
+    return automatic_axes(matvec)
 
 
 def examples_at_once(network: Network, X: Array, batch_size: int | None, outputs: int = 1) -> int:

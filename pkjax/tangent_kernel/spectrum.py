@@ -19,6 +19,7 @@ from pkjax import tables
 from pkjax.linalg.block_lanczos import block_lanczos
 from pkjax.linalg.stochastic import Estimate, SpectralDensity, frobenius, quadrature, trace
 from pkjax.network import Network, read
+from pkjax.programs.meshes import automatic_axes
 from pkjax.tangent_kernel.products import examples_at_once, ntk_trace, theta_times
 from pkjax.trees import ApplyFn, Trainable
 
@@ -60,6 +61,7 @@ class NtkEigenpairs:
         return tables.pairs({"eigenvalue": self.values, "residual": self.residuals}, "largest eigenvalues of Θ")
 
 
+@automatic_axes
 def ntk_trace_estimate(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, key: Key[Array, ""], probes: int = 16,
                        masks: PyTree | None = None, trainable: Trainable = None, batch_size: int | None = None
                        ) -> Estimate:
@@ -100,6 +102,7 @@ def ntk_trace_estimate(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, key: Key
     return _estimate(network, X, key, probes=min(_several(probes), len(X) * network.size), size=size)
 
 
+@automatic_axes
 def ntk_frobenius(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, key: Key[Array, ""], probes: int = 32,
                   masks: PyTree | None = None, trainable: Trainable = None, batch_size: int | None = None) -> Estimate:
     """Estimate the Frobenius norm `‖Θ‖_F` from one product per probe.
@@ -137,6 +140,7 @@ def ntk_frobenius(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, key: Key[Arra
     return Estimate(norm * scale, error / (2 * norm) * scale)
 
 
+@automatic_axes
 def ntk_effective_rank(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, key: Key[Array, ""], probes: int = 32,
                        masks: PyTree | None = None, trainable: Trainable = None, batch_size: int | None = None
                        ) -> Estimate:
@@ -165,6 +169,7 @@ def ntk_effective_rank(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, key: Key
     return Estimate(1 / mean, error / mean**2)
 
 
+@automatic_axes
 def ntk_eigenpairs(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, k: int, masks: PyTree | None = None,
                    trainable: Trainable = None, batch_size: int | None = None, tolerance: float | None = None
                    ) -> NtkEigenpairs:
@@ -207,6 +212,7 @@ def ntk_eigenpairs(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, k: int, mask
                          pairs.residuals, pairs.converged)
 
 
+@automatic_axes
 def ntk_density(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, key: Key[Array, ""], probes: int = 8, depth: int = 64,
                 points: int = 200, decades: float = 6.0, width: float = 0.08, masks: PyTree | None = None,
                 trainable: Trainable = None, batch_size: int | None = None) -> SpectralDensity:

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from pkjax.network import Network, read
 from pkjax.programs.meshes import automatic
 from pkjax.programs.program import BoundProgram, trace
 from pkjax.pruning.scores.leaves import split, widened
-from pkjax.trees import ApplyFn, accumulator, apply_masks, check_finite, check_masks, check_network
+from pkjax.trees import ApplyFn, accumulator, apply_masks, check_finite, check_masks
 
 __all__ = ["Inputs", "Sums", "add", "checked", "fold", "inputs", "mean", "scored_network", "zeros"]
 
@@ -155,11 +156,14 @@ def mean(term: Callable[..., list[Array]], batches: Iterable[PyTree], leaves: li
     return [(s / float(count)).astype(t.dtype) for s, t in zip(sums, leaves, strict=True)], count
 
 
-def scored_network(apply_fn: ApplyFn, params: PyTree, X: Inputs, masks: PyTree | None) -> tuple[
-        list[Array], Callable[..., PyTree], Array, Iterator[tuple[int, Array]], jax.ShapeDtypeStruct]:
-    """Check network and data; return masked leaves, how to rebuild, a first example, the stream, its output."""
+def scored_network(apply_fn: ApplyFn, params: PyTree, X: Inputs, masks: PyTree | None, paths: bool = False) -> tuple[
+        Network, list[Array], Callable[..., PyTree], Iterator[tuple[int, Array]]]:
+    """Read network and data; return the network, its masked leaves, how to rebuild them, and the stream.
+
+    The network takes the stream's batches as they come.
+    """
     check_masks(masks, params)
-    check_finite(params, "params")
     leaves, rebuild = split(params if masks is None else apply_masks(params, masks))
     first, stream = inputs(X)
-    return leaves, rebuild, first, stream, check_network(apply_fn, widened(params), first)
+    network = read(apply_fn, widened(params), first, masks=masks, paths=paths)
+    return network, leaves, rebuild, ((size, network.batch(batch)) for size, batch in stream)

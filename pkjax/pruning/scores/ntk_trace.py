@@ -50,14 +50,15 @@ def ntk_trace_saliency(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, masks: P
     """
     if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
         raise ValueError(f"batch_size must be a whole number of examples, 1 or more, got {batch_size!r}")
-    leaves, rebuild, _, stream, out = scored_network(apply_fn, params, X, masks)
+    network, leaves, rebuild, stream = scored_network(apply_fn, params, X, masks)
+    fn, out = network.fn, network.fn.out
     chosen = jax.tree.leaves(trainable_masks(params, trainable, masks))
     trains = [c for c, leaf in zip(chosen, jax.tree.leaves(params), strict=True) if is_floating(leaf)]
 
     def slopes(leaves: list[Array], trains: list[Array], X: Array) -> list[Array]:
         def of_output(total: list[Array], e: Array) -> tuple[list[Array], None]:
             def one(x: Array) -> list[Array]:
-                gradient_fn = jax.grad(lambda t: jnp.vdot(apply_fn(rebuild(t, params), x[None])[0], e))
+                gradient_fn = jax.grad(lambda t: jnp.vdot(fn(rebuild(t, params), x[None])[0], e))
                 gradient = apply_masks(gradient_fn(leaves), trains)
                 return jax.jvp(gradient_fn, (leaves,), (gradient,))[1]
 

@@ -10,7 +10,7 @@ from pkjax.programs.meshes import automatic_axes
 from pkjax.pruning.evaluate import evaluate
 from pkjax.pruning.scores.batches import Inputs, Sums, add, fold, scored_network, zeros
 from pkjax.pruning.scores.leaves import finite
-from pkjax.trees import ApplyFn, is_floating
+from pkjax.trees import ApplyFn
 
 __all__ = ["path_exclusion"]
 
@@ -55,17 +55,16 @@ def path_exclusion(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, pool: str = 
     """
     if pool not in ("sum", "max"):
         raise ValueError(f'pool must be "sum" or "max", but is {pool!r}')
-    leaves, rebuild, first, stream, out = scored_network(apply_fn, params, X, masks)
-    if not is_floating(first):
-        raise ValueError(f"X must hold floating-point numbers, which start the paths, but has dtype {first.dtype}")
+    network, leaves, rebuild, stream = scored_network(apply_fn, params, X, masks, paths=True)
+    fn, out = network.fn, network.fn.out
 
     def energy(state: tuple[Sums, Array], X: Array, leaves: list[Array], masks: PyTree | None) -> tuple[Sums, Array]:
         theta = rebuild(leaves, params)
         unit = paths.unit_weights(theta)
 
         def one(x: Array) -> tuple[Array, Array]:
-            gates = tuple(g * g for g in paths.gates(apply_fn, theta, x[None], masks=masks))
-            z1, exponent = paths.scaled_polynomial(apply_fn, unit, (x * x)[None], q=0, gates=gates, masks=masks,
+            gates = tuple(g * g for g in paths.gates(fn, theta, x[None], masks=masks))
+            z1, exponent = paths.scaled_polynomial(fn, unit, (x * x)[None], q=0, gates=gates, masks=masks,
                                                    skip_zeros=True)
             return z1[0], exponent
 
@@ -79,10 +78,10 @@ def path_exclusion(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, pool: str = 
     def score(state: tuple[Sums, Array], leaves: list[Array], masks: PyTree | None) -> list[Array]:
         ((total,), _), exponent = state
         weights, exponent, _ = normalized(Scaled(total, exponent), skip_zeros=True)
-        ones = jnp.ones(first.shape, first.dtype)
+        ones = jnp.ones(network.example.shape, network.example.dtype)
 
         def objective(phi: list[Array]) -> tuple[Array, Array]:
-            z2, exponent = paths.scaled_polynomial(apply_fn, rebuild(phi, params), ones, q=2, pool=pool, masks=masks,
+            z2, exponent = paths.scaled_polynomial(fn, rebuild(phi, params), ones, q=2, pool=pool, masks=masks,
                                                    skip_zeros=True)
             return jnp.sum(weights * z2[0].astype(weights.dtype)), exponent
 
