@@ -18,7 +18,7 @@ __all__ = ["linearize", "predict", "weight_change"]
 
 
 @automatic_axes
-def linearize(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array | np.ndarray, "N ..."], *,
+def linearize(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[Array | np.ndarray, "N ..."]], *,
               masks: PyTree | None = None, trainable: Trainable = None) -> Callable[[PyTree], Array]:
     """Return the linearised network on a batch, a function of the parameters θ_t alone.
 
@@ -43,7 +43,7 @@ def linearize(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array | np.ndarray, "
     network = read(apply_fn, params, X, masks=masks, trainable=trainable)
     X = network.batch(X)
 
-    def tangent(params_t: PyTree) -> Float[Array, "N K"]:
+    def tangent(params_t: PyTree) -> Float[Array, "N ..."]:
         check_like(params_t, params, "params_t")
         return network.shaped(_push(network, X, params_t), 1)
 
@@ -51,7 +51,7 @@ def linearize(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array | np.ndarray, "
 
 
 @automatic_axes
-def weight_change(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array | np.ndarray, "N ..."],
+def weight_change(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[Array | np.ndarray, "N ..."]],
                   coefficients: Float[Array | np.ndarray, "..."], *, masks: PyTree | None = None,
                   trainable: Trainable = None) -> PyTree:
     """Return the change of the parameters that coefficients represent.

@@ -212,8 +212,8 @@ def _with_bias(x: Signal, bias: Entries) -> Signal:
 
 
 @automatic_axes
-def dense_layers(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], *, masks: PyTree | None = None,
-                 trainable: Trainable = None) -> tuple[DenseLayer, ...]:
+def dense_layers(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]], *,
+                 masks: PyTree | None = None, trainable: Trainable = None) -> tuple[DenseLayer, ...]:
     """Read a network as a chain of fully connected layers: dense maps, biases, diagonal scales, frozen BatchNorm.
 
     Args:

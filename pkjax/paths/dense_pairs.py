@@ -115,8 +115,8 @@ class PairAlgebra:
 
 
 @automatic_axes
-def dense_pairs(apply_fn: ApplyFn, params: PyTree, X: Float[Array, "N ..."], gates: Sequence[Shaped[Array, "N ..."]]
-                ) -> Float[Array, "K N N"]:
+def dense_pairs(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[Array, "N ..."]],
+                gates: Sequence[Shaped[Array, "N ..."]]) -> Float[Array, "*K N N"]:
     """Sum a_p(x) a_p(x') x_s x'_s over the paths p to each output, for all pairs of inputs.
 
         A_k[x, x'] = Σ_{p→k} a_p(x) a_p(x') x_s x'_s
@@ -146,7 +146,7 @@ def dense_pairs(apply_fn: ApplyFn, params: PyTree, X: Float[Array, "N ..."], gat
     return network_pairs(network, network.batch(X), gates)
 
 
-def network_pairs(network: Network, X: Array, gates: Sequence[Array]) -> Float[Array, "K N N"]:
+def network_pairs(network: Network, X: Array, gates: Sequence[Array]) -> Float[Array, "*K N N"]:
     """Sum over the paths of a network that has been read, for a batch that it took in."""
     n = len(X)
     out = interpret(PairAlgebra(gates), network.fn, network.params, X[:1], lambda _, leaf: UNITS,

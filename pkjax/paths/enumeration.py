@@ -228,7 +228,7 @@ def _matches(node: np.ndarray, wanted: np.ndarray, check: Callable[[int], None])
 
 
 @automatic_axes
-def factorize(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], *, max_paths: int = 200_000,
+def factorize(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]], *, max_paths: int = 200_000,
               masks: PyTree | None = None) -> Factorization:
     """List every path of a small network: the explicit factors J_v^f, J_θ^v and Π of its NTK.
 

@@ -21,9 +21,9 @@ __all__ = ["evaluate_paths", "gates", "network_tied", "path_sum", "polynomial", 
 
 
 @automatic_axes
-def polynomial(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], *, q: float | int,
+def polynomial(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]], *, q: float | int,
                gates: Sequence[Shaped[ArrayLike, "..."]] | None = None, pool: str = "sum", masks: PyTree | None = None
-               ) -> Float[Array, "N K"]:
+               ) -> Float[Array, "N ..."]:
     """Evaluate the path polynomial of every output by one forward pass, without listing paths.
 
     R_q(φ, z)_k = Σ_{p→k} |c_p|^q (Π_{j∈p} φ_j) z_s(p): the parameters are replaced by φ, every gate is open, every
@@ -61,7 +61,7 @@ def polynomial(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input
 
 @automatic_axes
 def path_sum(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, gates: Sequence[ArrayLike],
-             masks: PyTree | None = None) -> Float[Array, "N K"]:
+             masks: PyTree | None = None) -> Float[Array, "N ..."]:
     """Sum c_p v_p(θ) a_p x_s(p) over all paths, with gates as given: f(x) where they are the gates of x.
 
     >>> import jax.numpy as jnp
@@ -107,7 +107,7 @@ def _by_example(gate: ArrayLike, index: int, n: int) -> Array:
 
 
 @automatic_axes
-def gates(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], *, masks: PyTree | None = None
+def gates(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]], *, masks: PyTree | None = None
           ) -> tuple[Shaped[Array, "..."], ...]:
     """Record the gates a_p of a batch: 0 or 1 for ReLU, 1 or the slope for leaky ReLU, one-hot for max-pooling.
 
@@ -136,14 +136,14 @@ def gates(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], *
 
 @automatic_axes
 def record(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *,
-           masks: PyTree | None = None) -> tuple[Float[Array, "N K"], tuple[Array, ...]]:
+           masks: PyTree | None = None) -> tuple[Float[Array, "N ..."], tuple[Array, ...]]:
     """Evaluate the network through its paths: its outputs, and the gates."""
     network = read(apply_fn, params, x, masks=masks, paths=True)
     values, recorded = recorded_gates(network, network.batch(x, "x"))
     return network.shaped(values, 1), recorded
 
 
-def recorded_gates(network: Network, x: Array) -> tuple[Float[Array, "N K"], tuple[Array, ...]]:
+def recorded_gates(network: Network, x: Array) -> tuple[Float[Array, "N ..."], tuple[Array, ...]]:
     """Outputs and gates of a batch that the network took in."""
     def one(x: Array) -> tuple[Array, tuple[Array, ...]]:
         algebra = TrueValues()
@@ -157,7 +157,7 @@ def recorded_gates(network: Network, x: Array) -> tuple[Float[Array, "N K"], tup
 
 
 @automatic_axes
-def tied(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"] | jax.ShapeDtypeStruct
+def tied(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]] | jax.ShapeDtypeStruct
          ) -> tuple[bool, ...]:
     """Say of every parameter leaf, in flattening order, whether one of its entries may lie twice on one path.
 

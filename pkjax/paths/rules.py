@@ -158,7 +158,7 @@ def _monoid(interp: Interpreter, eqn: Any) -> tuple[Callable[..., Any], float, C
     if not whole or names[0] not in known:
         raise interp.error(f"'{eqn.primitive.name}' combines entries by {' and '.join(names) or 'taking one of them'}, "
                            "not by add, max or min")
-    return known[names[0]]  # type: ignore[no-any-return]
+    return known[names[0]]
 
 
 def unchanged(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:

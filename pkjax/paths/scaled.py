@@ -80,10 +80,10 @@ class ScaledPolynomial(Polynomial):
 
 
 @automatic_axes
-def scaled_polynomial(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], *, q: float | int,
+def scaled_polynomial(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]], *, q: float | int,
                       gates: Sequence[Shaped[ArrayLike, "..."]] | None = None, pool: str = "sum",
                       masks: PyTree | None = None, skip_zeros: bool = False
-                      ) -> tuple[Float[Array, "N K"], Int[Array, ""]]:
+                      ) -> tuple[Float[Array, "N ..."], Int[Array, ""]]:
     """Evaluate ``polynomial`` for networks of any depth: as a mantissa and the power of two that it is over.
 
         R_q(φ, z) = mantissa · 2^exponent
@@ -117,7 +117,7 @@ def scaled_polynomial(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N
 
 
 def scaled_values(network: Network, x: Array, q: int, gates: Sequence[Any] | None = None, pool: str = "sum",
-                  skip_zeros: bool = False) -> tuple[Float[Array, "N K"], Int[Array, ""]]:
+                  skip_zeros: bool = False) -> tuple[Float[Array, "N ..."], Int[Array, ""]]:
     """The scaled polynomial of a batch that the network took in."""
     zero = jnp.zeros((), jnp.int32)
     mantissa, exponents = evaluate_paths(
@@ -129,7 +129,7 @@ def scaled_values(network: Network, x: Array, q: int, gates: Sequence[Any] | Non
 
 
 @automatic_axes
-def log_count(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], *, masks: PyTree | None = None
+def log_count(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]], *, masks: PyTree | None = None
               ) -> Float[Array, ""]:
     """Count the live paths: log10 of R_0 with every weight 1, or 0 where masked (-inf when no path is left).
 

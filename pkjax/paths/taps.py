@@ -210,7 +210,7 @@ def _walk(fn: BoundProgram, params: PyTree, x: ArrayLike, taps: Sequence[Array] 
 
 
 @automatic_axes
-def sites(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"] | jax.ShapeDtypeStruct
+def sites(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]] | jax.ShapeDtypeStruct
           ) -> tuple[tuple[Site, ...], dict[int, tuple[int, ...]]]:
     """Find where a network uses its parameters.
 
@@ -275,8 +275,8 @@ def _no_pullback(h: Array | None, delta: Array) -> Array:
 
 
 @automatic_axes
-def tapped(apply_fn: ApplyFn, params: PyTree, x: Shaped[ArrayLike, "N *input"], taps: Sequence[Float[Array, "..."]]
-           ) -> tuple[Float[Array, "N K"], tuple[Float[Array, "..."] | None, ...]]:
+def tapped(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]], taps: Sequence[Float[Array, "..."]]
+           ) -> tuple[Float[Array, "N ..."], tuple[Float[Array, "..."] | None, ...]]:
     """Evaluate a network with taps added at its sites; return its outputs and each site's operand h (None for a bias).
 
         ∂f/∂tap = δ, the cotangent of the operation's output;   ∂f/∂θ = Σ h δᵀ over the places of a dense layer

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, PyTree, Shaped
 
 from pkjax import paths, tables
 from pkjax.network import read
@@ -76,7 +76,7 @@ class Connectivity:
 def connectivity(
     apply_fn: ApplyFn,
     params: PyTree,
-    x: Float[Array | np.ndarray, "N *input"],
+    x: PyTree[Shaped[Array | np.ndarray, "N ..."]],
     *,
     masks: PyTree | None = None,
     prunable: Choice = kernels,

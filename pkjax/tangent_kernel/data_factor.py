@@ -25,8 +25,8 @@ ENTRIES = 2**25
 
 
 @automatic_axes
-def data_factor(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array | np.ndarray, "N ..."], *,
-                masks: PyTree | None = None) -> Float[Array, "K N N"]:
+def data_factor(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[Array | np.ndarray, "N ..."]], *,
+                masks: PyTree | None = None) -> Float[Array, "*K N N"]:
     """Return the blocks of A = J_v^f J_v^fᵀ, one per output; between different outputs A is zero.
 
         A_k[x, x'] = Σ_{p→k} a_p(x) a_p(x') x_s x'_s

@@ -25,9 +25,9 @@ Engine = Literal["auto", "structured", "neural-tangents", "jacobian"]
 
 
 @automatic_axes
-def ntk(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array | np.ndarray, "N ..."],
-        X2: Shaped[Array | np.ndarray, "M ..."] | None = None, *, engine: str = "auto", masks: PyTree | None = None,
-        trainable: Trainable = None, tile: int | None = None, memory_limit: int | None = None,
+def ntk(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[Array | np.ndarray, "N ..."]],
+        X2: PyTree[Shaped[Array | np.ndarray, "M ..."]] | None = None, *, engine: str = "auto",
+        masks: PyTree | None = None, trainable: Trainable = None, tile: int | None = None, memory_limit: int | None = None,
         mesh: Mesh | None = None, progress: Progress = False) -> Float[Array, "N M ..."]:
     """Return the neural tangent kernel of a network, never averaged over outputs.
 

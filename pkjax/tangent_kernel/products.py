@@ -20,8 +20,8 @@ __all__ = ["examples_at_once", "ntk_matvec", "ntk_trace", "theta_times"]
 
 
 @automatic_axes
-def ntk_trace(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array | np.ndarray, "N ..."], *, masks: PyTree | None = None,
-              trainable: Trainable = None) -> Float[Array, ""]:
+def ntk_trace(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[Array | np.ndarray, "N ..."]], *,
+              masks: PyTree | None = None, trainable: Trainable = None) -> Float[Array, ""]:
     """Return the trace of the tangent kernel without forming it.
 
         Tr Θ = Σ_x Σ_k ‖∇_θ f_k(x)‖²
@@ -48,9 +48,9 @@ def ntk_trace(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array | np.ndarray, "
 
 
 @automatic_axes
-def ntk_matvec(apply_fn: ApplyFn, params: PyTree, X: Shaped[Array | np.ndarray, "N ..."], *,
+def ntk_matvec(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[Array | np.ndarray, "N ..."]], *,
                masks: PyTree | None = None, trainable: Trainable = None, batch_size: int | None = None
-               ) -> Callable[[Float[Array, "N K"]], Float[Array, "N K"]]:
+               ) -> Callable[[Float[Array, "N ..."]], Float[Array, "N ..."]]:
     """Return the map v → Θ v of arrays (N, K), by one backward and one forward derivative per product.
 
         (Θ v)[x, k] = Σ_{x', l} Θ[x, x', k, l] v[x', l] = J_θ^f (J_θ^fᵀ v)

@@ -26,7 +26,7 @@ from pkjax.trees import ApplyFn, Trainable
 __all__ = ["NtkEigenpairs", "ntk_density", "ntk_effective_rank", "ntk_eigenpairs", "ntk_frobenius",
            "ntk_trace_estimate", "theta_rows"]
 
-Inputs = Shaped[Array | np.ndarray, "N ..."]
+Inputs = PyTree[Shaped[Array | np.ndarray, "N ..."]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +47,7 @@ class NtkEigenpairs:
 
     values: Float64[np.ndarray, "k"]
     """The eigenvalues λ, descending."""
-    vectors: Float64[np.ndarray, "k N K"]
+    vectors: Float64[np.ndarray, "k N ..."]
     """The eigenvectors u, orthonormal."""
     residuals: Float64[np.ndarray, "k"]
     """`‖Θ u − λ u‖`: an exact eigenvalue lies within this distance of the computed one."""

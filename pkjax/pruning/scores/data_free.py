@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Int, Key, PyTree, Shaped
 
 from pkjax import paths
 from pkjax.programs.meshes import automatic_axes
@@ -86,7 +86,7 @@ def magnitude(params: PyTree) -> PyTree:
     return rebuild([jnp.abs(leaf) for leaf in leaves])
 
 
-def synflow(apply_fn: ApplyFn, params: PyTree, x: Float[Array | np.ndarray, "N *input"], *,
+def synflow(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[Array | np.ndarray, "N ..."]], *,
             pool: str = "sum") -> PyTree:
     """Score weights by the ℓ1 path norm that flows through them: SynFlow.
 
@@ -125,7 +125,7 @@ def synflow(apply_fn: ApplyFn, params: PyTree, x: Float[Array | np.ndarray, "N *
 
 
 @automatic_axes
-def synflow_scaled(apply_fn: ApplyFn, params: PyTree, x: Float[Array | np.ndarray, "N *input"], *,
+def synflow_scaled(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[Array | np.ndarray, "N ..."]], *,
                    pool: str = "sum") -> ScaledScores:
     """Score weights by SynFlow, with the power of two that the scores are over.
 
@@ -149,7 +149,7 @@ def synflow_scaled(apply_fn: ApplyFn, params: PyTree, x: Float[Array | np.ndarra
 def synflow_l2(
     apply_fn: ApplyFn,
     params: PyTree,
-    x: Float[Array | np.ndarray, "N *input"],
+    x: PyTree[Shaped[Array | np.ndarray, "N ..."]],
     *,
     variant: str = "paper",
     pool: str = "sum",
@@ -190,7 +190,7 @@ def synflow_l2(
 
 
 @automatic_axes
-def synflow_l2_scaled(apply_fn: ApplyFn, params: PyTree, x: Float[Array | np.ndarray, "N *input"], *,
+def synflow_l2_scaled(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[Array | np.ndarray, "N ..."]], *,
                       variant: str = "paper", pool: str = "sum") -> ScaledScores:
     """Score weights by SynFlow-L2, with the power of two that the scores are over.
 
