@@ -1,7 +1,7 @@
 """Checks and selections on pytrees that share the structure of the parameters."""
 
 import contextlib
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 __all__ = ["ApplyFn", "Choice", "Predicate", "Trainable", "accumulator", "apply_masks", "as_array", "check_finite",
-           "check_like", "check_masks", "check_network", "check_output", "check_structure", "hashable",
-           "is_boolean_tree", "is_floating", "kernels", "leaf_names", "naming_input", "select", "shapes",
+           "check_like", "check_masks", "check_structure",
+           "is_boolean_tree", "is_floating", "kernels", "leaf_names", "select", "shapes",
            "trainable_leaves", "trainable_masks", "trained_entries"]
 
 ApplyFn = Callable[[PyTree, Array], Array]
@@ -208,43 +208,6 @@ def select(choice: Choice, params: PyTree, name: str = "prunable") -> PyTree:
         return jax.tree_util.tree_map_with_path(lambda path, leaf: bool(choice(path, leaf)), params)
     raise TypeError(f"{name} must be a function of (key path, leaf), a tree of booleans like params, or None, but is a "
                     f"{type(choice).__name__} whose leaves are not all booleans")
-
-
-@contextlib.contextmanager
-def naming_input(x: PyTree) -> Iterator[None]:
-    """Turn what a network raises while it is traced into a ValueError that names the input's shape."""
-    try:
-        yield
-    except Exception as error:
-        shapes = jax.tree.map(lambda v: f"{jnp.result_type(v)}{list(jnp.shape(v))}", x)
-        raise ValueError(f"apply_fn(params, x) failed on an input of {shapes} (batch first): {error}") from error
-
-
-def check_network(apply_fn: ApplyFn, params: PyTree, x: Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    """Return shape (N, K) and type of a network's output; raise ValueError if it has no such output for ``x``."""
-    if x.ndim == 0 or x.shape[0] == 0:
-        raise ValueError(f"inputs must be a batch of shape (N, *input) with N >= 1, but have shape {x.shape}")
-    with naming_input(x):
-        out = jax.eval_shape(apply_fn, params, x)
-    check_output(out, x)
-    return out
-
-
-def hashable(apply_fn: ApplyFn) -> ApplyFn:
-    """Let a callable that cannot be hashed be a key of the compilation cache, by identity."""
-    if isinstance(apply_fn, Hashable):
-        with contextlib.suppress(TypeError):
-            hash(apply_fn)
-            return apply_fn
-    return lambda params, x: apply_fn(params, x)
-
-
-def check_output(out: PyTree, x: PyTree) -> None:
-    """Raise ValueError unless a network's output is one array of shape (N, K)."""
-    shapes = [jnp.shape(o) for o in jax.tree.leaves(out)]
-    if len(shapes) != 1 or len(shapes[0]) != 2:
-        raise ValueError("apply_fn(params, x) must return one array of shape (N, K), but returned shapes "
-                         f"{shapes} for an input of shape {jax.tree.map(jnp.shape, x)}")
 
 
 def trainable_leaves(params: PyTree, trainable: Trainable = None) -> PyTree:
