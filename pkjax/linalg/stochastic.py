@@ -122,7 +122,7 @@ def quadrature(multiply: Product, probes: Array, mass: Array, key: Array, *, dep
     u = jax.random.normal(key, probes.shape[1:], probes.dtype) * jnp.abs(probes[0])
     # The operator's size to the nearest factor of a few keeps Lanczos in range.
     scale = jnp.maximum(jnp.linalg.norm(multiply(u)) / jnp.linalg.norm(u), jnp.finfo(probes.dtype).tiny)
-    lanczos = decomp.hessenberg(min(depth, probes.shape[1]), reortho="full")
+    lanczos = decomp.hessenberg(min(depth, probes.shape[1]), reortho="full", custom_vjp=False)
 
     def one(s: Array) -> tuple[Array, Array]:
         with jax.numpy_dtype_promotion("standard"):  # matfree mixes its counters with floats
