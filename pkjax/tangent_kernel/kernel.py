@@ -28,7 +28,8 @@ Engine = Literal["auto", "structured", "neural-tangents", "jacobian"]
 def ntk(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[Array | np.ndarray, "N ..."]],
         X2: PyTree[Shaped[Array | np.ndarray, "M ..."]] | None = None, *, engine: str = "auto",
         masks: PyTree | None = None, trainable: Trainable = None, tile: int | None = None,
-        memory_limit: int | None = None, mesh: Mesh | None = None, progress: Progress = False) -> Float[Array, "N M ..."]:
+        memory_limit: int | None = None, mesh: Mesh | None = None, progress: Progress = False
+        ) -> Float[Array, "N M ..."]:
     """Return the neural tangent kernel of a network, never averaged over outputs.
 
         Θ[x, x', k, l] = Σ_j ∂f_k(x)/∂θ_j · ∂f_l(x')/∂θ_j        over the parameters θ_j that train

@@ -8,7 +8,7 @@ grow with the square of NK. Random vectors are called probes. Arguments that all
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ from pkjax.trees import ApplyFn, Trainable
 __all__ = ["NtkEigenpairs", "ntk_density", "ntk_effective_rank", "ntk_eigenpairs", "ntk_frobenius",
            "ntk_trace_estimate", "theta_rows"]
 
-Inputs = PyTree[Shaped[Array | np.ndarray, "N ..."]]
+Inputs: TypeAlias = PyTree[Shaped[Array | np.ndarray, "N ..."]]
 
 
 @dataclass(frozen=True, eq=False)

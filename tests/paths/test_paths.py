@@ -248,7 +248,8 @@ def test_dead_code_may_hold_anything():
     ("step", lambda v: v + (v > 0).astype(v.dtype)), ("threshold", lambda v: jnp.maximum(v, 0.5)),
     ("cumprod", lambda v: jnp.cumprod(v, 1)),
     ("attention", lambda v: (v[:, :, None] @ v[:, None, :] @ v[:, :, None])[..., 0]),
-    ("stop", jax.lax.stop_gradient), ("gelu_exact", lambda v: jax.nn.gelu(v, approximate=False)), ("round", jnp.round), ("integer", lambda v: v.astype(int).astype(float)),
+    ("stop", jax.lax.stop_gradient), ("gelu_exact", lambda v: jax.nn.gelu(v, approximate=False)), ("round", jnp.round),
+    ("integer", lambda v: v.astype(int).astype(float)),
 ])
 def test_what_has_no_paths_is_refused_by_name_and_line(name, hidden):
     with pytest.raises(paths.NotPathNetworkError) as caught:

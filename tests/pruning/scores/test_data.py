@@ -373,7 +373,7 @@ def test_wrong_data_are_named(score, relus):
         score(relu_net, params, X[:0])
     with pytest.raises(ValueError, match="X holds no batch"):
         score(relu_net, params, [])
-    with pytest.raises(ValueError, match=r"failed on an input of float64\[1, 4\]"):
+    with pytest.raises(ValueError, match=r"failed on a batch of 1, float64\[1, 4\]"):
         score(relu_net, params, np.ones((2, 4)))
     with pytest.raises(ValueError, match="params leaf 'b' holds"):
         score(relu_net, {**params, "b": params["b"] * jnp.nan}, X)
