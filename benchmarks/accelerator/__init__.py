@@ -1,0 +1,1 @@
+"""What is checked and timed where there is an accelerator."""
