@@ -103,7 +103,7 @@ def analyze(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[ArrayLike, "N ..
         seconds[name] = time.perf_counter() - began
         return out
 
-    tangent = part("tangent kernel", lambda: tangent_spectrum(apply_fn, params, X, network.outputs, **options))
+    tangent = part("tangent kernel", lambda: tangent_spectrum(network, signals, **options))
     lam = tangent.values
     direct = is_direct(network, z)
     count = _default_k(m, len(lam), direct) if k is None else k
@@ -122,10 +122,9 @@ def analyze(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[ArrayLike, "N ..
     key = jax.random.key(0) if key is None else key
 
     trace_pi, gated, rank = map(float, part("traces", lambda: _scalars(network, z, signals, key)))
-    links = part("paths", lambda: connectivity(apply_fn, params, x, masks=masks))
-    analysis = Analysis(apply_fn=apply_fn, params=params, masks=masks, trainable=trainable, X=X, network=network,
-                        signals=signals, tangent=tangent, data=data, pi=pi, trace_pi=trace_pi, energy=energy,
-                        complete=count == m)
+    links = part("paths", lambda: connectivity(network.fn, network.params, z, masks=masks))
+    analysis = Analysis(network=network, signals=signals, options=options, tangent=tangent, data=data, pi=pi,
+                        trace_pi=trace_pi, energy=energy, complete=count == m)
     checks = part("checks", lambda: exactness(analysis))
     checks["eigenvalues of Π"] = Check(
         bool(pairs.converged), float(np.max(pairs.bounds) / max(pi[0], np.finfo(np.float64).tiny)),

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, PyTree, Shaped
+from jaxtyping import Array, Float, Shaped
 
 from pkjax.analysis.spectra import DataSpectrum, TangentSpectrum
 from pkjax.network import Network
@@ -16,7 +16,6 @@ from pkjax.paths.algebras import Polynomial
 from pkjax.paths.polynomial import evaluate_paths, recorded_gates
 from pkjax.tangent_kernel.kernel import ntk, ntk_plan
 from pkjax.tangent_kernel.products import ntk_trace
-from pkjax.trees import ApplyFn, Trainable
 
 __all__ = ["Analysis", "Check", "exactness"]
 
@@ -41,17 +40,12 @@ class Check(NamedTuple):
 class Analysis:
     """What the analyzer has computed of one network on one batch."""
 
-    apply_fn: ApplyFn
-    params: PyTree
-    """θ."""
-    masks: PyTree | None
-    trainable: Trainable
-    X: PyTree
-    """The examples, (N, *input)."""
     network: Network
-    """The same network, read as a sum over paths,"""
+    """Read as a sum over paths, at the highest precision of products."""
     signals: Shaped[Array, "N *signal"]
-    """and the examples as it takes them."""
+    """The examples as it takes them."""
+    options: dict[str, Any]
+    """The arguments ``masks`` and ``trainable``."""
     tangent: TangentSpectrum
     """λ, and products with Θ."""
     data: DataSpectrum
@@ -66,9 +60,9 @@ class Analysis:
     """Whether ``pi`` is the whole spectrum."""
 
     @property
-    def few(self) -> PyTree:
+    def few(self) -> Array:
         """The examples on which Θ is recomputed."""
-        return jax.tree.map(lambda leaf: leaf[:EXAMPLES], self.X)
+        return self.signals[:EXAMPLES]
 
     @property
     def eps(self) -> float:
@@ -98,7 +92,7 @@ def exactness(analysis: Analysis) -> dict[str, Check]:
         A dictionary from the identity's name to the outcome. Agreement with neural-tangents is included where that
         package is installed.
     """
-    evaluation = jax.device_get(_evaluate(analysis.network, analysis.signals[:EXAMPLES]))
+    evaluation = jax.device_get(_evaluate(analysis.network, analysis.few))
     return {**_path_sum_checks(analysis, evaluation), **_kernel_checks(analysis, evaluation),
             **_overlap_checks(analysis), **_trace_checks(analysis)}
 
@@ -137,19 +131,19 @@ def _path_sum_checks(analysis: Analysis, evaluation: Evaluation) -> dict[str, Ch
 
 def _kernel_checks(analysis: Analysis, evaluation: Evaluation) -> dict[str, Check]:
     """Θ on a few examples against other engines; against one gradient where their Jacobian is too large."""
-    few, tangent, tolerance = analysis.few, analysis.tangent, analysis.tolerance(1e3, 1e-12)
-    options = {"masks": analysis.masks, "trainable": analysis.trainable}
-    outputs, n = analysis.network.size, min(EXAMPLES, len(analysis.signals))
+    tangent, tolerance = analysis.tangent, analysis.tolerance(1e3, 1e-12)
+    outputs, n = analysis.network.size, len(analysis.few)
+    arguments = (analysis.network.fn, analysis.network.params, analysis.few)
     rows = n * outputs
     block = tangent.multiply(np.eye(rows, tangent.rows))[:, :rows]
     block = block.reshape(n, outputs, n, outputs).transpose(0, 2, 1, 3)
 
     def by_engine(name: str) -> np.ndarray | None:
         try:
-            ntk_plan(analysis.apply_fn, analysis.params, few, engine=name, **options)
+            ntk_plan(*arguments, engine=name, **analysis.options)
         except ValueError:      # the Jacobian of a single example is beyond the memory limit
             return None
-        return np.asarray(ntk(analysis.apply_fn, analysis.params, few, engine=name, **options)).reshape(block.shape)
+        return np.asarray(ntk(*arguments, engine=name, **analysis.options))
 
     checks: dict[str, Check] = {}
     dense = by_engine("jacobian")
@@ -195,8 +189,8 @@ def _trace_checks(analysis: Analysis) -> dict[str, Check]:
     tangent, tolerance = analysis.tangent, analysis.tolerance(1e3, 1e-10)
     if len(tangent.values) == tangent.rows:
         return {"trace of Θ": _check(_relative(tangent.values.sum(), tangent.trace), tolerance, "Tr Θ = Σ λ_i")}
-    norms = float(ntk_trace(analysis.apply_fn, analysis.params, analysis.X, masks=analysis.masks,
-                            trainable=analysis.trainable))
+    network = analysis.network
+    norms = float(ntk_trace(network.fn, network.params, analysis.signals, **analysis.options))
     return {
         "trace of Θ": _check(_relative(norms, tangent.trace), tolerance,
                              "Tr Θ = Σ ‖∇f_k(x)‖², from norms of gradients"),

@@ -1,6 +1,5 @@
 """Spectra of Θ and A on one batch: whole where the matrices are small, their largest eigenvalues where they are not."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -8,10 +7,11 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from pkjax.linalg.block_lanczos import block_lanczos
 from pkjax.linalg.memory import default_memory_limit
+from pkjax.network import Network
 from pkjax.tangent_kernel.data_factor import data_blocks
 from pkjax.tangent_kernel.kernel import ntk
 from pkjax.tangent_kernel.products import ntk_matvec, ntk_trace
@@ -60,19 +60,15 @@ class DataSpectrum(Spectrum):
     """V, with rows (example, output); A is zero between different outputs."""
 
 
-def tangent_spectrum(apply_fn: ApplyFn, params: PyTree, X: PyTree, outputs: tuple[int, ...], *, masks: PyTree | None,
-                     trainable: Trainable) -> TangentSpectrum:
-    """Find λ from Θ itself where three matrices of its size fit half of the memory, else from products over batches.
-
-    ``outputs`` is the shape of one example's output.
-    """
-    options = {"masks": masks, "trainable": trainable}
-    n, each = len(jax.tree.leaves(X)[0]), math.prod(outputs)
-    size = n * each
-    width = jnp.finfo(jnp.result_type(*filter(is_floating, jax.tree.leaves(params))))
+def tangent_spectrum(network: Network, signals: Array, *, masks: PyTree | None, trainable: Trainable
+                     ) -> TangentSpectrum:
+    """Find λ from Θ itself where three matrices of its size fit half of the memory, else from products over batches."""
+    arguments, options = (network.fn, network.params, signals), {"masks": masks, "trainable": trainable}
+    n, outputs = len(signals), network.size
+    size = n * outputs
+    width = jnp.finfo(jnp.result_type(*filter(is_floating, jax.tree.leaves(network.params))))
     if 3 * size**2 * width.bits // 8 <= default_memory_limit():
-        kernel = np.asarray(ntk(apply_fn, params, X, **options)).reshape(n, n, each, each)
-        theta = kernel.transpose(0, 2, 1, 3).reshape(size, size)
+        theta = np.asarray(ntk(*arguments, **options)).transpose(0, 2, 1, 3).reshape(size, size)
         if size <= WHOLE:
             dense = theta.astype(np.float64)
             dense = (dense + dense.T) / 2
@@ -83,11 +79,11 @@ def tangent_spectrum(apply_fn: ApplyFn, params: PyTree, X: PyTree, outputs: tupl
         def multiply(rows: np.ndarray) -> np.ndarray:
             return _times(theta, rows)
     else:
-        product = ntk_matvec(apply_fn, params, X, **options)
-        trace = float(ntk_trace(apply_fn, params, X, **options))
+        product = ntk_matvec(*arguments, **options)
+        trace = float(ntk_trace(*arguments, **options))
 
         def multiply(rows: np.ndarray) -> np.ndarray:
-            vectors = rows.reshape(-1, n, *outputs)     # one at a time: one program, whatever the number of rows
+            vectors = rows.reshape(-1, n, outputs)     # one at a time: one program, whatever the number of rows
             return np.stack([np.asarray(product(jnp.asarray(v, width.dtype)), np.float64).ravel() for v in vectors])
     pairs = block_lanczos(multiply, size, min(size, LARGEST), tolerance=100 * float(width.eps))
     return TangentSpectrum(size, np.maximum(pairs.values, 0.0), trace, pairs.converged, multiply)

@@ -22,6 +22,7 @@ from pkjax.paths.algebras import Polynomial
 from pkjax.paths.interpreter import PathSum
 from pkjax.paths.polynomial import evaluate_paths, unit_weights
 from pkjax.programs.meshes import automatic_axes
+from pkjax.programs.program import BoundProgram
 from pkjax.trees import ApplyFn, is_floating
 
 __all__ = ["NOTHING", "Scaled", "exponent_of", "log_count", "normalized", "power_of_two", "scaled_polynomial",
@@ -135,7 +136,8 @@ def log_count(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N 
 
         log10 P,   P = Σ_k R_0(mask, x)_k
 
-    A zero weight is a path, a masked one is not. Counted in float64 (under jit, in the type of x), however many.
+    A zero weight is a path, a masked one is not. Counted in float64 (in the type of x under jit, and for a
+    network that has been read), however many.
 
     Args:
       apply_fn: the network.
@@ -161,10 +163,12 @@ def log_count(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N 
     if any(isinstance(v, jax.core.Tracer) for v in jax.tree.leaves((params, x, masks))):
         network = read(apply_fn, unit_weights(params), x, masks=masks, paths=True)
         count, exponent = path_total(network, network.batch(x, "x"))
-        return jnp.log10(count) + exponent * jnp.log10(jnp.asarray(2, count.dtype))
-    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
-        network = read(apply_fn, unit_weights(in_double(params)), in_double(x), masks=masks, paths=True)
-        number, power = map(float, _counted(network, network.batch(in_double(x), "x")))
+        return jnp.log10(count) + exponent.astype(count.dtype) * jnp.log10(jnp.asarray(2, count.dtype))
+    double = not isinstance(apply_fn, BoundProgram)     # a program says what types it takes
+    with jax.enable_x64(double or jax.config.jax_enable_x64), jax.numpy_dtype_promotion("standard"):
+        params, x = in_double((params, x)) if double else (params, x)
+        network = read(apply_fn, unit_weights(params), x, masks=masks, paths=True)
+        number, power = map(float, _counted(network, network.batch(x, "x")))
     return jnp.asarray(np.log10(number) + power * np.log10(2) if number else -np.inf)
 
 

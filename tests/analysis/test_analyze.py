@@ -60,8 +60,8 @@ def test_a_report_becomes_json():
 
 def test_bad_input_is_refused_by_name():
     net, w, masks, X = counterexample()
-    with pytest.raises(ValueError, match=r"batch \(N, \*input\)"):
-        analyze(net, w, jnp.ones(()))
+    with pytest.raises(ValueError, match=r"shape \(N, \*input\)"):
+        analyze(net, w, jnp.ones((0, 2)))
     with pytest.raises(ValueError, match="failed on a batch of 1, float64"):
         analyze(net, w, jnp.ones(3))
     with pytest.raises(ValueError, match="failed on a batch of"):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from pkjax.analysis import spectra
 from pkjax.analysis.analyze import analyze
+from pkjax.network import read
 
 from tests.cases import coins, normal
 
@@ -34,7 +35,7 @@ def large(monkeypatch):
 def test_the_largest_eigenvalues_of_a_kernel_that_is_formed_are_those_of_the_whole(large, monkeypatch):
     w, X = case()
     chosen = {"a": True, "b": False, "c": False, "e": True}
-    spectrum = spectra.tangent_spectrum(net, w, X, (3,), masks=None, trainable=chosen)
+    spectrum = spectra.tangent_spectrum(read(net, w, X), X, masks=None, trainable=chosen)
     theta = np.asarray(spectra.ntk(net, w, X, trainable=chosen)).transpose(0, 2, 1, 3).reshape(27, 27)
     np.testing.assert_allclose(spectrum.values, np.linalg.eigvalsh(theta)[::-1][:7], rtol=1e-9)
     np.testing.assert_allclose(spectrum.trace, np.trace(theta))
@@ -76,7 +77,7 @@ def test_a_search_that_does_not_end_is_reported(large, monkeypatch):
     real = spectra.block_lanczos
     monkeypatch.setattr(spectra, "block_lanczos", lambda *a, **k: real(*a, **k, most_products=9))
     with pytest.warns(UserWarning, match="eigenpairs converged"):
-        spectrum = spectra.tangent_spectrum(net, w, X, (3,), masks=None, trainable=None)
+        spectrum = spectra.tangent_spectrum(read(net, w, X), X, masks=None, trainable=None)
     assert not spectrum.converged
 
 
