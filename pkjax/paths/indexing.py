@@ -5,6 +5,7 @@ candidates, the entries that any index would pick: the sum of all, each with its
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -148,7 +149,7 @@ def scatter_extremum(largest: bool) -> Rule:
             at = interp.true(operand), interp.true(updates)
             out, pull = jax.vjp(lambda o, u: eqn.primitive.bind(o, indices.value, u, **eqn.params), *at)
             return pull(jnp.ones_like(out))     # each entry of an operand has a part in one entry of the result
-        held, added = (interp.gated(v, lambda i=i: shares()[i]) if isinstance(v, PathSum) else
+        held, added = (interp.gated(v, partial(lambda i: shares()[i], i)) if isinstance(v, PathSum) else
                        Const(jnp.zeros(a.aval.shape, a.aval.dtype))
                        for i, (v, a) in enumerate(((operand, eqn.invars[0]), (updates, eqn.invars[2]))))
         return [interp.linear("scatter-add", lambda o, u: _scatter_add(eqn, o, indices.value, u), [held, added],
