@@ -297,10 +297,10 @@ def test_advice_fits(net, advice):
 
 def test_running_averages_among_the_parameters_are_told_apart_from_batch_statistics():
     layer = nn.BatchNorm(use_running_average=True, dtype=float, param_dtype=float)
-    variables = layer.init(jax.random.key(0), X)
-    with (pytest.raises(paths.NotPathNetworkError, match="running averages out of the parameters"),
-          jax.numpy_dtype_promotion("standard")):
-        paths.polynomial(lambda v, x: layer.apply(v, x), variables, X, q=1)
+    with jax.numpy_dtype_promotion("standard"):
+        variables = layer.init(jax.random.key(0), X)
+        with pytest.raises(paths.NotPathNetworkError, match="running averages out of the parameters"):
+            paths.polynomial(lambda v, x: layer.apply(v, x), variables, X, q=1)
 
 
 def test_bad_arguments_are_refused():
