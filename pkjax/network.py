@@ -19,7 +19,8 @@ from jaxtyping import Array, PyTree
 
 from pkjax.adapters import ModuleFunction
 from pkjax.programs.contents import contents
-from pkjax.programs.independence import EXAMPLES, Free, Joined, Rows, Uncertain, follow
+from pkjax.programs.examples import EXAMPLES, Free, Joined, Rows, Uncertain
+from pkjax.programs.independence import follow
 from pkjax.programs.integers import encode, encoded
 from pkjax.programs.program import BoundProgram, trace
 from pkjax.programs.source import module_scope, source_line

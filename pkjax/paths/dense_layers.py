@@ -29,9 +29,10 @@ class DenseLayer:
     an edge from a constant node of flow 1. Diagonal layers (a frozen BatchNorm scale) are square matrices whose
     off-diagonal entries are no edges. Returned by ``dense_layers``.
 
-    >>> (layer,) = dense_layers(lambda w, x: x @ w, jnp.ones((3, 2)), jnp.ones((1, 3)))
-    >>> layer.value.shape, layer.bias_index.tolist()
-    ((3, 2), [-1, -1])
+    Examples:
+        >>> (layer,) = dense_layers(lambda w, x: x @ w, jnp.ones((3, 2)), jnp.ones((1, 3)))
+        >>> layer.value.shape, layer.bias_index.tolist()
+        ((3, 2), [-1, -1])
     """
 
     value: Float64[np.ndarray, "n_in n_out"]
@@ -234,11 +235,12 @@ def dense_layers(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, 
 
     Source: the layers θ_l of Gebhart, Saxena and Schrater (2021), equation 15.
 
-    >>> import jax.numpy as jnp
-    >>> w = {"a": jnp.ones((3, 2)), "b": jnp.ones(2)}
-    >>> (layer,) = dense_layers(lambda w, x: jnp.maximum(x @ w["a"] + w["b"], 0.), w, jnp.ones((1, 3)))
-    >>> layer.index.tolist(), layer.bias_index.tolist()
-    ([[0, 1], [2, 3], [4, 5]], [6, 7])
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> w = {"a": jnp.ones((3, 2)), "b": jnp.ones(2)}
+        >>> (layer,) = dense_layers(lambda w, x: jnp.maximum(x @ w["a"] + w["b"], 0.), w, jnp.ones((1, 3)))
+        >>> layer.index.tolist(), layer.bias_index.tolist()
+        ([[0, 1], [2, 3], [4, 5]], [6, 7])
     """
     network = read(apply_fn, params, x, masks=masks, trainable=trainable, paths=True)
     x = network.batch(x, "x")

@@ -29,11 +29,12 @@ class NotDensePairsError(ValueError):
 
     Raised by ``dense_pairs``.
 
-    >>> net = lambda w, x: jnp.maximum(x @ w, 0.) - x
-    >>> dense_pairs(net, jnp.ones((2, 2)), jnp.ones((1, 2)), [jnp.ones((1, 1, 2))])
-    Traceback (most recent call last):
-        ...
-    pkjax.paths.dense_pairs.NotDensePairsError: the operation 'sub' joins units that differ
+    Examples:
+        >>> net = lambda w, x: jnp.maximum(x @ w, 0.) - x
+        >>> dense_pairs(net, jnp.ones((2, 2)), jnp.ones((1, 2)), [jnp.ones((1, 1, 2))])
+        Traceback (most recent call last):
+            ...
+        pkjax.paths.dense_pairs.NotDensePairsError: the operation 'sub' joins units that differ
     """
 
 
@@ -136,11 +137,12 @@ def dense_pairs(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[Array, "N ..
 
     Source: J_v^f J_v^fᵀ with the J_v^f below equation 10 of Gebhart, Saxena and Schrater (2021).
 
-    >>> import jax.numpy as jnp
-    >>> x = jnp.asarray([[1., 0.], [1., 2.]])
-    >>> dense_pairs(lambda w, x: x @ w, jnp.ones((2, 1)), x, [])
-    Array([[[1., 1.],
-            [1., 5.]]], ...)
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> x = jnp.asarray([[1., 0.], [1., 2.]])
+        >>> dense_pairs(lambda w, x: x @ w, jnp.ones((2, 1)), x, [])
+        Array([[[1., 1.],
+                [1., 5.]]], ...)
     """
     network = read(apply_fn, params, X, paths=True)
     return network_pairs(network, network.batch(X), gates)

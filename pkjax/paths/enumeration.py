@@ -28,8 +28,9 @@ class Path(NamedTuple):
 
     A part of ``Factorization``, so returned by ``factorize``.
 
-    >>> Path(source=0, parameters=("a[0,1]", "b[1,0]"), output=0).parameters
-    ('a[0,1]', 'b[1,0]')
+    Examples:
+        >>> Path(source=0, parameters=("a[0,1]", "b[1,0]"), output=0).parameters
+        ('a[0,1]', 'b[1,0]')
     """
 
     source: int | None
@@ -51,14 +52,15 @@ class Factorization:
 
     Source: Gebhart, Saxena and Schrater (2021), equation 10 and the two below it.
 
-    >>> import jax.numpy as jnp
-    >>> factorize(lambda w, x: x @ w, jnp.array([[3.0], [5.0]]), jnp.ones((1, 2)))
-    Factorization(
-        jvf=float64[1,2],
-        jtv=float64[2,2],
-        values=float64[2] 3 … 5,
-        paths=<2 of Path>
-    )
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> factorize(lambda w, x: x @ w, jnp.array([[3.0], [5.0]]), jnp.ones((1, 2)))
+        Factorization(
+            jvf=float64[1,2],
+            jtv=float64[2,2],
+            values=float64[2] 3 … 5,
+            paths=<2 of Path>
+        )
     """
 
     jvf: Float[np.ndarray, "NK P"]
@@ -250,14 +252,15 @@ def factorize(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N 
 
     Source: Gebhart, Saxena and Schrater (2021), equations 9 to 11.
 
-    >>> import jax.numpy as jnp
-    >>> net = lambda w, x: jnp.maximum(x @ w["a"], 0.) @ w["b"]
-    >>> w = {"a": jnp.array([[1., -2.]]), "b": jnp.array([[3.], [5.]])}
-    >>> factors = factorize(net, w, jnp.array([[2.]]))
-    >>> factors.values, factors.jvf
-    (array([  3., -10.]), array([[2., 0.]]))
-    >>> factors.paths[0]
-    Path(source=0, parameters=('a[0,0]', 'b[0,0]'), output=0)
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> net = lambda w, x: jnp.maximum(x @ w["a"], 0.) @ w["b"]
+        >>> w = {"a": jnp.array([[1., -2.]]), "b": jnp.array([[3.], [5.]])}
+        >>> factors = factorize(net, w, jnp.array([[2.]]))
+        >>> factors.values, factors.jvf
+        (array([  3., -10.]), array([[2., 0.]]))
+        >>> factors.paths[0]
+        Path(source=0, parameters=('a[0,0]', 'b[0,0]'), output=0)
     """
     network = read(apply_fn, params, x, masks=masks, paths=True)
     x = network.batch(x, "x")

@@ -8,12 +8,13 @@ class NotPathNetworkError(ValueError):
 
     Raised by whatever reads a network as a sum over paths.
 
-    >>> import jax.numpy as jnp
-    >>> from pkjax import paths
-    >>> paths.polynomial(lambda w, x: jnp.tanh(x @ w), jnp.ones((2, 1)), jnp.ones((1, 2)), q=1)
-    Traceback (most recent call last):
-        ...
-    pkjax.paths.errors.NotPathNetworkError: ...tanh...
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from pkjax import paths
+        >>> paths.polynomial(lambda w, x: jnp.tanh(x @ w), jnp.ones((2, 1)), jnp.ones((1, 2)), q=1)
+        Traceback (most recent call last):
+            ...
+        pkjax.paths.errors.NotPathNetworkError: ...tanh...
     """
 
 
@@ -22,10 +23,11 @@ class NotFullyConnectedError(ValueError):
 
     Raised by ``paths.dense_layers`` and ``path_kernel.count_above``.
 
-    >>> import jax.numpy as jnp
-    >>> from pkjax import paths
-    >>> paths.dense_layers(lambda w, x: x + x @ w, jnp.ones((2, 2)), jnp.ones((1, 2)))
-    Traceback (most recent call last):
-        ...
-    pkjax.paths.errors.NotFullyConnectedError: ...
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from pkjax import paths
+        >>> paths.dense_layers(lambda w, x: x + x @ w, jnp.ones((2, 2)), jnp.ones((1, 2)))
+        Traceback (most recent call last):
+            ...
+        pkjax.paths.errors.NotFullyConnectedError: ...
     """

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax.extend import core as jex
 
 from pkjax.paths.errors import NotPathNetworkError
+from pkjax.paths.refusals import REFUSED
 from pkjax.programs.equations import equation_function, live_equations
 from pkjax.programs.program import Hoisted
 from pkjax.programs.source import module_scope, source_line
@@ -98,6 +99,7 @@ class Interpreter:
         self.rules = rules
         self.constants = constants
         self.enclosing: list[Any] = []
+        self.operands: Sequence[Value] = ()      # of the present operation
 
     # -- walking -----------------------------------------------------------------------------------------------------
 
@@ -128,7 +130,7 @@ class Interpreter:
 
     def equation(self, eqn: Any, ins: list[Value]) -> Sequence[Value]:
         """Interpret one operation: calls recurse, constants are evaluated, gates stay gates, the rest has a rule."""
-        name = eqn.primitive.name
+        name, self.operands = eqn.primitive.name, ins
         rule = self.rules.get(name)
         if getattr(rule, "structural", False):
             assert rule is not None
@@ -141,7 +143,8 @@ class Interpreter:
             outs = evaluate(eqn, [v.value for v in ins]) if known else [None] * len(eqn.outvars)
             return [Gate(v, tuple(o.aval.shape)) for v, o in zip(outs, eqn.outvars, strict=True)]
         if rule is None:
-            raise self.error(f"the operation '{name}' has no paths")
+            reason = f": it {REFUSED[name]}" if name in REFUSED else ""
+            raise self.error(f"the operation '{name}' has no paths{reason}")
         return rule(self, eqn, ins)
 
     # -- building path sums ------------------------------------------------------------------------------------------
@@ -204,7 +207,7 @@ class Interpreter:
             f"{what}\n  operation: {self.enclosing[-1].primitive.name}"
             + (f" in {'/'.join(n for n in names[:-1] if n)}" if any(names[:-1]) else "")
             + f"\n  source: {where}" + (f"\n  module: {scope}" if scope else "")
-            + f"\n  what to do: {remedy or advice(scope, names)}")
+            + f"\n  what to do: {remedy or advice(scope, names, self.operands)}")
 
 
 Degree = dict[tuple[int, ...], int]
@@ -224,21 +227,30 @@ def _formed(fn: Callable[..., Any], operands: Sequence[PathSum]) -> Any:
     return jax.eval_shape(fn, *(jax.ShapeDtypeStruct(s.shape, s.dtype) for s in operands))
 
 
-def advice(scope: str, names: Sequence[str]) -> str:
-    """Say what to do about an operation that has no paths."""
+def advice(scope: str, names: Sequence[str], operands: Sequence[Value] = ()) -> str:
+    """Say what to do about an operation that has no paths, from the names around it and what it acts on."""
+    sums = [v for v in operands if isinstance(v, PathSum)]
+    of_parameters = bool(sums) and not any(s.on_input for s in sums)
     if "BatchNorm" in scope or "batch_norm" in scope:
-        return "freeze BatchNorm: use running averages (train=False, use_running_average=True, or module.eval())"
+        return ("keep BatchNorm's running averages out of the parameters: let apply_fn close over them" if of_parameters
+                else "freeze BatchNorm: use running averages (train=False, use_running_average=True, or module.eval())")
     if any(n in scope for n in ("LayerNorm", "GroupNorm", "InstanceNorm", "RMSNorm")):
         return "this normalisation divides by the signal; use BatchNorm with running averages, or none"
+    if of_parameters:
+        return ("this acts on parameters before they meet a signal (weight normalisation, a function of the weights): "
+                "compute it once and pass its result as the parameters; the tangent kernel takes the network as it is")
+    if any(n in names for n in ("var", "_var", "std", "_std", "standardize")) or names[-1] in ("square", "integer_pow"):
+        return ("the signal is squared, as in a normalisation by its own variance (LayerNorm, RMSNorm): use BatchNorm "
+                "with running averages, or none; the tangent kernel takes the network as it is")
     if any(n in names for n in ("tanh", "gelu", "silu", "swish", "elu", "celu", "selu", "logistic", "sigmoid", "erf",
                                 "softplus", "relu6", "hard_tanh", "erfc", "mish", "hard_sigmoid", "hard_swish")):
         return "use a positively homogeneous activation: relu, leaky_relu, PReLU, abs or max"
     if any(n in names for n in ("softmax", "log_softmax", "_softmax", "logsumexp", "exp", "exp2", "log", "log1p",
                                 "stop_gradient")):
         return "return the logits: leave softmax and other readouts to the loss (and stop no gradient on the way)"
-    if names[-1] in ("mul", "integer_pow", "square", "dot_general", "conv_general_dilated"):
-        return ("replace what multiplies signals (attention, a square, gelu, a normalisation by batch statistics); "
-                "activations must be positively homogeneous: relu, leaky_relu, PReLU, abs or max")
+    if names[-1] in ("mul", "dot_general", "conv_general_dilated"):
+        return ("replace what multiplies signals (attention, gated units, a normalisation by the signal); the tangent "
+                "kernel takes the network as it is")
     return ("build the network from linear maps (dense, convolution, frozen BatchNorm, pooling, sums) and positively "
             "homogeneous activations (relu, leaky_relu, PReLU, abs, max)")
 

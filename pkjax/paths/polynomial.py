@@ -49,11 +49,12 @@ def polynomial(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N
 
     Source: Gebhart, Saxena and Schrater (2021), equations 15 and 16.
 
-    >>> import jax.numpy as jnp
-    >>> net = lambda w, x: jnp.maximum(x @ w["a"], 0.) @ w["b"]
-    >>> w = {"a": jnp.array([[1., -2.]]), "b": jnp.array([[3.], [5.]])}
-    >>> polynomial(net, {k: abs(v) for k, v in w.items()}, jnp.ones((1, 1)), q=1)  # |1·3| + |2·5|
-    Array([[13.]], ...)
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> net = lambda w, x: jnp.maximum(x @ w["a"], 0.) @ w["b"]
+        >>> w = {"a": jnp.array([[1., -2.]]), "b": jnp.array([[3.], [5.]])}
+        >>> polynomial(net, {k: abs(v) for k, v in w.items()}, jnp.ones((1, 1)), q=1)  # |1·3| + |2·5|
+        Array([[13.]], ...)
     """
     network = read(apply_fn, params, x, masks=masks, paths=True)
     return network.shaped(evaluate_paths(partial(Polynomial, q), network, network.batch(x, "x"), gates, pool), 1)
@@ -64,10 +65,11 @@ def path_sum(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, gates: Sequence
              masks: PyTree | None = None) -> Float[Array, "N ..."]:
     """Sum c_p v_p(θ) a_p x_s(p) over all paths, with gates as given: f(x) where they are the gates of x.
 
-    >>> import jax.numpy as jnp
-    >>> net = lambda w, x: jnp.maximum(x @ w, 0.)
-    >>> path_sum(net, -jnp.eye(2), jnp.ones((1, 2)), gates=(jnp.array([[1., 0.]]),))
-    Array([[-1., -0.]], ...)
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> net = lambda w, x: jnp.maximum(x @ w, 0.)
+        >>> path_sum(net, -jnp.eye(2), jnp.ones((1, 2)), gates=(jnp.array([[1., 0.]]),))
+        Array([[-1., -0.]], ...)
     """
     network = read(apply_fn, params, x, masks=masks, paths=True)
     return network.shaped(evaluate_paths(partial(Polynomial, None), network, network.batch(x, "x"), gates), 1)
@@ -127,9 +129,10 @@ def gates(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."
 
     Source: a_p of Gebhart, Saxena and Schrater (2021), equation 9, gate by gate.
 
-    >>> import jax.numpy as jnp
-    >>> gates(lambda w, x: jnp.maximum(x @ w, 0.), jnp.array([[1., -2.]]), jnp.ones((1, 1)))
-    (Array([[1., 0.]], ...),)
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> gates(lambda w, x: jnp.maximum(x @ w, 0.), jnp.array([[1., -2.]]), jnp.ones((1, 1)))
+        (Array([[1., 0.]], ...),)
     """
     return record(apply_fn, params, x, masks=masks)[1]
 
@@ -168,14 +171,16 @@ def tied(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]
         params: its parameters (shapes suffice).
         x: (N, *input) (its shape suffices).
 
-    Raises: NotPathNetworkError where an operation has no paths.
+    Raises:
+        NotPathNetworkError: an operation has no paths.
 
-    Source: definition; where it is True the exponents p_j of the path values (Gebhart, Saxena and Schrater 2021,
+    Source: where it is True, the exponents p_j of the path values (Gebhart, Saxena and Schrater 2021,
     section 3) exceed 1, which the paper rules out.
 
-    >>> import jax.numpy as jnp
-    >>> tied(lambda w, x: (x @ w["a"]) @ w["a"] @ w["b"], {"a": jnp.eye(2), "b": jnp.eye(2)}, jnp.ones((1, 2)))
-    (True, False)
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> tied(lambda w, x: (x @ w["a"]) @ w["a"] @ w["b"], {"a": jnp.eye(2), "b": jnp.eye(2)}, jnp.ones((1, 2)))
+        (True, False)
     """
     return network_tied(read(apply_fn, params, x, paths=True))
 
@@ -204,12 +209,9 @@ def unit_weights(params: PyTree) -> PyTree:
     Computed from the leaves: XLA's CPU compiler (jaxlib 0.10) multiplies a sum by a matrix wrongly where it knows that
     all columns are alike, as in ``jit(lambda x: x.sum((1, 2)) @ jnp.ones((512, 10)))``.
 
-    Raises nothing.
-
-    Source: definition.
-
-    >>> import jax.numpy as jnp
-    >>> unit_weights({"kernel": jnp.array([-2., 0.]), "count": jnp.array(3)})
-    {'count': Array(3, ...), 'kernel': Array([1., 1.], ...)}
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> unit_weights({"kernel": jnp.array([-2., 0.]), "count": jnp.array(3)})
+        {'count': Array(3, ...), 'kernel': Array([1., 1.], ...)}
     """
     return jax.tree.map(lambda p: jnp.nan_to_num(as_array(p)) * 0 + 1 if is_floating(p) else p, params)

@@ -123,6 +123,8 @@ def power(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
     n = eqn.params.get("y", 2)
     if n < 1:
         raise interp.error(f"a signal or parameter is raised to the power {n}")
+    if n > 1 and ins[0].on_input:
+        raise interp.error(f"a signal is raised to the power {n}")
     out = ins[0]
     for _ in range(n - 1):
         out = interp.bilinear("mul", lax.mul, out, ins[0])

@@ -89,26 +89,38 @@ def scaled_polynomial(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayL
 
         R_q(φ, z) = mantissa · 2^exponent
 
-    Args: as in ``polynomial``, for whole q ≥ 0, and
-      skip_zeros: let arrays of nothing but zeros (biases, emptied layers) have no say in the exponent of a sum. For
-        values, and for scores φ ∘ ∂R/∂φ, which are 0 there: the derivatives along such arrays are lost.
+    Args:
+        apply_fn: a network of linear maps and positively homogeneous activations.
+        params: φ, exactly as it enters.
+        x: z, of shape (N, *input).
+        q: exponent of the fixed constants, a whole number of at least 0.
+        gates: factors on the path sums, as in ``polynomial``.
+        pool: "sum" or "max", as in ``polynomial``.
+        masks: booleans like ``params``; a masked weight carries no path.
+        skip_zeros: let arrays of nothing but zeros (biases, emptied layers) have no say in the exponent of a sum. For
+            values, and for scores φ ∘ ∂R/∂φ, which are 0 there: the derivatives along such arrays are lost.
 
-    Returns: (N, K), whose largest entry lies between 1 and 2 unless all are 0, and a whole number. The exponent is a
-    constant to ``jax.grad`` and ``jax.jvp``: derivatives of the mantissa are those of the polynomial over 2^exponent.
+    Returns:
+        (N, K), whose largest entry lies between 1 and 2 unless all are 0, and a whole number. The exponent is a
+        constant to ``jax.grad`` and ``jax.jvp``: derivatives of the mantissa are those of the polynomial over
+        2^exponent.
 
-    Raises: as ``polynomial``, and ValueError for another q.
+    Raises:
+        NotPathNetworkError: an operation has no paths.
+        ValueError: q is not a whole number of at least 0; otherwise as ``polynomial``.
 
     Source: Gebhart, Saxena and Schrater (2021), equations 15 and 16.
 
-    >>> import math, jax.numpy as jnp
-    >>> layers = [jnp.full((10, 10), 10.0)] * 60   # 10^60 paths of 10^60 each, from every input to every output
-    >>> def net(w, x):
-    ...     for kernel in w:
-    ...         x = jnp.maximum(x @ kernel, 0.)
-    ...     return x
-    >>> mantissa, exponent = scaled_polynomial(net, layers, jnp.ones((1, 10)), q=1)
-    >>> round(float(jnp.log10(mantissa[0, 0])) + int(exponent) * math.log10(2), 2)
-    120.0
+    Examples:
+        >>> import math, jax.numpy as jnp
+        >>> layers = [jnp.full((10, 10), 10.0)] * 60   # 10^60 paths of 10^60 each, from every input to every output
+        >>> def net(w, x):
+        ...     for kernel in w:
+        ...         x = jnp.maximum(x @ kernel, 0.)
+        ...     return x
+        >>> mantissa, exponent = scaled_polynomial(net, layers, jnp.ones((1, 10)), q=1)
+        >>> round(float(jnp.log10(mantissa[0, 0])) + int(exponent) * math.log10(2), 2)
+        120.0
     """
     if q != int(q) or q < 0:
         raise ValueError(f"q must be a whole number of at least 0, but is {q}: see polynomial for others")
@@ -154,11 +166,12 @@ def log_count(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N 
 
     Source: P of Gebhart, Saxena and Schrater (2021), section 3.
 
-    >>> import jax.numpy as jnp
-    >>> net = lambda w, x: jnp.maximum(x @ w["a"], 0.) @ w["b"]
-    >>> w = {"a": jnp.ones((5, 4)), "b": jnp.ones((4, 5))}
-    >>> float(log_count(net, w, jnp.ones((1, 5))))   # 5·4·5 paths
-    2.0
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> net = lambda w, x: jnp.maximum(x @ w["a"], 0.) @ w["b"]
+        >>> w = {"a": jnp.ones((5, 4)), "b": jnp.ones((4, 5))}
+        >>> float(log_count(net, w, jnp.ones((1, 5))))   # 5·4·5 paths
+        2.0
     """
     if any(isinstance(v, jax.core.Tracer) for v in jax.tree.leaves((params, x, masks))):
         network = read(apply_fn, unit_weights(params), x, masks=masks, paths=True)
@@ -226,12 +239,14 @@ def _aligned(mantissas: list[Array], exponents: list[Array]) -> tuple[list[Array
 def power_of_two(exponent: Any, dtype: Any) -> Float[Array, "..."]:
     """2^exponent in a floating type, 0 below its normal numbers, infinity above: its bits, written down.
 
-    Raises: ValueError for a type that is not floating.
+    Raises:
+        ValueError: the type is not floating.
 
     Source: IEEE 754, section 3.4.
 
-    >>> power_of_two(jnp.array([-3, 0, 2000]), jnp.float32).tolist()
-    [0.125, 1.0, inf]
+    Examples:
+        >>> power_of_two(jnp.array([-3, 0, 2000]), jnp.float32).tolist()
+        [0.125, 1.0, inf]
     """
     whole, digits, bias = layout(dtype)
     field = jnp.clip(jnp.asarray(exponent) + bias, 0, 2 * bias + 1).astype(whole)

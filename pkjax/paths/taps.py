@@ -32,9 +32,10 @@ class Site:
 
     Returned by ``sites``.
 
-    >>> (site,), _ = sites(lambda w, x: x @ w, jnp.ones((3, 2)), jnp.ones((1, 3)))
-    >>> site.kind, site.shape, site.operand
-    ('dense', (1, 2), (1, 3))
+    Examples:
+        >>> (site,), _ = sites(lambda w, x: x @ w, jnp.ones((3, 2)), jnp.ones((1, 3)))
+        >>> site.kind, site.shape, site.operand
+        ('dense', (1, 2), (1, 3))
     """
 
     kind: str
@@ -226,13 +227,14 @@ def sites(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."
     Raises:
       NotPathNetworkError: an operation has no paths.
 
-    Source: definition; δ is the error signal of back-propagation (Rumelhart, Hinton and Williams 1986).
+    Source: δ is the error signal of back-propagation (Rumelhart, Hinton and Williams 1986).
 
-    >>> import jax.numpy as jnp
-    >>> w = {"a": jnp.ones((3, 2)), "b": jnp.ones(2)}
-    >>> found, of_leaf = sites(lambda w, x: x @ w["a"] + w["b"], w, jnp.ones((1, 3)))
-    >>> [s.kind for s in found], of_leaf
-    (['dense', 'elementwise'], {0: (0,), 1: (1,)})
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> w = {"a": jnp.ones((3, 2)), "b": jnp.ones(2)}
+        >>> found, of_leaf = sites(lambda w, x: x @ w["a"] + w["b"], w, jnp.ones((1, 3)))
+        >>> [s.kind for s in found], of_leaf
+        (['dense', 'elementwise'], {0: (0,), 1: (1,)})
     """
     network = read(apply_fn, params, x)
     return network_sites(network.fn, network.params, network.example)
@@ -287,17 +289,18 @@ def tapped(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ...
         x: (1, *input), a batch of one.
         taps: one for each site, of its shape; zeros leave the network as it is.
 
-    Returns: outputs (1, K), and the operands in the order of ``sites``.
+    Returns:
+        The outputs (1, K), and the operands in the order of ``sites``.
 
-    Raises: NotPathNetworkError where an operation has no paths.
+    Raises:
+        NotPathNetworkError: an operation has no paths.
 
-    Source: definition; see ``sites``.
-
-    >>> import jax.numpy as jnp
-    >>> w = {"a": jnp.ones((3, 2)), "b": jnp.ones(2)}
-    >>> f, (h, _) = tapped(lambda w, x: x @ w["a"] + w["b"], w, jnp.ones((1, 3)), [jnp.zeros((1, 2))] * 2)
-    >>> f, h
-    (Array([[4., 4.]], ...), Array([[1., 1., 1.]], ...))
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> w = {"a": jnp.ones((3, 2)), "b": jnp.ones(2)}
+        >>> f, (h, _) = tapped(lambda w, x: x @ w["a"] + w["b"], w, jnp.ones((1, 3)), [jnp.zeros((1, 2))] * 2)
+        >>> f, h
+        (Array([[4., 4.]], ...), Array([[1., 1., 1.]], ...))
     """
     network = read(apply_fn, params, x)
     return network_tapped(network.fn, network.params, network.batch(x, "x"), taps)

@@ -15,8 +15,9 @@ CALLS = ("jit", "pjit", "closed_call", "core_call", "checkpoint", "remat2")
 def closed(value: Any) -> Iterator[Any]:
     """The closed and open jaxprs among an operation's parameters.
 
-    >>> list(closed({"length": 3}))
-    []
+    Examples:
+        >>> list(closed({"length": 3}))
+        []
     """
     for part in value.values() if isinstance(value, dict) else value:
         if isinstance(part, jex.ClosedJaxpr | jex.Jaxpr):
@@ -28,10 +29,11 @@ def closed(value: Any) -> Iterator[Any]:
 def opened(value: Any) -> tuple[Any, tuple[Any, ...]]:
     """A closed or open jaxpr as an open one and its constants.
 
-    >>> import jax, jax.numpy as jnp
-    >>> jaxpr, consts = opened(jax.make_jaxpr(jnp.sin)(1.0))
-    >>> len(jaxpr.eqns), consts
-    (1, ())
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> jaxpr, consts = opened(jax.make_jaxpr(jnp.sin)(1.0))
+        >>> len(jaxpr.eqns), consts
+        (1, ())
     """
     return (value.jaxpr, tuple(value.consts)) if isinstance(value, jex.ClosedJaxpr) else (value, ())
 
@@ -39,10 +41,11 @@ def opened(value: Any) -> tuple[Any, tuple[Any, ...]]:
 def live_equations(jaxpr: Any) -> list[Any]:
     """The equations that the results need; the others may hold anything.
 
-    >>> import jax, jax.numpy as jnp
-    >>> closed = jax.make_jaxpr(lambda x: (jnp.tanh(x), 2.0 * x)[1])(1.0)
-    >>> [eqn.primitive.name for eqn in live_equations(closed.jaxpr)]
-    ['mul']
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> closed = jax.make_jaxpr(lambda x: (jnp.tanh(x), 2.0 * x)[1])(1.0)
+        >>> [eqn.primitive.name for eqn in live_equations(closed.jaxpr)]
+        ['mul']
     """
     needed = {v for v in jaxpr.outvars if not isinstance(v, jex.Literal)}
     live = []
@@ -56,10 +59,11 @@ def live_equations(jaxpr: Any) -> list[Any]:
 def equation_function(eqn: Any) -> Callable[..., Any]:
     """One operation as a function of its operands, custom derivative rules included.
 
-    >>> import jax, jax.numpy as jnp
-    >>> (eqn,) = jax.make_jaxpr(jnp.sin)(1.0).eqns
-    >>> float(equation_function(eqn)(0.0))
-    0.0
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> (eqn,) = jax.make_jaxpr(jnp.sin)(1.0).eqns
+        >>> float(equation_function(eqn)(0.0))
+        0.0
     """
     if not eqn.primitive.name.startswith("custom_"):
         return partial(eqn.primitive.bind, **eqn.params)

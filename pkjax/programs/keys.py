@@ -24,9 +24,10 @@ _DEEPEST = 4
 def program_key(jaxpr: Any, consts: Sequence[Any]) -> tuple[Any, ...]:
     """Write a jaxpr with what its ``constvars`` hold.
 
-    >>> one, two = (jax.make_jaxpr(lambda x, c=c: c * x)(1.0) for c in (2.0, 3.0))
-    >>> program_key(one.jaxpr, one.consts) == program_key(two.jaxpr, two.consts)
-    False
+    Examples:
+        >>> one, two = (jax.make_jaxpr(lambda x, c=c: c * x)(1.0) for c in (2.0, 3.0))
+        >>> program_key(one.jaxpr, one.consts) == program_key(two.jaxpr, two.consts)
+        False
     """
     return Keys().of(jaxpr, consts)
 

@@ -37,13 +37,14 @@ class Program:
 
     Programs are equal where their operations, shapes and static parameters are.
 
-    >>> import jax.numpy as jnp
-    >>> one, _ = trace(lambda w, x: 2.0 * (x @ w), jnp.ones((3, 2)), jnp.ones((1, 3)))
-    >>> two, _ = trace(lambda w, x: (x @ w) * 2.0, jnp.zeros((3, 2)), jnp.zeros((1, 3)))
-    >>> one == two, hash(one) == hash(two)
-    (False, False)
-    >>> one == trace(lambda v, z: 2.0 * (z @ v), jnp.zeros((3, 2)), jnp.zeros((1, 3)))[0]
-    True
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> one, _ = trace(lambda w, x: 2.0 * (x @ w), jnp.ones((3, 2)), jnp.ones((1, 3)))
+        >>> two, _ = trace(lambda w, x: (x @ w) * 2.0, jnp.zeros((3, 2)), jnp.zeros((1, 3)))
+        >>> one == two, hash(one) == hash(two)
+        (False, False)
+        >>> one == trace(lambda v, z: 2.0 * (z @ v), jnp.zeros((3, 2)), jnp.zeros((1, 3)))[0]
+        True
     """
 
     jaxpr: Any
@@ -88,11 +89,12 @@ class Program:
 class BoundProgram:
     """A program with the arrays that its function closed over: a pytree, and a function of the same arguments.
 
-    >>> import jax.numpy as jnp
-    >>> scale = jnp.array([2.0, 3.0])
-    >>> program, constants = trace(lambda w, x: (x @ w) * scale, jnp.ones((3, 2)), jnp.ones((1, 3)))
-    >>> BoundProgram(program, constants)(jnp.ones((3, 2)), jnp.ones((1, 3)))
-    Array([[6., 9.]], ...)
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> scale = jnp.array([2.0, 3.0])
+        >>> program, constants = trace(lambda w, x: (x @ w) * scale, jnp.ones((3, 2)), jnp.ones((1, 3)))
+        >>> BoundProgram(program, constants)(jnp.ones((3, 2)), jnp.ones((1, 3)))
+        Array([[6., 9.]], ...)
     """
 
     program: Program

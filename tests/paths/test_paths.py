@@ -248,7 +248,8 @@ def test_dead_code_may_hold_anything():
     ("step", lambda v: v + (v > 0).astype(v.dtype)), ("threshold", lambda v: jnp.maximum(v, 0.5)),
     ("cumprod", lambda v: jnp.cumprod(v, 1)),
     ("attention", lambda v: (v[:, :, None] @ v[:, None, :] @ v[:, :, None])[..., 0]),
-    ("stop", jax.lax.stop_gradient), ("gelu_exact", lambda v: jax.nn.gelu(v, approximate=False)), ("round", jnp.round),
+    ("stop", jax.lax.stop_gradient),
+    ("gelu_exact", lambda v: jax.nn.gelu(v, approximate=False)), ("round", jnp.round),
     ("integer", lambda v: v.astype(int).astype(float)),
 ])
 def test_what_has_no_paths_is_refused_by_name_and_line(name, hidden):
@@ -271,6 +272,35 @@ def test_normalisation_by_the_signal_is_refused_with_the_way_out(layer, advice):
         return out[0] if isinstance(out, tuple) else out
     with pytest.raises(ValueError, match=advice), jax.numpy_dtype_promotion("standard"):
         paths.polynomial(net, variables["params"], jnp.ones((3, 4), jnp.float32), q=1)
+
+
+def plain_layer_norm(v):
+    return (v - v.mean(1, keepdims=True)) / jnp.sqrt(v.var(1, keepdims=True) + 1e-6)
+
+
+@pytest.mark.parametrize(("net", "advice"), [
+    (lambda w, x: x @ (w["a"] / jnp.sqrt((w["a"]**2).sum(0))), "compute it once and pass its result as the parameters"),
+    (lambda w, x: x @ (w["a"] / jnp.linalg.norm(w["a"], axis=0)), "compute it once and pass its result"),
+    (lambda w, x: x @ jnp.tanh(w["a"]), "compute it once and pass its result as the parameters"),
+    (lambda w, x: x @ jax.nn.softmax(w["a"]), "compute it once and pass its result as the parameters"),
+    (lambda w, x: plain_layer_norm(x @ w["a"]), "normalisation by its own variance"),
+    (lambda w, x: nn.LayerNorm(use_bias=False, use_scale=False, dtype=float).apply({}, x @ w["a"]), "divides by the"),
+    (lambda w, x: (x @ w["a"])**2, "the signal is squared"), (lambda w, x: jnp.tanh(x @ w["a"]), "activation: relu"),
+    (lambda w, x: (x @ w["a"]) * (x @ w["a"] + 1), "multiplies signals"),
+    (lambda w, x: jax.nn.softmax(x @ w["a"]), "return the logits"),
+])
+def test_advice_fits(net, advice):
+    with pytest.raises(paths.NotPathNetworkError, match=advice) as caught, jax.numpy_dtype_promotion("standard"):
+        paths.polynomial(net, W, X, q=1)
+    assert ("activation" in str(caught.value)) == ("activation" in advice)
+
+
+def test_running_averages_among_the_parameters_are_told_apart_from_batch_statistics():
+    layer = nn.BatchNorm(use_running_average=True, dtype=float, param_dtype=float)
+    with jax.numpy_dtype_promotion("standard"):
+        variables = layer.init(jax.random.key(0), X)
+        with pytest.raises(paths.NotPathNetworkError, match="running averages out of the parameters"):
+            paths.polynomial(lambda v, x: layer.apply(v, x), variables, X, q=1)
 
 
 def test_bad_arguments_are_refused():
