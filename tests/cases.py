@@ -232,7 +232,7 @@ def positions(p, x):
     return x.mean(1) @ p["head"]
 
 
-def drawn_like(shapes, seed=0, dtype=jnp.float64):
+def drawn_like(shapes, seed=0, dtype=FLOAT):
     """Parameters with a tree of shapes: normal, of about unit length along the axes that are summed over."""
     leaves, treedef = jax.tree.flatten(shapes, is_leaf=lambda s: isinstance(s, tuple) and isinstance(s[0], int))
     rng = np.random.default_rng(seed)
@@ -258,7 +258,7 @@ def jacobian(apply_fn):
 
 
 @functools.cache
-def named_network(name, dtype=jnp.float64, n=7):
+def named_network(name, dtype=FLOAT, n=7):
     """Function, parameters and n inputs of one of `NETWORKS`, each of whose outputs feels every parameter."""
     apply_fn, shapes, shape = NETWORKS[name]
     params = drawn_like(shapes, dtype=dtype)

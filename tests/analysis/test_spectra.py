@@ -10,7 +10,7 @@ from pkjax.analysis import spectra
 from pkjax.analysis.analyze import analyze
 from pkjax.network import read
 
-from tests.cases import coins, normal
+from tests.cases import FLOAT, coins, normal
 
 analysis = importlib.import_module("pkjax.analysis.analyze")
 
@@ -19,7 +19,7 @@ def net(w, x):
     return jax.nn.relu(jax.nn.relu(x @ w["a"] + w["c"]) @ w["b"]) @ w["e"]
 
 
-def case(dtype=jnp.float64):
+def case(dtype=FLOAT):
     shapes = {"a": (4, 6), "c": (6,), "b": (6, 5), "e": (5, 3)}
     w = {name: normal(i, shape, dtype) for i, (name, shape) in enumerate(shapes.items())}
     return w, normal(4, (9, 4), dtype)

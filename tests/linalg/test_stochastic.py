@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pkjax.linalg.stochastic import Estimate, frobenius, quadrature, trace
 
-from tests.cases import normal
+from tests.cases import FLOAT, normal
 
 N = 40
 
@@ -18,7 +18,7 @@ def matrix():
 
 
 def signs(count, key):
-    return jax.random.rademacher(key, (count, N), jnp.float64)
+    return jax.random.rademacher(key, (count, N), FLOAT)
 
 
 @pytest.mark.parametrize("probes", [4, 12])
@@ -37,7 +37,7 @@ def test_the_mean_square_is_the_squared_frobenius_norm_whoever_draws_the_signs(m
     value, error = frobenius(lambda s: matrix @ s, signs(400, key), scale)
     assert abs(float(value) - want) < 5 * float(error) < 0.5 * want
     keys = jax.random.split(key, 400)
-    drawn = frobenius(lambda k: matrix @ jax.random.rademacher(k, (N,), jnp.float64), keys, scale, batch_size=7)
+    drawn = frobenius(lambda k: matrix @ jax.random.rademacher(k, (N,), FLOAT), keys, scale, batch_size=7)
     assert isinstance(drawn, Estimate)
     assert abs(float(drawn.value) - want) < 5 * float(drawn.standard_error) < 0.5 * want
 

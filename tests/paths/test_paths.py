@@ -16,7 +16,7 @@ from tests.cases import cases, live
 from tests.oracles import enumerate_paths
 
 # Shrinking a failing network would compile hundreds more.
-NETWORKS = settings(max_examples=12, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate],
+NETWORKS = settings(max_examples=12, deadline=None, phases=[Phase.explicit, Phase.generate],
                     suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
 
 

@@ -21,6 +21,8 @@ from pkjax.pruning.scores.data_free import magnitude, random
 from pkjax.pruning.top_k import keep_largest, order_keys
 from pkjax.trees import kernels
 
+from tests.cases import FLOAT
+
 SHAPES = {"a": (3, 5), "b": (7,), "c": (2, 2, 3)}
 SIZES = {name: math.prod(shape) for name, shape in SHAPES.items()}
 TOTAL = sum(SIZES.values())
@@ -130,7 +132,7 @@ def whole_numbers(seed, zeros=0.3):
     """Weights on which float arithmetic is exact, many of them 0."""
     rng = np.random.default_rng(seed)
     return {
-        name: jnp.asarray(rng.integers(-9, 10, shape) * (rng.random(shape) > zeros), jnp.float64)
+        name: jnp.asarray(rng.integers(-9, 10, shape) * (rng.random(shape) > zeros), FLOAT)
         for name, shape in {"a": (6, 8), "b": (8, 8), "c": (8, 4)}.items()
     }
 

@@ -8,10 +8,12 @@ import numpy as np
 import pkjax as pk
 import pytest
 
+from tests.cases import FLOAT
+
 pytestmark = pytest.mark.filterwarnings("ignore::pkjax.pruning.result.EmptiedLayerWarning")
 
 
-def draw(seed, dtype=jnp.float64):
+def draw(seed, dtype=FLOAT):
     rng = np.random.default_rng(seed)
     return {n: jnp.asarray(rng.normal(size=s), dtype) for n, s in
             {"a": (5, 8), "b": (8, 6), "bias": (6,), "c": (6, 3)}.items()}

@@ -9,12 +9,12 @@ import pytest
 from pkjax import paths
 from pkjax.tangent_kernel.data_factor import data_factor
 
-from tests.cases import coins, normal
+from tests.cases import FLOAT, coins, normal
 
 relu = jax.nn.relu
 
 
-def draw(shapes, seed=0, dtype=jnp.float64):
+def draw(shapes, seed=0, dtype=FLOAT):
     return {name: normal((seed, i), shape, dtype) for i, (name, shape) in enumerate(shapes.items())}
 
 
