@@ -178,7 +178,8 @@ def log_count(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N 
         count, exponent = path_total(network, network.batch(x, "x"))
         return jnp.log10(count) + exponent.astype(count.dtype) * jnp.log10(jnp.asarray(2, count.dtype))
     double = not isinstance(apply_fn, BoundProgram)     # a program says what types it takes
-    with jax.enable_x64(double or jax.config.jax_enable_x64), jax.numpy_dtype_promotion("standard"):
+    wide = double or jax.dtypes.canonicalize_dtype(float) == jnp.float64
+    with jax.enable_x64(wide), jax.numpy_dtype_promotion("standard"):
         params, x = in_double((params, x)) if double else (params, x)
         network = read(apply_fn, unit_weights(params), x, masks=masks, paths=True)
         number, power = map(float, _counted(network, network.batch(x, "x")))
