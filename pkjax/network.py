@@ -227,8 +227,8 @@ def _check_rows(fn: Callable[..., Array], program: Any, constants: Any, params: 
     except Uncertain:
         place = None
     if place != Rows(0) and not _rows_agree(*trace(fn, params, x), program, constants, params, x):
-        raise ValueError("each row of the output must depend on its own example alone, but the outputs for two "
-                         "examples are not those for each of them: apply_fn joins the examples of a batch")
+        raise ValueError("each row of the output must depend on its own example alone, but evaluating two "
+                         "examples together gives other outputs than evaluating them one by one")
 
 
 def _rows_agree(pair: Any, pair_constants: Any, program: Any, constants: Any, params: PyTree, x: PyTree) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, PyTree, Shaped
 
 from pkjax.paths.taps import Site, network_sites, network_tapped
 from pkjax.programs.program import BoundProgram
@@ -35,7 +35,7 @@ class TappedNetwork:
         leaves, treedef = jax.tree.flatten(params)
         return cls(fn, leaves, treedef, *network_sites(fn, params, x), fn.out.shape[1], fn.out.dtype)
 
-    def operands_and_cotangents(self, x: Float[Array, "..."]) -> tuple[tuple[Array | None, ...], tuple[Array, ...]]:
+    def operands_and_cotangents(self, x: Shaped[Array, "..."]) -> tuple[tuple[Array | None, ...], tuple[Array, ...]]:
         """Return h and δ (K, ...) of every site for one example, by one backward pass per output."""
         params = jax.tree.unflatten(self.treedef, self.leaves)
 

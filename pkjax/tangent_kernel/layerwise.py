@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
 from pkjax.paths.taps import Matrices
 from pkjax.programs.program import BoundProgram
@@ -96,7 +96,7 @@ def _mirror(upper: list[Float[Array, "rows K columns K"]], parts: list[tuple[sli
 
 
 def energy(fn: BoundProgram, params: PyTree, entries: list[Any], whole: tuple[bool, ...],
-           x: Float[Array, "..."]) -> Float[Array, ""]:
+           x: Shaped[Array, "..."]) -> Float[Array, ""]:
     """Return one example's share of Tr Θ, `Σ_k ‖∇f_k(x)‖²`, from the norms of each leaf's gradients.
 
     For a matrix product at one place it is `‖h‖² Σ_k ‖δ_k‖²`; at several places it is

@@ -170,7 +170,7 @@ def test_bytes_are_numbers(case):
 def test_complex_parameters_are_refused_and_integers_and_empty_leaves_are_no_parameters(case):
     params, X = case
     with pytest.raises(ValueError, match="params leaf 'a' is complex"):
-        pk.ntk(lambda p, x: (x @ p["a"]).real @ p["c"], params | {"a": params["a"] * 1j}, X)
+        pk.ntk(lambda p, x: (x @ p["a"]).real @ p["c"], params | {"a": params["a"].astype(complex)}, X)
     more = params | {"steps": jnp.array(3), "none": jnp.zeros((0, 4))}
     np.testing.assert_array_equal(pk.ntk(mlp, more, X), pk.ntk(mlp, params, X))
     np.testing.assert_array_equal(pk.ntk_trace(mlp, more, X), pk.ntk_trace(mlp, params, X))
