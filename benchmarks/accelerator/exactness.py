@@ -1,6 +1,6 @@
 """Float32 on the default device against float64 on the processor, function by function: relative errors and seconds.
 
-    python -m benchmarks.accelerator.exactness [--small] [--output FILE]
+    python -m benchmarks.accelerator.exactness [--small] [--networks ...] [--functions ...] [--output FILE]
 
 Each row is written as soon as it is measured. ``first`` is a call with compilation, ``again`` the median of five.
 """
@@ -71,12 +71,16 @@ def main() -> None:
     """Measure every function on every network."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--small", action="store_true", help="one tiny network")
+    options.add_argument("--networks", nargs="*", choices=[*LARGE], default=[*LARGE])
+    options.add_argument("--functions", nargs="*", choices=[*FUNCTIONS], default=[*FUNCTIONS])
     options.add_argument("--output", type=Path, default=Path("exactness.json"))
     chosen = options.parse_args()
     warnings.simplefilter("ignore")
     rows: list[dict[str, Any]] = []
-    for name, (build, shape, n) in (SMALL if chosen.small else LARGE).items():
-        for label, function in FUNCTIONS.items():
+    networks = SMALL if chosen.small else {name: LARGE[name] for name in chosen.networks}
+    for name, (build, shape, n) in networks.items():
+        for label in chosen.functions:
+            function = FUNCTIONS[label]
             row = {"network": name, "examples": n, "function": label}
             try:
                 value, row["first"], row["again"] = measured(function, network(build, shape, n, np.float32))
