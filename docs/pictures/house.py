@@ -12,15 +12,16 @@ from tests.house.test_architecture import FLOORS, GRAPH, room
 BLUE, GREY, INK = "#0072b2", "#9a9a9a", "#333333"
 GROUND = " · ".join(FLOORS[0])
 ROOMS = {
-    GROUND: (-0.5, 0, "errors, files, tables, parameter trees"),
-    "linalg": (-2, 1, "Lanczos, estimates, memory"), "paths": (-1, 1, "a network is a sum over paths"),
+    GROUND: (-1, 0, "errors, files, tables, parameter trees"),
+    "linalg": (-2, 3, "Lanczos, estimates, memory"), "programs": (-1, 1, "JAX programs, compared"),
     "models": (0, 1, "FC, VGG, ResNet"), "adapters": (1, 1, "Linen, NNX"), "data": (2, 1, "data sets"),
-    "path_kernel": (-2, 2, "Π and its dual G"), "tangent_kernel": (-1, 2, "Θ and A"),
-    "pruning": (0, 2, "scores, masks, the loop"),
-    "analysis": (-1.5, 3, "Θ, Π and A side by side"), "dynamics": (-0.4, 3, "linearised training"),
-    "training": (1, 3, "training under masks"),
-    "plots": (-1, 4, "pictures"), "experiments": (0, 5, "runs, sweeps, figures"),
-    "cli": (0, 6, "commands, HTML report"),
+    "network": (-1, 2, "the door: read, checked"), "paths": (-1, 3, "a network is a sum over paths"),
+    "path_kernel": (-2, 4, "Π and its dual G"), "tangent_kernel": (-1, 4, "Θ and A"),
+    "pruning": (0, 4, "scores, masks, the loop"),
+    "analysis": (-1.5, 5, "Θ, Π and A side by side"), "dynamics": (-0.4, 5, "linearised training"),
+    "training": (1, 5, "training under masks"),
+    "plots": (-1, 6, "pictures"), "experiments": (0, 7, "runs, sweeps, figures"),
+    "cli": (0, 8, "commands, HTML report"),
 }
 """Column and row of each box, and what it holds; the files on the ground floor share one box."""
 
@@ -44,7 +45,7 @@ def arrows() -> list[tuple[str, str]]:
 def draw() -> Figure:
     """Draw the picture."""
     width, height, across, up = 1.72, 0.5, 1.95, 0.85
-    figure = Figure(figsize=(8.2, 4.9), facecolor="white")
+    figure = Figure(figsize=(8.2, 6.2), facecolor="white")
     ax = figure.add_axes([0, 0, 1, 1])
     for source, end in arrows():
         (x, y, _), (to_x, to_y, _) = ROOMS[source], ROOMS[end]
@@ -56,10 +57,10 @@ def draw() -> Figure:
         size = 1.5 * width if name == GROUND else width
         ax.add_patch(FancyBboxPatch((x * across - size / 2, y * up - height / 2), size, height, facecolor="white",
                                     boxstyle="round,pad=0,rounding_size=0.08", edgecolor=BLUE, linewidth=1.3))
-        title = name if name == GROUND else f"{name}/"
+        title = name if name in (GROUND, "network") else f"{name}/"
         ax.text(x * across, y * up + 0.08, title, ha="center", va="center", fontsize=9.5)
         ax.text(x * across, y * up - 0.14, about, ha="center", va="center", fontsize=6.6, color=INK)
-    ax.set(xlim=(-2.5 * across, 2.5 * across), ylim=(-0.35, 6 * up + 0.35))
+    ax.set(xlim=(-2.5 * across, 2.5 * across), ylim=(-0.35, 8 * up + 0.35))
     ax.axis("off")
     return figure
 

@@ -72,7 +72,7 @@ def room(name):
 
 def test_the_graph_is_read_at_all():
     assert "pkjax.trees" in GRAPH["pkjax.network"]
-    assert "pkjax.pruning.masks" in GRAPH["pkjax.pruning.prune"]
+    assert "pkjax.pruning.top_k" in GRAPH["pkjax.pruning.prune"]
     assert all(target in MODULES for targets in GRAPH.values() for target in targets)
 
 
