@@ -17,12 +17,13 @@ def needed(module: str, extra: str, purpose: str) -> Any:
     Raises:
         ImportError: the module, or one that it imports, is missing.
 
-    >>> needed("math", "data", "arithmetic needs math").sqrt(4.0)
-    2.0
-    >>> needed("no_such_module", "data", "digits need scikit-learn")
-    Traceback (most recent call last):
-        ...
-    ImportError: digits need scikit-learn: pip install 'pkjax[data]'
+    Examples:
+        >>> needed("math", "data", "arithmetic needs math").sqrt(4.0)
+        2.0
+        >>> needed("no_such_module", "data", "digits need scikit-learn")
+        Traceback (most recent call last):
+            ...
+        ImportError: digits need scikit-learn: pip install 'pkjax[data]'
     """
     try:
         return importlib.import_module(module)

@@ -32,8 +32,9 @@ Trainable = Choice
 def leaf_names(tree: PyTree) -> list[str]:
     """Name every leaf by its key path, in flattening order.
 
-    >>> leaf_names({"dense": {"bias": 0, "kernel": 1}})
-    ['dense/bias', 'dense/kernel']
+    Examples:
+        >>> leaf_names({"dense": {"bias": 0, "kernel": 1}})
+        ['dense/bias', 'dense/kernel']
     """
     return [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
@@ -74,11 +75,12 @@ def kernels(path: tuple[Any, ...], leaf: Any) -> bool:
 
     Source: Gebhart, Saxena and Schrater (2021), appendix A.4.2: not biases, nor the parameters of BatchNorm.
 
-    >>> import jax.numpy as jnp
-    >>> kernels((jax.tree_util.DictKey("kernel"),), jnp.ones((3, 2)))
-    True
-    >>> kernels((jax.tree_util.DictKey("bias"),), jnp.ones(2))
-    False
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> kernels((jax.tree_util.DictKey("kernel"),), jnp.ones((3, 2)))
+        True
+        >>> kernels((jax.tree_util.DictKey("bias"),), jnp.ones(2))
+        False
     """
     name = _name(path).rsplit("/", 1)[-1] if path else ""
     return is_floating(leaf) and jnp.ndim(leaf) >= 2 and name not in ("bias", "scale", "embedding")
@@ -171,8 +173,9 @@ def is_boolean_tree(value: Any) -> bool:
 
     A function is one leaf that is not a boolean; a callable object that JAX knows as a tree is judged by its leaves.
 
-    >>> is_boolean_tree({"kernel": True, "bias": False}), is_boolean_tree(kernels), is_boolean_tree({})
-    (True, False, False)
+    Examples:
+        >>> is_boolean_tree({"kernel": True, "bias": False}), is_boolean_tree(kernels), is_boolean_tree({})
+        (True, False, False)
     """
     leaves = jax.tree.leaves(value)
     return bool(leaves) and all(isinstance(leaf, bool) or getattr(leaf, "dtype", None) == jnp.bool_ for leaf in leaves)
@@ -191,12 +194,13 @@ def select(choice: Choice, params: PyTree, name: str = "prunable") -> PyTree:
         ValueError: a tree of booleans has other leaves than ``params``.
         TypeError: ``choice`` is none of the three.
 
-    >>> import jax.numpy as jnp
-    >>> params = {"bias": jnp.ones(2), "kernel": jnp.ones((3, 2)), "steps": jnp.array(0)}
-    >>> select(kernels, params)
-    {'bias': False, 'kernel': True, 'steps': False}
-    >>> select(None, params)
-    {'bias': True, 'kernel': True, 'steps': False}
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> params = {"bias": jnp.ones(2), "kernel": jnp.ones((3, 2)), "steps": jnp.array(0)}
+        >>> select(kernels, params)
+        {'bias': False, 'kernel': True, 'steps': False}
+        >>> select(None, params)
+        {'bias': True, 'kernel': True, 'steps': False}
     """
     if choice is None:
         return jax.tree.map(is_floating, params)

@@ -78,12 +78,13 @@ def analyze(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[ArrayLike, "N ..
 
     Source: Gebhart, Saxena and Schrater (2021), section 3.1, theorem 1 and equations 11 to 13.
 
-    >>> import jax.numpy as jnp
-    >>> net = lambda w, x: jnp.maximum(x @ w["a"], 0.) @ w["b"]
-    >>> w = {"a": jnp.array([[1., -2.], [0.5, 1.]]), "b": jnp.array([[3.], [5.]])}
-    >>> report = analyze(net, w, jnp.array([[1., 2.], [2., -1.]]))
-    >>> report.claims["total"].holds, all(check.passed for check in report.checks.values())
-    (True, True)
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> net = lambda w, x: jnp.maximum(x @ w["a"], 0.) @ w["b"]
+        >>> w = {"a": jnp.array([[1., -2.], [0.5, 1.]]), "b": jnp.array([[3.], [5.]])}
+        >>> report = analyze(net, w, jnp.array([[1., 2.], [2., -1.]]))
+        >>> report.claims["total"].holds, all(check.passed for check in report.checks.values())
+        (True, True)
     """
     params, X = widened(apply_fn, (params, jax.tree.map(jnp.asarray, X)))
     with jax.default_matmul_precision("highest"):

@@ -23,17 +23,18 @@ class Report:
     Returned by ``analyze``. Prints as text and, in a notebook, as tables; ``pk.plots.report`` draws it, and ``to_dict``
     prepares it for JSON. All arrays are float64 on the host.
 
-    >>> import jax.numpy as jnp
-    >>> from pkjax.analysis import analyze
-    >>> analyze(lambda w, x: x @ w, jnp.ones((2, 1)), jnp.eye(2))
-    Report on 2 examples of 1 outputs
-      weights kept                     2 of 2
-      parameters that train            2
-      Tr Θ                             2
-      Tr Π                             2
-      ...
-      claims that do not hold          none of 10
-      exactness checks                 9 of 9 passed
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from pkjax.analysis import analyze
+        >>> analyze(lambda w, x: x @ w, jnp.ones((2, 1)), jnp.eye(2))
+        Report on 2 examples of 1 outputs
+          weights kept                     2 of 2
+          parameters that train            2
+          Tr Θ                             2
+          Tr Π                             2
+          ...
+          claims that do not hold          none of 10
+          exactness checks                 9 of 9 passed
     """
 
     lam: Float[np.ndarray, "l"]
@@ -130,8 +131,9 @@ def status(claim: Claim) -> str:
 def finding(claim: Claim) -> str:
     """Write the outcome of a claim: the largest left side as a multiple of its bound, and its index from 1.
 
-    >>> finding(Claim(True, 0.75, 0, True, "λ_1 ≤ ν_1 π_1")), finding(Claim(False, -2.0, 4, False, "λ_i ≤ ν_i π_i"))
-    ('holds: 0.25 at i = 1', 'fails: 3 at i = 5')
+    Examples:
+        >>> finding(Claim(True, 0.75, 0, True, "λ_1 ≤ ν_1 π_1")), finding(Claim(False, -2.0, 4, False, "λ_i ≤ ν_i π_i"))
+        ('holds: 0.25 at i = 1', 'fails: 3 at i = 5')
     """
     reached = format_number(1 - claim.slack, 3 if claim.slack > -0.01 and not claim.holds else 2)
     return f"{'holds' if claim.holds else 'fails'}: {reached} at i = {claim.worst + 1}"

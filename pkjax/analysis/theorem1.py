@@ -50,9 +50,10 @@ def evaluate_claims(lam: Float[np.ndarray, "n"], nu: Float[np.ndarray, "l"], pi:
 
     Source: Gebhart, Saxena and Schrater (2021), theorem 1 and appendix A.1; Horn (1950) for the products.
 
-    >>> outcome = evaluate_claims(np.array([2., 2.]), np.array([2., 1.]), np.array([2., 1.]))
-    >>> outcome["per index"].holds, outcome["partial sums"].holds, outcome["partial products"].holds
-    (False, True, True)
+    Examples:
+        >>> outcome = evaluate_claims(np.array([2., 2.]), np.array([2., 1.]), np.array([2., 1.]))
+        >>> outcome["per index"].holds, outcome["partial sums"].holds, outcome["partial products"].holds
+        (False, True, True)
     """
     for name, values in (("lam", lam), ("nu", nu), ("pi", pi)):
         if values.ndim != 1 or values.size == 0 or not np.isfinite(values).all():

@@ -6,6 +6,7 @@ A table has one row per training run. Rows whose `status` is "failed" are ignore
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Float
 
 from pkjax.experiments.regression import Saturation, line, saturation, spearman
 from pkjax.experiments.run_tables import PREDICTORS, QUANTITIES, data_frame, finished, floats, groups
@@ -110,7 +111,7 @@ def curves(runs: Any, t: Any = "fit") -> dict[str, Saturation]:
             for quantity in QUANTITIES}
 
 
-def rms(residuals: np.ndarray) -> float:
+def rms(residuals: Float[np.ndarray, "..."]) -> float:
     """Compute the root mean square of the residuals that are numbers; NaN where none is.
 
     Examples:

@@ -46,14 +46,15 @@ class SpectralDensity:
 
     Returned by `path_kernel.density` and `ntk_density`.
 
-    >>> points = jnp.array([1.0, 10.0])
-    >>> SpectralDensity(points, density=2 * points, nodes=points[None], weights=points[None])
-    SpectralDensity(
-        points=float...[2] 1 … 10,
-        density=float...[2] 2 … 20,
-        nodes=float...[1,2],
-        weights=float...[1,2]
-    )
+    Examples:
+        >>> points = jnp.array([1.0, 10.0])
+        >>> SpectralDensity(points, density=2 * points, nodes=points[None], weights=points[None])
+        SpectralDensity(
+            points=float...[2] 1 … 10,
+            density=float...[2] 2 … 20,
+            nodes=float...[1,2],
+            weights=float...[1,2]
+        )
     """
 
     points: Float[Array, "points"]

@@ -24,9 +24,10 @@ class Estimate(NamedTuple):
 
     Returned by ``path_kernel.effective_rank_estimate``.
 
-    >>> import jax.numpy as jnp
-    >>> float(Estimate(jnp.array(3.0), standard_error=jnp.array(0.1)).value)
-    3.0
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> float(Estimate(jnp.array(3.0), standard_error=jnp.array(0.1)).value)
+        3.0
     """
 
     value: Float[Array, ""]
@@ -63,11 +64,12 @@ def effective_rank(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike
 
     Source: Hutchinson (1990) for the norm; the ratio is the participation ratio of Π's eigenvalues.
 
-    >>> import jax.numpy as jnp
-    >>> w = {"a": jnp.ones((2, 1)), "b": jnp.ones((1, 1))}
-    >>> rank = effective_rank(lambda w, x: x @ w["a"] @ w["b"], w, jnp.ones((1, 2)), key=jax.random.key(0))
-    >>> 1.0 < float(rank) < 3.0
-    True
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> w = {"a": jnp.ones((2, 1)), "b": jnp.ones((1, 1))}
+        >>> rank = effective_rank(lambda w, x: x @ w["a"] @ w["b"], w, jnp.ones((1, 2)), key=jax.random.key(0))
+        >>> 1.0 < float(rank) < 3.0
+        True
     """
     return effective_rank_estimate(apply_fn, params, x, key=key, probes=probes, masks=masks, trainable=trainable).value
 
@@ -99,12 +101,13 @@ def effective_rank_estimate(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[
 
     Source: Hutchinson (1990) for the norm, the delta method for its error.
 
-    >>> import jax.numpy as jnp
-    >>> w = {"a": jnp.ones((2, 1)), "b": jnp.ones((1, 1))}
-    >>> net = lambda w, x: x @ w["a"] @ w["b"]
-    >>> rank, error = effective_rank_estimate(net, w, jnp.ones((1, 2)), key=jax.random.key(0))
-    >>> abs(float(rank) - 1.6) < 4 * float(error)     # the eigenvalues are 3 and 1: 4² / (3² + 1²)
-    True
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> w = {"a": jnp.ones((2, 1)), "b": jnp.ones((1, 1))}
+        >>> net = lambda w, x: x @ w["a"] @ w["b"]
+        >>> rank, error = effective_rank_estimate(net, w, jnp.ones((1, 2)), key=jax.random.key(0))
+        >>> abs(float(rank) - 1.6) < 4 * float(error)     # the eigenvalues are 3 and 1: 4² / (3² + 1²)
+        True
     """
     if probes < 2:
         raise ValueError(f"probes must be at least 2, got {probes}")
@@ -155,11 +158,12 @@ def density(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..
 
     Source: Ghorbani, Krishnan and Xiao (2019), section 3, for Hessians; Lanczos by matfree.
 
-    >>> import jax.numpy as jnp
-    >>> w = {"a": jnp.ones((2, 3)), "b": jnp.ones((3, 2))}
-    >>> estimate = density(lambda w, x: x @ w["a"] @ w["b"], w, jnp.ones((1, 2)), key=jax.random.key(0))
-    >>> float(estimate.weights[0].sum().round(2))
-    12.0
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> w = {"a": jnp.ones((2, 3)), "b": jnp.ones((3, 2))}
+        >>> estimate = density(lambda w, x: x @ w["a"] @ w["b"], w, jnp.ones((1, 2)), key=jax.random.key(0))
+        >>> float(estimate.weights[0].sum().round(2))
+        12.0
     """
     return _density(*read_start(apply_fn, params, x, masks, trainable), key, probes=int(probes), depth=int(depth),
                     points=int(points), decades=float(decades), width=float(width))

@@ -71,15 +71,16 @@ def count_above(layers: Sequence[DenseLayer], thresholds: Any, *, inputs: np.nda
     Raises:
         ValueError: the layers do not fit together, or a threshold is not a finite number above 0.
 
-    >>> import numpy as np
-    >>> from pkjax.paths.dense_layers import DenseLayer
-    >>> def dense(weights, first):
-    ...     none, out = np.full(weights.shape[1], -1), np.zeros(weights.shape[1])
-    ...     index = first + np.arange(weights.size).reshape(weights.shape)
-    ...     return DenseLayer(weights, np.ones_like(weights), index, out, out, none, out)
-    >>> layers = [dense(np.array([[1.0], [1.0]]), 0), dense(np.array([[2.0]]), 2)]
-    >>> count_above(layers, [0.5, 4.5, 6.5])  # two paths of value 2 through one weight: 6, 4 and 0
-    array([2, 1, 0])
+    Examples:
+        >>> import numpy as np
+        >>> from pkjax.paths.dense_layers import DenseLayer
+        >>> def dense(weights, first):
+        ...     none, out = np.full(weights.shape[1], -1), np.zeros(weights.shape[1])
+        ...     index = first + np.arange(weights.size).reshape(weights.shape)
+        ...     return DenseLayer(weights, np.ones_like(weights), index, out, out, none, out)
+        >>> layers = [dense(np.array([[1.0], [1.0]]), 0), dense(np.array([[2.0]]), 2)]
+        >>> count_above(layers, [0.5, 4.5, 6.5])  # two paths of value 2 through one weight: 6, 4 and 0
+        array([2, 1, 0])
     """
     values = np.asarray(thresholds, np.float64)
     if not (np.isfinite(values) & (values > 0)).all():

@@ -65,9 +65,10 @@ def trace(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."
 
     Source: Gebhart, Saxena and Schrater (2021), equations 14 and 15.
 
-    >>> w = {"a": jnp.array([[1.0], [1.0]]), "b": jnp.array([[2.0]])}
-    >>> float(trace(lambda w, x: jax.nn.relu(x @ w["a"]) @ w["b"], w, jnp.ones((1, 2))))
-    10.0
+    Examples:
+        >>> w = {"a": jnp.array([[1.0], [1.0]]), "b": jnp.array([[2.0]])}
+        >>> float(trace(lambda w, x: jax.nn.relu(x @ w["a"]) @ w["b"], w, jnp.ones((1, 2))))
+        10.0
     """
     network, z = read_start(apply_fn, params, x, masks, trainable)
     return _trace(network, z, log=bool(log))
@@ -103,10 +104,11 @@ def matvec(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ...
 
     Source: Gebhart, Saxena and Schrater (2021), equation 11 for Π, whose non-zero eigenvalues G has.
 
-    >>> w = {"a": jnp.array([[1.0], [1.0]]), "b": jnp.array([[2.0]])}
-    >>> product = matvec(lambda w, x: jax.nn.relu(x @ w["a"]) @ w["b"], w, jnp.ones((1, 2)))
-    >>> product({"a": jnp.zeros((2, 1)), "b": jnp.ones((1, 1))})["a"].tolist()
-    [[2.0], [2.0]]
+    Examples:
+        >>> w = {"a": jnp.array([[1.0], [1.0]]), "b": jnp.array([[2.0]])}
+        >>> product = matvec(lambda w, x: jax.nn.relu(x @ w["a"]) @ w["b"], w, jnp.ones((1, 2)))
+        >>> product({"a": jnp.zeros((2, 1)), "b": jnp.ones((1, 1))})["a"].tolist()
+        [[2.0], [2.0]]
     """
     network, z = read_start(apply_fn, params, x, masks, trainable)
     structure: Any = jax.tree.structure(params)
@@ -152,9 +154,10 @@ def dense(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."
 
     Source: Gebhart, Saxena and Schrater (2021), the factor J_θ^v of equation 10.
 
-    >>> w = {"a": jnp.array([[1.0], [1.0]]), "b": jnp.array([[2.0]])}
-    >>> dense(lambda w, x: jax.nn.relu(x @ w["a"]) @ w["b"], w, jnp.ones((1, 2))).tolist()
-    [[4.0, 0.0, 2.0], [0.0, 4.0, 2.0], [2.0, 2.0, 2.0]]
+    Examples:
+        >>> w = {"a": jnp.array([[1.0], [1.0]]), "b": jnp.array([[2.0]])}
+        >>> dense(lambda w, x: jax.nn.relu(x @ w["a"]) @ w["b"], w, jnp.ones((1, 2))).tolist()
+        [[4.0, 0.0, 2.0], [0.0, 4.0, 2.0], [2.0, 2.0, 2.0]]
     """
     return _dense(*read_start(apply_fn, params, x, masks, trainable))
 
@@ -190,10 +193,11 @@ def gated_trace(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[ArrayLike, "
 
     Source: Gebhart, Saxena and Schrater (2021), the terms p = p′ of Tr Θ in equation 11.
 
-    >>> w = {"a": jnp.array([[1.0, -1.0]]), "b": jnp.array([[2.0], [1.0]])}
-    >>> net = lambda w, x: jax.nn.relu(x @ w["a"]) @ w["b"]
-    >>> float(gated_trace(net, w, jnp.array([[1.0], [-1.0]])))  # one open path each: 4 + 1 and 1 + 1
-    7.0
+    Examples:
+        >>> w = {"a": jnp.array([[1.0, -1.0]]), "b": jnp.array([[2.0], [1.0]])}
+        >>> net = lambda w, x: jax.nn.relu(x @ w["a"]) @ w["b"]
+        >>> float(gated_trace(net, w, jnp.array([[1.0], [-1.0]])))  # one open path each: 4 + 1 and 1 + 1
+        7.0
     """
     network, signals = read_paths(apply_fn, params, X, masks, trainable)
     return _gated_trace(network, signals, batch_size=int(batch_size))

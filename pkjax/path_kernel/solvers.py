@@ -39,15 +39,16 @@ class Eigenpairs:
 
     Returned by ``path_kernel.eigenpairs``. Prints as a short text and, in a notebook, as a table.
 
-    >>> import jax.numpy as jnp
-    >>> from pkjax import path_kernel
-    >>> path_kernel.eigenpairs(lambda w, x: x @ w, jnp.ones((2, 1)), jnp.ones((1, 2)), k=2)
-    Eigenpairs(
-        values=float64[2] 1 … 1,
-        vectors=float64[2,2,1],
-        ...
-        converged=True
-    )
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from pkjax import path_kernel
+        >>> path_kernel.eigenpairs(lambda w, x: x @ w, jnp.ones((2, 1)), jnp.ones((1, 2)), k=2)
+        Eigenpairs(
+            values=float64[2] 1 … 1,
+            vectors=float64[2,2,1],
+            ...
+            converged=True
+        )
     """
 
     values: Float64[np.ndarray, "k"]
@@ -70,9 +71,10 @@ class Eigenpairs:
 def is_direct(network: Network, z: Array) -> bool:
     """Whether "auto" is a direct method, dense or counting, for which a long list costs little more than a short one.
 
-    >>> import jax.numpy as jnp
-    >>> is_direct(*read_start(lambda w, x: x @ w, jnp.ones((2, 1)), jnp.ones((1, 2)), None, None))
-    True
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> is_direct(*read_start(lambda w, x: x @ w, jnp.ones((2, 1)), jnp.ones((1, 2)), None, None))
+        True
     """
     if len(trained_positions(network)) <= _DENSE_BELOW:
         return True

@@ -25,8 +25,9 @@ class BoundedEigenvalues(NamedTuple):
 
     Returned by ``path_kernel.bounded_eigenvalues``.
 
-    >>> BoundedEigenvalues(np.array([6.0]), np.array([1e-12])).bounds
-    array([1.e-12])
+    Examples:
+        >>> BoundedEigenvalues(np.array([6.0]), np.array([1e-12])).bounds
+        array([1.e-12])
     """
 
     values: Float64[np.ndarray, "k"]
@@ -61,10 +62,11 @@ def count_above(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "
 
     Source: Sylvester (1852), the law of inertia, on G − λ I; ``pkjax.path_kernel.inertia`` derives the elimination.
 
-    >>> import jax, jax.numpy as jnp
-    >>> w = {"a": jnp.array([[1.0], [1.0]]), "b": jnp.array([[2.0]])}
-    >>> count_above(lambda w, x: jax.nn.relu(x @ w["a"]) @ w["b"], w, jnp.ones((1, 2)), [0.5, 4.5])
-    array([2, 1])
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> w = {"a": jnp.array([[1.0], [1.0]]), "b": jnp.array([[2.0]])}
+        >>> count_above(lambda w, x: jax.nn.relu(x @ w["a"]) @ w["b"], w, jnp.ones((1, 2)), [0.5, 4.5])
+        array([2, 1])
     """
     network, z = read_start(apply_fn, params, x, masks, trainable)
     return inertia.count_above(network_layers(network, z), thresholds, inputs=np.asarray(z, np.float64).ravel())
@@ -100,10 +102,11 @@ def eigenvalues(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "
 
     Source: Gebhart, Saxena and Schrater (2021), π_i of theorem 1.
 
-    >>> import jax, jax.numpy as jnp
-    >>> w = {"a": jnp.array([[1.0], [1.0]]), "b": jnp.array([[2.0]])}
-    >>> eigenvalues(lambda w, x: jax.nn.relu(x @ w["a"]) @ w["b"], w, jnp.ones((1, 2)), k=2).round(4)
-    array([6., 4.])
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> w = {"a": jnp.array([[1.0], [1.0]]), "b": jnp.array([[2.0]])}
+        >>> eigenvalues(lambda w, x: jax.nn.relu(x @ w["a"]) @ w["b"], w, jnp.ones((1, 2)), k=2).round(4)
+        array([6., 4.])
     """
     return largest_eigenpairs(apply_fn, params, x, k, masks, trainable, method, tolerance, vectors=False).values
 
@@ -137,12 +140,13 @@ def bounded_eigenvalues(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[Arra
 
     Source: Weyl (1912) for "dense", Sylvester (1852) for "counting", Kahan (1967) for "lanczos".
 
-    >>> import jax, jax.numpy as jnp
-    >>> w = {"a": jnp.array([[1.0], [1.0]]), "b": jnp.array([[2.0]])}
-    >>> net = lambda w, x: jax.nn.relu(x @ w["a"]) @ w["b"]
-    >>> values, bounds = bounded_eigenvalues(net, w, jnp.ones((1, 2)), k=2)
-    >>> bool((abs(values - np.array([6.0, 4.0])) <= bounds).all())
-    True
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> w = {"a": jnp.array([[1.0], [1.0]]), "b": jnp.array([[2.0]])}
+        >>> net = lambda w, x: jax.nn.relu(x @ w["a"]) @ w["b"]
+        >>> values, bounds = bounded_eigenvalues(net, w, jnp.ones((1, 2)), k=2)
+        >>> bool((abs(values - np.array([6.0, 4.0])) <= bounds).all())
+        True
     """
     pairs = largest_eigenpairs(apply_fn, params, x, k, masks, trainable, method, tolerance, vectors=False)
     return BoundedEigenvalues(pairs.values, pairs.bounds)
@@ -176,10 +180,11 @@ def eigenpairs(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N
 
     Source: Gebhart, Saxena and Schrater (2021), U and S of equation 12.
 
-    >>> import jax, jax.numpy as jnp
-    >>> w = {"a": jnp.array([[1.0], [1.0]]), "b": jnp.array([[2.0]])}
-    >>> pairs = eigenpairs(lambda w, x: jax.nn.relu(x @ w["a"]) @ w["b"], w, jnp.ones((1, 2)), k=2)
-    >>> pairs.vectors["a"].shape, pairs.converged
-    ((2, 2, 1), True)
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> w = {"a": jnp.array([[1.0], [1.0]]), "b": jnp.array([[2.0]])}
+        >>> pairs = eigenpairs(lambda w, x: jax.nn.relu(x @ w["a"]) @ w["b"], w, jnp.ones((1, 2)), k=2)
+        >>> pairs.vectors["a"].shape, pairs.converged
+        ((2, 2, 1), True)
     """
     return largest_eigenpairs(apply_fn, params, x, k, masks, trainable, method, tolerance, vectors=True)

@@ -63,12 +63,13 @@ def top_spectrum(layers: Sequence[DenseLayer], k: int, *, inputs: np.ndarray | N
     Raises:
         ValueError: the layers do not fit together, or k exceeds the number of parameters that train.
 
-    >>> weights = np.array([[1.0], [1.0]])
-    >>> zero, none = np.zeros(1), np.array([-1])
-    >>> first = DenseLayer(weights, np.ones((2, 1)), np.array([[0], [1]]), zero, zero, none, zero)
-    >>> second = DenseLayer(np.array([[2.0]]), np.ones((1, 1)), np.array([[2]]), zero, zero, none, zero)
-    >>> top_spectrum([first, second], 3).values.round(9)
-    array([6., 4., 0.])
+    Examples:
+        >>> weights = np.array([[1.0], [1.0]])
+        >>> zero, none = np.zeros(1), np.array([-1])
+        >>> first = DenseLayer(weights, np.ones((2, 1)), np.array([[0], [1]]), zero, zero, none, zero)
+        >>> second = DenseLayer(np.array([[2.0]]), np.ones((1, 1)), np.array([[2]]), zero, zero, none, zero)
+        >>> top_spectrum([first, second], 3).values.round(9)
+        array([6., 4., 0.])
     """
     if trained is None:
         trained = np.concatenate([np.append(layer.index.ravel(), layer.bias_index) for layer in layers])

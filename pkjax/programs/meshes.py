@@ -22,11 +22,12 @@ def automatic_axes(fn: Callable[_P, _R]) -> Callable[_P, _R]:
     arrays that it returns come back on the mesh with explicit axes; nothing is copied. Other arguments, traced arrays
     among them, are passed on as they are.
 
-    >>> import jax.numpy as jnp
-    >>> mesh = jax.make_mesh((1,), ("rows",), axis_types=(AxisType.Explicit,))
-    >>> x = jax.device_put(jnp.arange(6.0).reshape(2, 3), NamedSharding(mesh, jax.P("rows")))
-    >>> automatic_axes(lambda x: jnp.cumsum(x.reshape(-1)))(x).sharding.mesh.axis_types
-    (Explicit,)
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> mesh = jax.make_mesh((1,), ("rows",), axis_types=(AxisType.Explicit,))
+        >>> x = jax.device_put(jnp.arange(6.0).reshape(2, 3), NamedSharding(mesh, jax.P("rows")))
+        >>> automatic_axes(lambda x: jnp.cumsum(x.reshape(-1)))(x).sharding.mesh.axis_types
+        (Explicit,)
     """
     @functools.wraps(fn)
     def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> _R:
@@ -51,10 +52,11 @@ def automatic_axes(fn: Callable[_P, _R]) -> Callable[_P, _R]:
 def automatic(tree: Any) -> Any:
     """Move the arrays of meshes with explicit axes to automatic axes of the same devices, and copy nothing.
 
-    >>> mesh = jax.make_mesh((1,), ("rows",), axis_types=(AxisType.Explicit,))
-    >>> x = jax.device_put(jax.numpy.ones(3), NamedSharding(mesh, jax.P("rows")))
-    >>> automatic(x).sharding.mesh.axis_types
-    (Auto,)
+    Examples:
+        >>> mesh = jax.make_mesh((1,), ("rows",), axis_types=(AxisType.Explicit,))
+        >>> x = jax.device_put(jax.numpy.ones(3), NamedSharding(mesh, jax.P("rows")))
+        >>> automatic(x).sharding.mesh.axis_types
+        (Auto,)
     """
     def move(leaf: Any) -> Any:
         return _moved(leaf, _automatic_mesh(leaf.sharding.mesh)) if _on_explicit_mesh(leaf) else leaf

@@ -42,11 +42,12 @@ def shuffle_masks(masks: PyTree, *, key: Key[Array, ""]) -> PyTree:
 
     Source: Frankle et al. 2021, the ablation "randomly shuffling".
 
-    >>> import jax, jax.numpy as jnp
-    >>> masks = {"bias": jnp.ones(2, bool), "kernel": jnp.arange(6).reshape(3, 2) < 2}
-    >>> shuffled = shuffle_masks(masks, key=jax.random.key(0))
-    >>> shuffled["bias"].tolist(), int(shuffled["kernel"].sum())
-    ([True, True], 2)
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> masks = {"bias": jnp.ones(2, bool), "kernel": jnp.arange(6).reshape(3, 2) < 2}
+        >>> shuffled = shuffle_masks(masks, key=jax.random.key(0))
+        >>> shuffled["bias"].tolist(), int(shuffled["kernel"].sum())
+        ([True, True], 2)
     """
     check_masks(masks, masks)
     leaves, structure = jax.tree.flatten(masks)
@@ -86,11 +87,12 @@ def reinitialize(
 
     Source: Frankle et al. 2021, the ablation "reinitialization".
 
-    >>> import jax, jax.numpy as jnp
-    >>> params = {"bias": jnp.ones(2), "kernel": jnp.arange(6.0).reshape(3, 2)}
-    >>> drawn = reinitialize(params, key=jax.random.key(0))
-    >>> drawn["bias"].tolist(), sorted(drawn["kernel"].ravel().tolist())
-    ([1.0, 1.0], [0.0, 1.0, 2.0, 3.0, 4.0, 5.0])
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> params = {"bias": jnp.ones(2), "kernel": jnp.arange(6.0).reshape(3, 2)}
+        >>> drawn = reinitialize(params, key=jax.random.key(0))
+        >>> drawn["bias"].tolist(), sorted(drawn["kernel"].ravel().tolist())
+        ([1.0, 1.0], [0.0, 1.0, 2.0, 3.0, 4.0, 5.0])
     """
     chosen = prunable_leaves(params, prunable)
     leaves, structure = jax.tree.flatten(params)
@@ -119,12 +121,13 @@ def inverted(score_fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
 
     Source: Frankle et al. 2021, the ablation "inversion".
 
-    >>> import jax.numpy as jnp
-    >>> from pkjax.pruning.scores.data_free import magnitude
-    >>> inverted(magnitude)({"kernel": jnp.array([[-2.0, 1.0]])})["kernel"].tolist()
-    [[-2.0, -1.0]]
-    >>> inverted(magnitude) == inverted(magnitude)
-    True
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from pkjax.pruning.scores.data_free import magnitude
+        >>> inverted(magnitude)({"kernel": jnp.array([[-2.0, 1.0]])})["kernel"].tolist()
+        [[-2.0, -1.0]]
+        >>> inverted(magnitude) == inverted(magnitude)
+        True
     """
     return _Inverted(score_fn)
 

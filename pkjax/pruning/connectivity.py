@@ -35,11 +35,12 @@ class Connectivity:
 
     Returned by ``connectivity``. Prints as a short text and, in a notebook, as a table of its layers.
 
-    >>> import jax.numpy as jnp
-    >>> connectivity(lambda w, x: x @ w, jnp.ones((5, 2)), jnp.ones((1, 5)))
-    Connectivity(
-        connected=True, log10_paths=1, log10_effective_paths=1, layers=<1 of LayerReport>
-    )
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> connectivity(lambda w, x: x @ w, jnp.ones((5, 2)), jnp.ones((1, 5)))
+        Connectivity(
+            connected=True, log10_paths=1, log10_effective_paths=1, layers=<1 of LayerReport>
+        )
     """
 
     connected: bool
@@ -108,16 +109,17 @@ def connectivity(
     (``pkjax.paths.polynomial``); Gebhart et al. 2021, equation 15 for R_2; a layer's flow is the sum of its SynFlow
     scores, Tanaka et al. 2020, theorem 1, over R_1.
 
-    >>> import warnings, jax.numpy as jnp
-    >>> net = lambda p, x: jnp.maximum(x @ p["a"], 0.0) @ p["b"]
-    >>> params = {"a": jnp.ones((3, 2)), "b": jnp.ones((2, 1))}
-    >>> one_unit = {"a": jnp.array([[True, False]] * 3), "b": jnp.array([[True], [False]])}
-    >>> broken = {"a": jnp.array([[True, False]] * 3), "b": jnp.array([[False], [True]])}
-    >>> round(10 ** connectivity(net, params, jnp.ones((1, 3)), masks=one_unit).log10_paths)
-    3
-    >>> with warnings.catch_warnings(action="ignore"):
-    ...     connectivity(net, params, jnp.ones((1, 3)), masks=broken).connected
-    False
+    Examples:
+        >>> import warnings, jax.numpy as jnp
+        >>> net = lambda p, x: jnp.maximum(x @ p["a"], 0.0) @ p["b"]
+        >>> params = {"a": jnp.ones((3, 2)), "b": jnp.ones((2, 1))}
+        >>> one_unit = {"a": jnp.array([[True, False]] * 3), "b": jnp.array([[True], [False]])}
+        >>> broken = {"a": jnp.array([[True, False]] * 3), "b": jnp.array([[False], [True]])}
+        >>> round(10 ** connectivity(net, params, jnp.ones((1, 3)), masks=one_unit).log10_paths)
+        3
+        >>> with warnings.catch_warnings(action="ignore"):
+        ...     connectivity(net, params, jnp.ones((1, 3)), masks=broken).connected
+        False
     """
     check_masks(masks, params)
     if masks is None:

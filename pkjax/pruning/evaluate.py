@@ -13,9 +13,10 @@ __all__ = ["evaluate"]
 def evaluate(fn: Callable[..., Any], *arguments: Any) -> Any:
     """Evaluate a function by what is compiled for its program, whatever it closes over.
 
-    >>> import jax.numpy as jnp
-    >>> evaluate(lambda x: 2 * x, jnp.ones(2)).tolist()
-    [2.0, 2.0]
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> evaluate(lambda x: 2 * x, jnp.ones(2)).tolist()
+        [2.0, 2.0]
     """
     return _evaluated(BoundProgram(*trace(fn, *arguments, opaque=True)), *arguments)
 

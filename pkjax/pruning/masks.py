@@ -68,12 +68,13 @@ def masked(
 
     Source: the pruned weights stay out of training in Gebhart, Saxena and Schrater (2021), section 5.
 
-    >>> import jax.numpy as jnp, optax
-    >>> params = {"kernel": jnp.array([1.0, 3.0])}
-    >>> optimizer = masked(optax.sgd(0.5), {"kernel": jnp.array([True, False])})
-    >>> updates, _ = optimizer.update({"kernel": jnp.array([1.0, 1.0])}, optimizer.init(params), params)
-    >>> optax.apply_updates(params, updates)["kernel"].tolist()
-    [0.5, 0.0]
+    Examples:
+        >>> import jax.numpy as jnp, optax
+        >>> params = {"kernel": jnp.array([1.0, 3.0])}
+        >>> optimizer = masked(optax.sgd(0.5), {"kernel": jnp.array([True, False])})
+        >>> updates, _ = optimizer.update({"kernel": jnp.array([1.0, 1.0])}, optimizer.init(params), params)
+        >>> optax.apply_updates(params, updates)["kernel"].tolist()
+        [0.5, 0.0]
     """
     optax = needed("optax", "", "pkjax.masked wraps an optax optimizer")
     inner = optax.with_extra_args_support(optimizer)
@@ -145,12 +146,13 @@ def save_masks(path: str | os.PathLike[str], masks: PyTree) -> None:
         TypeError: the masks are not booleans.
         OSError: the file cannot be written.
 
-    >>> import jax.numpy as jnp, tempfile
-    >>> masks = {"kernel": jnp.array([[True, False, True]])}
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     save_masks(f"{folder}/masks.npz", masks)
-    ...     load_masks(f"{folder}/masks.npz", like=masks)
-    {'kernel': Array([[ True, False,  True]], dtype=bool)}
+    Examples:
+        >>> import jax.numpy as jnp, tempfile
+        >>> masks = {"kernel": jnp.array([[True, False, True]])}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_masks(f"{folder}/masks.npz", masks)
+        ...     load_masks(f"{folder}/masks.npz", like=masks)
+        {'kernel': Array([[ True, False,  True]], dtype=bool)}
     """
     check_masks(masks, masks)
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(masks)]
@@ -184,11 +186,12 @@ def load_masks(path: str | os.PathLike[str], like: PyTree) -> PyTree:
         ValueError: the file is cut short, damaged or not a file of masks, or belongs to another network; the message
             names the first leaf whose name or shape differs.
 
-    >>> import jax.numpy as jnp, tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     save_masks(f"{folder}/masks.npz", {"kernel": jnp.array([[True, False]])})
-    ...     load_masks(f"{folder}/masks.npz", like={"kernel": jnp.ones((1, 2))})
-    {'kernel': Array([[ True, False]], dtype=bool)}
+    Examples:
+        >>> import jax.numpy as jnp, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_masks(f"{folder}/masks.npz", {"kernel": jnp.array([[True, False]])})
+        ...     load_masks(f"{folder}/masks.npz", like={"kernel": jnp.ones((1, 2))})
+        {'kernel': Array([[ True, False]], dtype=bool)}
     """
     content = Path(path).read_bytes()
     try:

@@ -22,9 +22,10 @@ def prunable_leaves(params: PyTree, prunable: Choice, *, required: bool = True) 
         ValueError: no weight is chosen, or a tree of booleans has other leaves than ``params``.
         TypeError: a chosen leaf does not hold floating-point numbers, or ``prunable`` chooses among a leaf's entries.
 
-    >>> import jax.numpy as jnp
-    >>> prunable_leaves({"bias": jnp.ones(2), "kernel": jnp.ones((3, 2))}, {"bias": False, "kernel": True})
-    [False, True]
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> prunable_leaves({"bias": jnp.ones(2), "kernel": jnp.ones((3, 2))}, {"bias": False, "kernel": True})
+        [False, True]
     """
     names, leaves = leaf_names(params), jax.tree.leaves(params)
     chosen = []

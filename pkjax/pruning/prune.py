@@ -97,14 +97,15 @@ def prune(
 
     Source: Tanaka et al. 2020, algorithm 1; Gebhart et al. 2021, appendix A.4.1.
 
-    >>> import jax.numpy as jnp
-    >>> from pkjax.pruning.scores.data_free import magnitude
-    >>> params = {"kernel": jnp.array([[3.0, -1.0], [0.5, 2.0]])}
-    >>> half = prune(magnitude, params, density=0.5)
-    >>> half.masks["kernel"].tolist(), half.kept, half.total
-    ([[True, False], [False, True]], 2, 4)
-    >>> prune(magnitude, params, density=0.25, masks=half.masks).masks["kernel"].tolist()
-    [[True, False], [False, False]]
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from pkjax.pruning.scores.data_free import magnitude
+        >>> params = {"kernel": jnp.array([[3.0, -1.0], [0.5, 2.0]])}
+        >>> half = prune(magnitude, params, density=0.5)
+        >>> half.masks["kernel"].tolist(), half.kept, half.total
+        ([[True, False], [False, True]], 2, 4)
+        >>> prune(magnitude, params, density=0.25, masks=half.masks).masks["kernel"].tolist()
+        [[True, False], [False, False]]
     """
     plan = plan_pruning(params, compression, density, steps, schedule, scope, prunable, min_per_layer, masks)
     alive, fixed = _start(plan.layout, params, masks)

@@ -24,11 +24,12 @@ class EmptiedLayerWarning(UserWarning):
 
     Given by ``prune``, which names the layers.
 
-    >>> import warnings, jax.numpy as jnp, pkjax as pk
-    >>> with warnings.catch_warnings(record=True, action="always") as given:
-    ...     masks = pk.prune(pk.magnitude, {"a": jnp.ones((2, 2)), "b": 2 * jnp.ones((2, 2))}, density=0.5).masks
-    >>> [warning.category.__name__ for warning in given]
-    ['EmptiedLayerWarning']
+    Examples:
+        >>> import warnings, jax.numpy as jnp, pkjax as pk
+        >>> with warnings.catch_warnings(record=True, action="always") as given:
+        ...     masks = pk.prune(pk.magnitude, {"a": jnp.ones((2, 2)), "b": 2 * jnp.ones((2, 2))}, density=0.5).masks
+        >>> [warning.category.__name__ for warning in given]
+        ['EmptiedLayerWarning']
     """
 
 
@@ -37,17 +38,18 @@ class DisconnectedWarning(UserWarning):
 
     Given by ``connectivity``, which names the layers that nothing flows through.
 
-    >>> import warnings, jax.numpy as jnp, pkjax as pk
-    >>> with warnings.catch_warnings(record=True, action="always") as given:
-    ...     pk.connectivity(lambda w, x: x @ w, jnp.ones((2, 1)), jnp.ones((1, 2)), masks=jnp.zeros((2, 1), bool))
-    Connectivity(
-        connected=False,
-        log10_paths=-inf,
-        log10_effective_paths=None,
-        layers=<1 of LayerReport>
-    )
-    >>> [warning.category.__name__ for warning in given]
-    ['DisconnectedWarning']
+    Examples:
+        >>> import warnings, jax.numpy as jnp, pkjax as pk
+        >>> with warnings.catch_warnings(record=True, action="always") as given:
+        ...     pk.connectivity(lambda w, x: x @ w, jnp.ones((2, 1)), jnp.ones((1, 2)), masks=jnp.zeros((2, 1), bool))
+        Connectivity(
+            connected=False,
+            log10_paths=-inf,
+            log10_effective_paths=None,
+            layers=<1 of LayerReport>
+        )
+        >>> [warning.category.__name__ for warning in given]
+        ['DisconnectedWarning']
     """
 
 
@@ -60,8 +62,9 @@ class LayerReport:
     A part of ``PruneResult``, ``Connectivity`` and ``Report``, so returned by ``prune``, ``connectivity`` and
     ``analyze``.
 
-    >>> LayerReport("kernel", (2, 5), kept=4, total=10, emptied=False).density
-    0.4
+    Examples:
+        >>> LayerReport("kernel", (2, 5), kept=4, total=10, emptied=False).density
+        0.4
     """
 
     name: str
@@ -92,8 +95,9 @@ class LayerReport:
 def layer_report(name: str, shape: tuple[int, ...], kept: Count, flow: float | None = None) -> LayerReport:
     """Report on a leaf of which so many weights are kept.
 
-    >>> layer_report("kernel", (2, 5), 0).emptied
-    True
+    Examples:
+        >>> layer_report("kernel", (2, 5), 0).emptied
+        True
     """
     total = math.prod(shape)
     return LayerReport(name=name, shape=shape, kept=kept, total=total, emptied=total > 0 and kept == 0, flow=flow)
@@ -110,15 +114,16 @@ class PruneResult:
 
     Returned by ``prune``. Prints as a short text and, in a notebook, as a table of its layers.
 
-    >>> import jax.numpy as jnp, pkjax as pk
-    >>> pk.prune(pk.magnitude, {"kernel": jnp.array([[3.0, -1.0], [0.5, 2.0]])}, density=0.5)
-    PruneResult(
-        masks=<1 leaf, 4 entries>,
-        kept=2,
-        total=4,
-        layers=<1 of LayerReport>,
-        history=(2,)
-    )
+    Examples:
+        >>> import jax.numpy as jnp, pkjax as pk
+        >>> pk.prune(pk.magnitude, {"kernel": jnp.array([[3.0, -1.0], [0.5, 2.0]])}, density=0.5)
+        PruneResult(
+            masks=<1 leaf, 4 entries>,
+            kept=2,
+            total=4,
+            layers=<1 of LayerReport>,
+            history=(2,)
+        )
     """
 
     masks: PyTree
@@ -150,9 +155,10 @@ class PruneResult:
     def to_dict(self) -> dict[str, Any]:
         """Everything but the masks, ready for JSON (a compression that is infinite becomes None).
 
-        >>> layer = LayerReport(name="kernel", shape=(2, 5), kept=1, total=10, emptied=False)
-        >>> PruneResult(masks={}, kept=1, total=10, layers=(layer,), history=(1,)).to_dict()["density"]
-        0.1
+        Examples:
+            >>> layer = LayerReport(name="kernel", shape=(2, 5), kept=1, total=10, emptied=False)
+            >>> PruneResult(masks={}, kept=1, total=10, layers=(layer,), history=(1,)).to_dict()["density"]
+            0.1
         """
         return {
             "kept": int(self.kept),
@@ -175,8 +181,9 @@ class PruneResult:
 def layers_table(layers: Sequence[LayerReport], caption: str) -> str:
     """Build the HTML table of what every layer keeps, and of the flow through it where that is known.
 
-    >>> ">kernel</td>" in layers_table([layer_report("kernel", (2, 5), 4)], "after pruning")
-    True
+    Examples:
+        >>> ">kernel</td>" in layers_table([layer_report("kernel", (2, 5), 4)], "after pruning")
+        True
     """
     flow = any(layer.flow is not None for layer in layers)
     rows = [[layer.name, "×".join(map(str, layer.shape)), f"{layer.kept:,}", f"{layer.total:,}",

@@ -19,8 +19,9 @@ def exponential(step: int, steps: int, density: float) -> float:
 
     Source: Tanaka et al. 2020, algorithm 1, where density = 10^−ρ makes it 10^(−ρk/n).
 
-    >>> [round(exponential(k, 4, 0.0001), 6) for k in (1, 2, 3, 4)]
-    [0.1, 0.01, 0.001, 0.0001]
+    Examples:
+        >>> [round(exponential(k, 4, 0.0001), 6) for k in (1, 2, 3, 4)]
+        [0.1, 0.01, 0.001, 0.0001]
     """
     return density ** (step / steps)
 
@@ -30,8 +31,9 @@ def linear(step: int, steps: int, density: float) -> float:
 
         density_k = 1 − (1 − density) k/n
 
-    >>> [round(linear(k, 4, 0.2), 6) for k in (1, 2, 3, 4)]
-    [0.8, 0.6, 0.4, 0.2]
+    Examples:
+        >>> [round(linear(k, 4, 0.2), 6) for k in (1, 2, 3, 4)]
+        [0.8, 0.6, 0.4, 0.2]
     """
     # Written from the end, so that the last step is density itself and not 1 − (1 − density).
     return density + (1.0 - density) * (1.0 - step / steps)

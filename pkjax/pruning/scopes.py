@@ -28,8 +28,9 @@ def global_scope(path: tuple[Any, ...], leaf: Any) -> Hashable:
 
     Source: Gebhart, Saxena and Schrater (2021), appendix A.4.1: "globally across the network".
 
-    >>> global_scope((), 0.0) == global_scope((1,), 1.0)
-    True
+    Examples:
+        >>> global_scope((), 0.0) == global_scope((1,), 1.0)
+        True
     """
     return "all"
 
@@ -41,9 +42,10 @@ def layer_scope(path: tuple[Any, ...], leaf: Any) -> Hashable:
 
     Source: Evci et al. 2020 (RigL), section 3, item 1.
 
-    >>> from jax.tree_util import DictKey
-    >>> layer_scope((DictKey("first"),), 0.0) == layer_scope((DictKey("last"),), 0.0)
-    False
+    Examples:
+        >>> from jax.tree_util import DictKey
+        >>> layer_scope((DictKey("first"),), 0.0) == layer_scope((DictKey("last"),), 0.0)
+        False
     """
     return path
 
@@ -52,9 +54,10 @@ def layer_scope(path: tuple[Any, ...], leaf: Any) -> Hashable:
 class DensityScope:
     """A scope that also sets how dense each of its groups becomes.
 
-    >>> halves = DensityScope(lambda path, leaf: path[0].key, lambda shapes, density: [density] * len(shapes))
-    >>> halves.densities([(3, 2), (2, 4)], 0.5)
-    [0.5, 0.5]
+    Examples:
+        >>> halves = DensityScope(lambda path, leaf: path[0].key, lambda shapes, density: [density] * len(shapes))
+        >>> halves.densities([(3, 2), (2, 4)], 0.5)
+        [0.5, 0.5]
     """
 
     label: Scope
@@ -81,10 +84,11 @@ def erk_densities(shapes: Sequence[tuple[int, ...]], density: float | int) -> li
 
     Source: Mocanu et al. 2018 (SET); Evci et al. 2020 (RigL), section 3, item 1.
 
-    >>> erk_densities([(10, 10), (10, 30)], 0.25)
-    [0.3333333333333333, 0.2222222222222222]
-    >>> erk_densities([(10, 10), (10, 1)], 0.5)
-    [0.45, 1.0]
+    Examples:
+        >>> erk_densities([(10, 10), (10, 30)], 0.25)
+        [0.3333333333333333, 0.2222222222222222]
+        >>> erk_densities([(10, 10), (10, 1)], 0.5)
+        [0.45, 1.0]
     """
     if not 0.0 < density <= 1.0:
         raise ValueError(f"density must lie in (0, 1], but got {density}")
@@ -123,8 +127,9 @@ def apportion(
     Raises ValueError where a density is outside [0, 1], where Σ d_g n_g is 1 or more away from the total, and
     where the bounds are outside of 0 … n_g or add up to more than the total.
 
-    >>> apportion([0.5, 0.5, 0.5], [3, 3, 4], 5)
-    [2, 1, 2]
+    Examples:
+        >>> apportion([0.5, 0.5, 0.5], [3, 3, 4], 5)
+        [2, 1, 2]
     """
     lower = [0] * len(sizes) if at_least is None else list(at_least)
     for d, n, low in zip(densities, sizes, lower, strict=True):

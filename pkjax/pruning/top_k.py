@@ -37,10 +37,11 @@ def order_keys(scores: Sequence[Float[Array, "..."]], alive: Sequence[Bool[Array
     −0 and +0 get the same key. Half precision is widened, which is exact; scores of mixed types share the
     widest. What is not finite has no place in the order: an infinity gets the second highest key, NaN the highest.
 
-    >>> import jax.numpy as jnp
-    >>> keys, = order_keys([jnp.array([-1.5, -0.0, 0.0, 2.0, 9.0])], [jnp.array([True] * 4 + [False])])
-    >>> bool(keys[0] < keys[1]), bool(keys[1] == keys[2]), bool(keys[2] < keys[3]), int(keys[4])
-    (True, True, True, 0)
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> keys, = order_keys([jnp.array([-1.5, -0.0, 0.0, 2.0, 9.0])], [jnp.array([True] * 4 + [False])])
+        >>> bool(keys[0] < keys[1]), bool(keys[1] == keys[2]), bool(keys[2] < keys[3]), int(keys[4])
+        (True, True, True, 0)
     """
     wide = any(jnp.result_type(s) == jnp.float64 for s in scores)
     number, signed, unsigned = (
@@ -66,10 +67,11 @@ def order_keys(scores: Sequence[Float[Array, "..."]], alive: Sequence[Bool[Array
 def not_finite(keys: Sequence[UInt[Array, "..."]]) -> Bool[Array, "2 leaves"]:
     """Say of every leaf whether it holds NaN, and whether it holds an infinity (seen where there is no NaN).
 
-    >>> import jax.numpy as jnp
-    >>> scores = [jnp.array([1.0, jnp.inf]), jnp.array([jnp.nan]), jnp.array([2.0])]
-    >>> not_finite(order_keys(scores, [jnp.ones(s.shape, bool) for s in scores])).tolist()
-    [[False, True, False], [True, False, False]]
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> scores = [jnp.array([1.0, jnp.inf]), jnp.array([jnp.nan]), jnp.array([2.0])]
+        >>> not_finite(order_keys(scores, [jnp.ones(s.shape, bool) for s in scores])).tolist()
+        [[False, True, False], [True, False, False]]
     """
     top = keys[0].dtype.type(np.iinfo(keys[0].dtype).max)
     infinity = top - top.dtype.type(1)
@@ -92,9 +94,10 @@ def reserve(key: UInt[Array, "..."], k: int) -> UInt[Array, "..."]:
 
     Keys 0, of what is not alive, stay.
 
-    >>> import jax.numpy as jnp
-    >>> reserve(jnp.array([3, 9, 4], jnp.uint32), 1).tolist()
-    [3, 4294967295, 4]
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> reserve(jnp.array([3, 9, 4], jnp.uint32), 1).tolist()
+        [3, 4294967295, 4]
     """
     (marks,), _ = keep_largest([key], jnp.asarray(min(k, key.size), count_dtype()))
     return jnp.where(marks & (key > 0), key.dtype.type(np.iinfo(key.dtype).max), key)
@@ -116,11 +119,12 @@ def keep_largest(keys: Sequence[UInt[Array, "..."]],
     First by the order of the leaves, and within a leaf in row-major order. k may be traced, and lies between
     0 and the number of entries.
 
-    >>> import jax.numpy as jnp
-    >>> keys = [jnp.array([1, 7], jnp.uint32), jnp.array([7, 7], jnp.uint32)]
-    >>> marks, counts = keep_largest(keys, jnp.array(2))
-    >>> [m.tolist() for m in marks], counts.tolist()
-    ([[False, True], [True, False]], [1, 1])
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> keys = [jnp.array([1, 7], jnp.uint32), jnp.array([7, 7], jnp.uint32)]
+        >>> marks, counts = keep_largest(keys, jnp.array(2))
+        >>> [m.tolist() for m in marks], counts.tolist()
+        ([[False, True], [True, False]], [1, 1])
     """
     runs = _runs([key.size for key in keys])
     flat = [keys[i].reshape(-1) if i + 1 == j else jnp.concatenate([key.reshape(-1) for key in keys[i:j]])

@@ -35,14 +35,15 @@ class NtkEigenpairs:
 
     Returned by `ntk_eigenpairs`. Prints as a short text and, in a notebook, as a table.
 
-    >>> import jax.numpy as jnp
-    >>> ntk_eigenpairs(lambda w, x: x @ w, jnp.ones((2, 1)), jnp.diag(jnp.array([3., 2.])), k=2)
-    NtkEigenpairs(
-        values=float64[2] 9 … 4,
-        vectors=float64[2,2,1],
-        ...
-        converged=True
-    )
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> ntk_eigenpairs(lambda w, x: x @ w, jnp.ones((2, 1)), jnp.diag(jnp.array([3., 2.])), k=2)
+        NtkEigenpairs(
+            values=float64[2] 9 … 4,
+            vectors=float64[2,2,1],
+            ...
+            converged=True
+        )
     """
 
     values: Float64[np.ndarray, "k"]

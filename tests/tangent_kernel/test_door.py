@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pkjax as pk
 import pytest
+from pkjax.network import read
 
 from tests.cases import compilations, normal
 
@@ -138,7 +139,7 @@ def test_inputs_are_trees_of_arrays(case):
     np.testing.assert_allclose(pk.ntk_trace(two, params, pair), pk.ntk_trace(one, params, X), rtol=1e-12)
     assert pk.data_factor(two, params, pair).shape == (2, 4, 4)
     with pytest.raises(ValueError, match="with one such N"):
-        pk.ntk(two, params, {"left": X, "right": (X[:2],)})
+        read(two, params, {"left": X, "right": (X[:2],)})
 
 
 def test_tokens_are_one_hot_vectors():

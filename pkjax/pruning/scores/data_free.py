@@ -52,10 +52,11 @@ def random(params: PyTree, *, key: Key[Array, ""]) -> PyTree:
 
     Source: the pruner "Random" of Gebhart, Saxena and Schrater (2021), appendix A.4.1.
 
-    >>> import jax, jax.numpy as jnp
-    >>> scores = random({"kernel": jnp.ones((3, 2))}, key=jax.random.key(0))
-    >>> scores["kernel"].shape
-    (3, 2)
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> scores = random({"kernel": jnp.ones((3, 2))}, key=jax.random.key(0))
+        >>> scores["kernel"].shape
+        (3, 2)
     """
     if not jnp.issubdtype(jnp.result_type(key), jax.dtypes.prng_key):
         raise TypeError(f"random needs a typed key, jax.random.key(seed), but got {key!r}")
@@ -78,9 +79,10 @@ def magnitude(params: PyTree) -> PyTree:
 
     Source: Han et al. 2015, section 3.
 
-    >>> import jax.numpy as jnp
-    >>> magnitude({"kernel": jnp.array([[-2.0, 1.0]])})["kernel"].tolist()
-    [[2.0, 1.0]]
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> magnitude({"kernel": jnp.array([[-2.0, 1.0]])})["kernel"].tolist()
+        [[2.0, 1.0]]
     """
     leaves, rebuild = split(params)
     return rebuild([jnp.abs(leaf) for leaf in leaves])
@@ -116,10 +118,11 @@ def synflow(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[Array | np.ndarr
 
     Source: Tanaka et al. 2020; Gebhart et al. 2021, equation 16.
 
-    >>> import jax.numpy as jnp
-    >>> params = {"kernel": jnp.array([[-2.0], [1.0]])}
-    >>> synflow(lambda p, x: x @ p["kernel"], params, jnp.ones((1, 2)))["kernel"].tolist()
-    [[2.0], [1.0]]
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> params = {"kernel": jnp.array([[-2.0], [1.0]])}
+        >>> synflow(lambda p, x: x @ p["kernel"], params, jnp.ones((1, 2)))["kernel"].tolist()
+        [[2.0], [1.0]]
     """
     return synflow_scaled(apply_fn, params, x, pool=pool).scores
 
@@ -133,15 +136,16 @@ def synflow_scaled(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[Array | n
 
     Arguments and errors are those of ``synflow``.
 
-    >>> import jax.numpy as jnp
-    >>> layers = [jnp.full((10, 10), 10.0, jnp.float32)] * 60    # scores of 10^120, which float32 does not hold
-    >>> def net(kernels, x):
-    ...     for kernel in kernels:
-    ...         x = x @ kernel
-    ...     return x
-    >>> scores, exponent = synflow_scaled(net, layers, jnp.ones((1, 10), jnp.float32))
-    >>> bool(jnp.isfinite(scores[0]).all()), int(exponent) > 300
-    (True, True)
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> layers = [jnp.full((10, 10), 10.0, jnp.float32)] * 60    # scores of 10^120, which float32 does not hold
+        >>> def net(kernels, x):
+        ...     for kernel in kernels:
+        ...         x = x @ kernel
+        ...     return x
+        >>> scores, exponent = synflow_scaled(net, layers, jnp.ones((1, 10), jnp.float32))
+        >>> bool(jnp.isfinite(scores[0]).all()), int(exponent) > 300
+        (True, True)
     """
     return _path_scores(apply_fn, params, x, 1, 1, pool, "synflow")
 
@@ -180,11 +184,12 @@ def synflow_l2(
 
     Source: Gebhart et al. 2021, section 4.2 and equation 15.
 
-    >>> import jax.numpy as jnp
-    >>> params = {"kernel": jnp.array([[-2.0], [1.0]])}
-    >>> scores = synflow_l2(lambda p, x: x @ p["kernel"], params, jnp.ones((1, 2)), variant="conserved")
-    >>> scores["kernel"].tolist()
-    [[4.0], [1.0]]
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> params = {"kernel": jnp.array([[-2.0], [1.0]])}
+        >>> scores = synflow_l2(lambda p, x: x @ p["kernel"], params, jnp.ones((1, 2)), variant="conserved")
+        >>> scores["kernel"].tolist()
+        [[4.0], [1.0]]
     """
     return synflow_l2_scaled(apply_fn, params, x, variant=variant, pool=pool).scores
 
@@ -198,10 +203,11 @@ def synflow_l2_scaled(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[Array 
 
     Arguments and errors are those of ``synflow_l2``.
 
-    >>> import jax.numpy as jnp
-    >>> params = {"kernel": jnp.array([[-2.0], [1.0]])}
-    >>> int(synflow_l2_scaled(lambda p, x: x @ p["kernel"], params, jnp.ones((1, 2))).exponent)
-    0
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> params = {"kernel": jnp.array([[-2.0], [1.0]])}
+        >>> int(synflow_l2_scaled(lambda p, x: x @ p["kernel"], params, jnp.ones((1, 2))).exponent)
+        0
     """
     weights = {"paper": (1, 2), "conserved": (2, 2), "released": (2, 1)}
     if variant not in weights:

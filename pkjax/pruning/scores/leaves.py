@@ -21,8 +21,9 @@ OVERFLOW = (
 def widened(tree: PyTree) -> PyTree:
     """Cast floating-point leaves narrower than float32 to float32, in which scores are computed at least.
 
-    >>> widened({"kernel": jnp.ones(2, jnp.bfloat16), "steps": jnp.array(3)})["kernel"].dtype
-    dtype('float32')
+    Examples:
+        >>> widened({"kernel": jnp.ones(2, jnp.bfloat16), "steps": jnp.array(3)})["kernel"].dtype
+        dtype('float32')
     """
     def wide(leaf: Any) -> Any:
         if not is_floating(leaf) or accumulator(jnp.result_type(leaf)) == jnp.result_type(leaf):

@@ -47,9 +47,10 @@ def snip(loss_fn: Loss, params: PyTree, batches: Iterable[PyTree] | None = None)
 
     Source: SNIP, Lee et al. 2019, without the normalisation, which changes no order; Gebhart et al. 2021, section 4.1.
 
-    >>> import jax.numpy as jnp
-    >>> snip(lambda p: (p["kernel"] ** 2).sum(), {"kernel": jnp.array([[-2.0, 1.0]])})["kernel"].tolist()
-    [[8.0, 2.0]]
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> snip(lambda p: (p["kernel"] ** 2).sum(), {"kernel": jnp.array([[-2.0, 1.0]])})["kernel"].tolist()
+        [[8.0, 2.0]]
     """
     leaves, rebuild = split(params)
     if batches is None:
@@ -88,9 +89,10 @@ def grasp(loss_fn: Loss, params: PyTree, batches: Iterable[PyTree] | None = None
 
     Source: GraSP, Wang et al. 2020; Gebhart et al. 2021, section 4.3.
 
-    >>> import jax.numpy as jnp
-    >>> grasp(lambda p: (p["kernel"] ** 2).sum(), {"kernel": jnp.array([[-2.0, 1.0]])})["kernel"].tolist()
-    [[16.0, 4.0]]
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> grasp(lambda p: (p["kernel"] ** 2).sum(), {"kernel": jnp.array([[-2.0, 1.0]])})["kernel"].tolist()
+        [[16.0, 4.0]]
     """
     leaves, rebuild = split(params, prunable)
 

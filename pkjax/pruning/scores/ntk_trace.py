@@ -42,11 +42,12 @@ def ntk_trace_saliency(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, masks: P
 
     Source: equation 2 of Jacot et al. 2018 for Θ; its trace as a measure of saliency, Iurada et al. 2024.
 
-    >>> import jax.numpy as jnp
-    >>> net = lambda p, x: x @ p["a"] @ p["b"]                     # Tr Θ = x² (a² + b²)
-    >>> scores = ntk_trace_saliency(net, {"a": jnp.array([[3.0]]), "b": jnp.array([[-1.0]])}, jnp.array([[2.0]]))
-    >>> scores["a"].tolist(), scores["b"].tolist()
-    ([[72.0]], [[8.0]])
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> net = lambda p, x: x @ p["a"] @ p["b"]                     # Tr Θ = x² (a² + b²)
+        >>> scores = ntk_trace_saliency(net, {"a": jnp.array([[3.0]]), "b": jnp.array([[-1.0]])}, jnp.array([[2.0]]))
+        >>> scores["a"].tolist(), scores["b"].tolist()
+        ([[72.0]], [[8.0]])
     """
     if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
         raise ValueError(f"batch_size must be a whole number of examples, 1 or more, got {batch_size!r}")

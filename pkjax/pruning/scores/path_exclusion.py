@@ -48,10 +48,11 @@ def path_exclusion(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, pool: str = 
 
     Source: Iurada et al. 2024, whose code also squares the derivative and leaves biases out of z₁.
 
-    >>> import jax.numpy as jnp
-    >>> params = {"kernel": jnp.array([[-2.0], [1.0]])}
-    >>> path_exclusion(lambda p, x: x @ p["kernel"], params, jnp.array([[1.0, 2.0]]))["kernel"].tolist()
-    [[20.0], [5.0]]
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> params = {"kernel": jnp.array([[-2.0], [1.0]])}
+        >>> path_exclusion(lambda p, x: x @ p["kernel"], params, jnp.array([[1.0, 2.0]]))["kernel"].tolist()
+        [[20.0], [5.0]]
     """
     if pool not in ("sum", "max"):
         raise ValueError(f'pool must be "sum" or "max", but is {pool!r}')
