@@ -141,6 +141,17 @@ def test_inputs_are_trees_of_arrays(case):
         pk.ntk(two, params, {"left": X, "right": (X[:2],)})
 
 
+def test_errors_name_the_line_and_the_scope_of_networks_on_trees_of_inputs():
+    def net(w, x):
+        with jax.named_scope("readout"):
+            return jnp.tanh(x["left"] @ w) + x["right"] @ w
+
+    line = net.__code__.co_firstlineno + 2
+    inputs = {"left": normal(4, (4, 3)), "right": normal(5, (4, 3))}
+    with pytest.raises(pk.NotPathNetworkError, match=rf"(?s)test_door\.py:{line} .*module: readout"):
+        pk.ntk(net, normal(0, (3, 2)), inputs, engine="structured")
+
+
 def test_tokens_are_one_hot_vectors():
     params = {"e": normal(0, (3, 2)), "w": normal(1, (2, 2))}
     tokens = jnp.array([[0, 1], [2, 2]])
