@@ -138,7 +138,7 @@ def test_inputs_are_trees_of_arrays(case):
     np.testing.assert_allclose(pk.ntk_trace(two, params, pair), pk.ntk_trace(one, params, X), rtol=1e-12)
     assert pk.data_factor(two, params, pair).shape == (2, 4, 4)
     with pytest.raises(ValueError, match="with one such N"):
-        pk.ntk(two, params, {"left": X, "right": (X[:2],)})
+        pk.ntk_plan(two, params, {"left": X, "right": (X[:2],)})
 
 
 def test_errors_name_the_line_and_the_scope_of_networks_on_trees_of_inputs():
