@@ -17,6 +17,7 @@ from jax.extend import core as jex
 
 from pkjax.programs.equations import CALLS, closed, equation_function
 from pkjax.programs.program import BoundProgram, Hoisted, Program, trace
+from pkjax.programs.source import in_place
 
 __all__ = ["encode", "encoded"]
 
@@ -43,7 +44,8 @@ class _Walk:
         env |= dict(zip(jaxpr.invars, args, strict=True))
         for eqn in jaxpr.eqns:
             ins = [(CONSTANT, a.val) if isinstance(a, jex.Literal) else env[a] for a in eqn.invars]
-            env.update(zip(eqn.outvars, self.equation(eqn, ins), strict=True))
+            with in_place(eqn):
+                env.update(zip(eqn.outvars, self.equation(eqn, ins), strict=True))
         return [(CONSTANT, a.val) if isinstance(a, jex.Literal) else env[a] for a in jaxpr.outvars]
 
     def equation(self, eqn: Any, ins: list[Kinded]) -> list[Kinded]:

@@ -1,11 +1,12 @@
 """Where an operation of a program stands in the user's code, for error messages."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from jax.extend import source_info_util
 
-__all__ = ["module_scope", "source_line"]
+__all__ = ["in_place", "module_scope", "source_line"]
 
 LIBRARIES = ("/jax/", "/jaxlib/", "/flax/", "/pkjax/", "/jaxtyping/", "/beartype/", "<")
 
@@ -32,3 +33,9 @@ def _line(source_info: Any) -> str:
 def module_scope(enclosing: Sequence[Any]) -> str:
     """Name the Flax module, or other named scope, that an operation stands in; "" where there is none."""
     return next((str(eqn.source_info.name_stack) for eqn in reversed(enclosing) if str(eqn.source_info.name_stack)), "")
+
+
+def in_place(eqn: Any) -> AbstractContextManager[None]:
+    """Give what is traced in this context the line and the scope of an operation: for programs evaluated anew."""
+    scope = source_info_util.current_name_stack() + eqn.source_info.name_stack
+    return source_info_util.user_context(eqn.source_info.traceback, name_stack=scope)

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pkjax as pk
 import pytest
-from pkjax.network import read
 
 from tests.cases import compilations, normal
 
@@ -139,7 +138,18 @@ def test_inputs_are_trees_of_arrays(case):
     np.testing.assert_allclose(pk.ntk_trace(two, params, pair), pk.ntk_trace(one, params, X), rtol=1e-12)
     assert pk.data_factor(two, params, pair).shape == (2, 4, 4)
     with pytest.raises(ValueError, match="with one such N"):
-        read(two, params, {"left": X, "right": (X[:2],)})
+        pk.ntk_plan(two, params, {"left": X, "right": (X[:2],)})
+
+
+def test_errors_name_the_line_and_the_scope_of_networks_on_trees_of_inputs():
+    def net(w, x):
+        with jax.named_scope("readout"):
+            return jnp.tanh(x["left"] @ w) + x["right"] @ w
+
+    line = net.__code__.co_firstlineno + 2
+    inputs = {"left": normal(4, (4, 3)), "right": normal(5, (4, 3))}
+    with pytest.raises(pk.NotPathNetworkError, match=rf"(?s)test_door\.py:{line} .*module: readout"):
+        pk.ntk(net, normal(0, (3, 2)), inputs, engine="structured")
 
 
 def test_tokens_are_one_hot_vectors():
