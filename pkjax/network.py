@@ -206,6 +206,9 @@ def _output(apply_fn: ApplyFn, params: PyTree, x: PyTree, n: int) -> Array:
     if jnp.ndim(array) == 0 or array.shape[0] != n:
         raise ValueError("apply_fn(params, x) must return one row for each example, (N, *out), but returned shape "
                          f"{jnp.shape(array)} for an input of {received}")
+    if 0 in array.shape:
+        raise ValueError("apply_fn(params, x) must return one number or more for each example, but returned shape "
+                         f"{array.shape} for an input of {received}")
     if not is_floating(array):
         raise ValueError(f"apply_fn(params, x) must return real floating-point numbers, but returned {array.dtype}")
     return jnp.asarray(array)

@@ -136,6 +136,9 @@ class _Block:
     engine: str
 
     def __call__(self, fn: BoundProgram, params: PyTree, entries: list[Any], X: Array, X2: Array | None) -> Array:
+        if all(mask is None for mask in entries):     # nothing trains: all is masked, or without entries
+            shape = (len(X), len(X if X2 is None else X2), *2 * fn.out.shape[1:])
+            return jnp.zeros(shape, accumulator(fn.out.dtype))
         with jax.default_matmul_precision("highest"):
             if self.engine == "structured":
                 return layerwise.theta(fn, params, entries, self.whole, X, X2)

@@ -141,7 +141,7 @@ class _Request:
         costs = tuple(cheapest_route(rows, columns, self.k, size, list(used), masked)
                       for size, used, masked in zip(self.sizes, self.used, self.masked, strict=True))
         return _Work(costs, operations + sum(c.operations for c in costs), numbers + sum(c.numbers for c in costs),
-                     examples * (passes + working) + max(c.held for c in costs) + 3 * result)
+                     examples * (passes + working) + max((c.held for c in costs), default=0) + 3 * result)
 
     def tiles(self, side: int) -> list[tuple[int, _Work]]:
         """Return the kinds of tiles that cover the kernel, each with its number."""

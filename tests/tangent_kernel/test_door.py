@@ -187,6 +187,24 @@ def test_complex_parameters_are_refused_and_integers_and_empty_leaves_are_no_par
     np.testing.assert_array_equal(pk.ntk_trace(mlp, more, X), pk.ntk_trace(mlp, params, X))
 
 
+@pytest.mark.parametrize("engine", ["auto", "structured", "jacobian", "neural-tangents"])
+def test_the_kernel_is_zero_where_no_entry_trains(case, engine):
+    params, X = case
+    masks = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, bool), params)
+    np.testing.assert_array_equal(pk.ntk(mlp, params, X, X[:3], masks=masks, engine=engine), np.zeros((4, 3, 2, 2)))
+    empty = jnp.zeros((0, 2))
+    np.testing.assert_array_equal(pk.ntk(lambda w, x: 2.0 * x[:, :1] * (1 + w.sum()), empty, X, engine=engine),
+                                  np.zeros((4, 4, 1, 1)))
+    assert pk.ntk_plan(mlp, params, X, masks=masks, engine=engine).tiles == 1
+
+
+@calls
+def test_outputs_of_no_numbers_are_refused(call, case):
+    params, X = case
+    with pytest.raises(ValueError, match=r"one number or more for each example, but returned shape \(1, 0\)"):
+        call(lambda p, x: mlp(p, x)[:, :0], params, X)
+
+
 @pytest.mark.parametrize("engine", ["auto", "jacobian"])
 def test_a_convolution_over_several_images_an_example_is_the_kernel_of_them_all(engine):
     def net(w, x):
