@@ -9,10 +9,27 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-__all__ = ["ApplyFn", "Choice", "Predicate", "Trainable", "accumulator", "apply_masks", "as_array", "check_finite",
-           "check_like", "check_masks", "check_structure",
-           "is_boolean_tree", "is_floating", "kernels", "leaf_names", "select", "shapes",
-           "trainable_leaves", "trainable_masks", "trained_entries"]
+__all__ = [
+    "ApplyFn",
+    "Choice",
+    "Predicate",
+    "accumulator",
+    "apply_masks",
+    "as_array",
+    "check_finite",
+    "check_like",
+    "check_masks",
+    "check_structure",
+    "is_boolean_tree",
+    "is_floating",
+    "kernels",
+    "leaf_names",
+    "select",
+    "shapes",
+    "trainable_leaves",
+    "trainable_masks",
+    "trained_entries",
+]
 
 ApplyFn = Callable[[PyTree, Array], Array]
 """A network: maps (parameters, batch of inputs (N, *input)) to outputs (N, K)."""
@@ -24,9 +41,6 @@ Choice = Any
 """Which parameters: a ``Predicate``, a tree of booleans like the parameters, or None for all floating-point leaves.
 
 A tree of booleans is recognised by its leaves, so it may be callable (an Equinox module, a Flax struct)."""
-
-Trainable = Choice
-"""What Θ and Π differentiate."""
 
 
 def leaf_names(tree: PyTree) -> list[str]:
@@ -214,7 +228,7 @@ def select(choice: Choice, params: PyTree, name: str = "prunable") -> PyTree:
                     f"{type(choice).__name__} whose leaves are not all booleans")
 
 
-def trainable_leaves(params: PyTree, trainable: Trainable = None) -> PyTree:
+def trainable_leaves(params: PyTree, trainable: Choice = None) -> PyTree:
     """Say leaf by leaf what Θ and Π differentiate: a tree like ``params`` of single booleans, or arrays where given.
 
     Leaves that do not hold floating-point numbers never train.
@@ -230,7 +244,7 @@ def trainable_leaves(params: PyTree, trainable: Trainable = None) -> PyTree:
     return chosen
 
 
-def trainable_masks(params: PyTree, trainable: Trainable = None, masks: PyTree | None = None) -> PyTree:
+def trainable_masks(params: PyTree, trainable: Choice = None, masks: PyTree | None = None) -> PyTree:
     """Say entry by entry what Θ and Π differentiate: floating, chosen by ``trainable``, not masked away.
 
     Returns a tree like ``params`` of boolean arrays with the leaves' shapes.
@@ -243,7 +257,7 @@ def trainable_masks(params: PyTree, trainable: Trainable = None, masks: PyTree |
     return full if masks is None else jax.tree.map(jnp.logical_and, full, masks)
 
 
-def trained_entries(params: PyTree, masks: PyTree | None = None, trainable: Trainable = None
+def trained_entries(params: PyTree, masks: PyTree | None = None, trainable: Choice = None
                     ) -> tuple[list[Any], tuple[bool, ...]]:
     """Say which entries of each leaf train (None: none does; a single True: all), and of which leaves all do."""
     check_masks(masks, params)

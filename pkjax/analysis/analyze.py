@@ -32,7 +32,7 @@ from pkjax.path_kernel.solvers import is_direct
 from pkjax.programs.meshes import automatic_axes
 from pkjax.pruning.connectivity import connectivity
 from pkjax.tables import Progress, reporter
-from pkjax.trees import ApplyFn, Trainable, is_floating
+from pkjax.trees import ApplyFn, Choice, is_floating
 
 __all__ = ["analyze"]
 
@@ -46,7 +46,7 @@ ITERATIVE_ENTRIES = 2**23
 
 @automatic_axes
 def analyze(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[ArrayLike, "N ..."]], *,
-            masks: PyTree | None = None, trainable: Trainable = None, k: int | None = None, x: PyTree | None = None,
+            masks: PyTree | None = None, trainable: Choice = None, k: int | None = None, x: PyTree | None = None,
             key: Key[Array, ""] | None = None, progress: Progress = False) -> Report:
     """Compare a network's NTK spectrum with its path kernel's and its data factor's, and test Theorem 1 on them.
 

@@ -15,7 +15,7 @@ from pkjax.network import Network
 from pkjax.tangent_kernel.data_factor import data_blocks
 from pkjax.tangent_kernel.kernel import ntk
 from pkjax.tangent_kernel.products import ntk_matvec, ntk_trace
-from pkjax.trees import ApplyFn, Trainable, is_floating
+from pkjax.trees import ApplyFn, Choice, is_floating
 
 __all__ = ["DataSpectrum", "Spectrum", "TangentSpectrum", "data_spectrum", "tangent_spectrum"]
 
@@ -60,7 +60,7 @@ class DataSpectrum(Spectrum):
     """V, with rows (example, output); A is zero between different outputs."""
 
 
-def tangent_spectrum(network: Network, signals: Array, *, masks: PyTree | None, trainable: Trainable
+def tangent_spectrum(network: Network, signals: Array, *, masks: PyTree | None, trainable: Choice
                      ) -> TangentSpectrum:
     """Find λ from Θ itself where three matrices of its size fit half of the memory, else from products over batches."""
     arguments, options = (network.fn, network.params, signals), {"masks": masks, "trainable": trainable}

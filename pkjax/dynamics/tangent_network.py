@@ -12,14 +12,14 @@ from pkjax.dynamics.arguments import batched, floats, matrix_of
 from pkjax.network import Network, read
 from pkjax.programs.meshes import automatic_axes
 from pkjax.tangent_kernel.arguments import restrict
-from pkjax.trees import ApplyFn, Trainable, check_like
+from pkjax.trees import ApplyFn, Choice, check_like
 
 __all__ = ["linearize", "predict", "weight_change"]
 
 
 @automatic_axes
 def linearize(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[Array | np.ndarray, "N ..."]], *,
-              masks: PyTree | None = None, trainable: Trainable = None) -> Callable[[PyTree], Array]:
+              masks: PyTree | None = None, trainable: Choice = None) -> Callable[[PyTree], Array]:
     """Return the linearised network on a batch, a function of the parameters θ_t alone.
 
         f⁻(X, θ_t) = f(X, θ_0) + ∇_θ f(X, θ_0) (θ_t − θ_0)
@@ -53,7 +53,7 @@ def linearize(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[Array | np.nda
 @automatic_axes
 def weight_change(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[Array | np.ndarray, "N ..."]],
                   coefficients: Float[Array | np.ndarray, "..."], *, masks: PyTree | None = None,
-                  trainable: Trainable = None) -> PyTree:
+                  trainable: Choice = None) -> PyTree:
     """Return the change of the parameters that coefficients represent.
 
         ω_t = −∇_θ f(X, θ_0)ᵀ c_t

@@ -14,7 +14,7 @@ from pkjax.linalg.stochastic import SpectralDensity, frobenius, quadrature
 from pkjax.network import Network
 from pkjax.path_kernel.gram import flat_product, make_problem, read_start, trace_of
 from pkjax.programs.meshes import automatic_axes
-from pkjax.trees import ApplyFn, Trainable
+from pkjax.trees import ApplyFn, Choice
 
 __all__ = ["Estimate", "density", "effective_rank", "effective_rank_estimate", "rank_of"]
 
@@ -38,7 +38,7 @@ class Estimate(NamedTuple):
 
 @automatic_axes
 def effective_rank(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]], *, key: Key[Array, ""],
-                   probes: int = 64, masks: PyTree | None = None, trainable: Trainable = None) -> Float[Array, ""]:
+                   probes: int = 64, masks: PyTree | None = None, trainable: Choice = None) -> Float[Array, ""]:
     """Effective rank of the path kernel: how many equal eigenvalues would have its trace and its Frobenius norm.
 
         Tr(Π)² / ‖Π‖_F²
@@ -77,7 +77,7 @@ def effective_rank(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike
 @automatic_axes
 def effective_rank_estimate(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]], *,
                             key: Key[Array, ""], probes: int = 64, masks: PyTree | None = None,
-                            trainable: Trainable = None) -> Estimate:
+                            trainable: Choice = None) -> Estimate:
     """Effective rank of the path kernel with its standard error.
 
         Tr(Π)² / ‖Π‖_F²
@@ -131,7 +131,7 @@ _rank = jax.jit(rank_of, static_argnames="probes")
 @automatic_axes
 def density(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]], *, key: Key[Array, ""],
             probes: int = 8, depth: int = 64, points: int = 200, decades: float = 6.0, width: float = 0.08,
-            masks: PyTree | None = None, trainable: Trainable = None) -> SpectralDensity:
+            masks: PyTree | None = None, trainable: Choice = None) -> SpectralDensity:
     """Spectral density of the path kernel by stochastic Lanczos quadrature.
 
         Σ_i δ(λ − π_i),   each δ a Gaussian in log10 λ

@@ -16,7 +16,7 @@ from pkjax.paths.algebras import Polynomial
 from pkjax.paths.polynomial import evaluate_paths, network_tied
 from pkjax.paths.scaled import scaled_values
 from pkjax.programs.program import BoundProgram
-from pkjax.trees import ApplyFn, Trainable, accumulator, is_floating
+from pkjax.trees import ApplyFn, Choice, accumulator, is_floating
 
 __all__ = ["Problem", "check_start", "flat_product", "floating_entries", "floating_leaves", "log_trace_of",
            "make_problem", "product", "read_paths", "read_start", "trace_of", "trained_positions", "widened",
@@ -82,7 +82,7 @@ def make_problem(network: Network, x: Array, objective: Objective | None = None)
     return Problem(network, total if objective is None else objective, leaves, train, tied)
 
 
-def read_paths(apply_fn: ApplyFn, params: PyTree, X: PyTree, masks: PyTree | None, trainable: Trainable,
+def read_paths(apply_fn: ApplyFn, params: PyTree, X: PyTree, masks: PyTree | None, trainable: Choice,
                name: str = "X") -> tuple[Network, Array]:
     """Read a network as a sum over paths, and the signals of its inputs, in float32 where numbers are narrower."""
     params, X = widened(apply_fn, (params, X))
@@ -107,7 +107,7 @@ def widened(apply_fn: ApplyFn, tree: PyTree) -> PyTree:
     return tree if isinstance(apply_fn, BoundProgram) else jax.tree.map(wide, tree)
 
 
-def read_start(apply_fn: ApplyFn, params: PyTree, x: PyTree, masks: PyTree | None, trainable: Trainable
+def read_start(apply_fn: ApplyFn, params: PyTree, x: PyTree, masks: PyTree | None, trainable: Choice
                ) -> tuple[Network, Array]:
     """Read a network and its start values: the signals of one example, which are at least 0."""
     network, z = read_paths(apply_fn, params, x, masks, trainable, "x")

@@ -33,14 +33,14 @@ from pkjax.path_kernel.gram import (
 from pkjax.paths.algebras import Polynomial
 from pkjax.paths.polynomial import evaluate_paths, recorded_gates
 from pkjax.programs.meshes import automatic_axes
-from pkjax.trees import ApplyFn, Trainable, is_floating
+from pkjax.trees import ApplyFn, Choice, is_floating
 
 __all__ = ["dense", "gated_trace", "gated_trace_of", "matvec", "trace"]
 
 
 @automatic_axes
 def trace(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]], *, masks: PyTree | None = None,
-          trainable: Trainable = None, log: bool = False) -> Float[Array, ""]:
+          trainable: Choice = None, log: bool = False) -> Float[Array, ""]:
     """Trace of the path kernel, by one gradient of the path polynomial.
 
         Tr Π = Σ_j ∂R_2(θ², x)/∂φ_j
@@ -82,7 +82,7 @@ def _trace(network: Network, z: Array, *, log: bool) -> Array:
 
 @automatic_axes
 def matvec(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]], *, masks: PyTree | None = None,
-           trainable: Trainable = None) -> Callable[[PyTree], PyTree]:
+           trainable: Choice = None) -> Callable[[PyTree], PyTree]:
     """The product with the dual Gram matrix: one Hessian-vector product of a forward pass.
 
         G u = ∇R ∘ u + θ ∘ ∇²R (θ ∘ u)
@@ -132,7 +132,7 @@ def _multiply(network: Network, z: Array, u: PyTree) -> PyTree:
 
 @automatic_axes
 def dense(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]], *, masks: PyTree | None = None,
-          trainable: Trainable = None) -> Float[Array, "m m"]:
+          trainable: Choice = None) -> Float[Array, "m m"]:
     """The dual Gram matrix itself, over the floating-point parameters in flattening order.
 
         G = J_θ^vᵀ J_θ^v
@@ -171,7 +171,7 @@ def _dense(network: Network, z: Array) -> Array:
 
 @automatic_axes
 def gated_trace(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[ArrayLike, "N ..."]], *,
-                masks: PyTree | None = None, trainable: Trainable = None, batch_size: int = 16) -> Float[Array, ""]:
+                masks: PyTree | None = None, trainable: Choice = None, batch_size: int = 16) -> Float[Array, ""]:
     """Gated path trace of a batch of examples: the part of Tr Θ on the diagonal of Π.
 
         T_g = Σ_x Σ_j ∂R_2^{g(x)²}(θ², x ∘ x)/∂φ_j

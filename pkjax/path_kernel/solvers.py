@@ -23,7 +23,7 @@ from pkjax.path_kernel.gram import (
 from pkjax.paths import NotFullyConnectedError
 from pkjax.paths.dense_layers import network_layers
 from pkjax.programs.program import BoundProgram
-from pkjax.trees import ApplyFn, Trainable, is_floating
+from pkjax.trees import ApplyFn, Choice, is_floating
 
 __all__ = ["Eigenpairs", "is_direct", "largest_eigenpairs"]
 
@@ -86,7 +86,7 @@ def is_direct(network: Network, z: Array) -> bool:
 
 
 def largest_eigenpairs(apply_fn: ApplyFn, params: PyTree, x: PyTree, k: int, masks: PyTree | None,
-                       trainable: Trainable, method: str, tolerance: float, *, vectors: bool) -> Eigenpairs:
+                       trainable: Choice, method: str, tolerance: float, *, vectors: bool) -> Eigenpairs:
     """Find the k largest eigenpairs by the named method; "auto" takes the first that fits."""
     if method not in ("auto", "dense", "counting", "lanczos"):
         raise ValueError(f'method must be "auto", "dense", "counting" or "lanczos", but is {method!r}')

@@ -15,7 +15,7 @@ from pkjax.path_kernel.gram import read_start
 from pkjax.path_kernel.solvers import Eigenpairs, largest_eigenpairs
 from pkjax.paths.dense_layers import network_layers
 from pkjax.programs.meshes import automatic_axes
-from pkjax.trees import ApplyFn, Trainable
+from pkjax.trees import ApplyFn, Choice
 
 __all__ = ["BoundedEigenvalues", "bounded_eigenvalues", "count_above", "eigenpairs", "eigenvalues"]
 
@@ -39,7 +39,7 @@ class BoundedEigenvalues(NamedTuple):
 @automatic_axes
 def count_above(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]],
                 thresholds: Shaped[ArrayLike, "..."] | Sequence[float], *, masks: PyTree | None = None,
-                trainable: Trainable = None) -> Integer[np.ndarray, "..."]:
+                trainable: Choice = None) -> Integer[np.ndarray, "..."]:
     """Count the eigenvalues of Π above each threshold, exactly, for fully connected networks.
 
         #{i : π_i > λ}
@@ -74,7 +74,7 @@ def count_above(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "
 
 @automatic_axes
 def eigenvalues(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]], *, k: int,
-                masks: PyTree | None = None, trainable: Trainable = None, method: str = "auto",
+                masks: PyTree | None = None, trainable: Choice = None, method: str = "auto",
                 tolerance: float = 1e-10) -> Float64[np.ndarray, "k"]:
     """The k largest eigenvalues of Π with their multiplicities, zeros included where Π has fewer.
 
@@ -113,7 +113,7 @@ def eigenvalues(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "
 
 @automatic_axes
 def bounded_eigenvalues(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]], *, k: int,
-                        masks: PyTree | None = None, trainable: Trainable = None, method: str = "auto",
+                        masks: PyTree | None = None, trainable: Choice = None, method: str = "auto",
                         tolerance: float = 1e-10) -> BoundedEigenvalues:
     """The k largest eigenvalues of Π with bounds on their errors.
 
@@ -154,7 +154,7 @@ def bounded_eigenvalues(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[Arra
 
 @automatic_axes
 def eigenpairs(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]], *, k: int,
-               masks: PyTree | None = None, trainable: Trainable = None, method: str = "auto", tolerance: float = 1e-10
+               masks: PyTree | None = None, trainable: Choice = None, method: str = "auto", tolerance: float = 1e-10
                ) -> Eigenpairs:
     """The k largest eigenvalues of Π, and the eigenvectors of its dual Gram matrix.
 

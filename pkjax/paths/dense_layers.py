@@ -16,7 +16,7 @@ from pkjax.paths.errors import NotFullyConnectedError
 from pkjax.paths.interpret import interpret
 from pkjax.paths.interpreter import PathSum
 from pkjax.programs.meshes import automatic_axes
-from pkjax.trees import ApplyFn, Trainable
+from pkjax.trees import ApplyFn, Choice
 
 __all__ = ["DenseLayer", "dense_layers"]
 
@@ -214,7 +214,7 @@ def _with_bias(x: Signal, bias: Entries) -> Signal:
 
 @automatic_axes
 def dense_layers(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]], *,
-                 masks: PyTree | None = None, trainable: Trainable = None) -> tuple[DenseLayer, ...]:
+                 masks: PyTree | None = None, trainable: Choice = None) -> tuple[DenseLayer, ...]:
     """Read a network as a chain of fully connected layers: dense maps, biases, diagonal scales, frozen BatchNorm.
 
     Args:

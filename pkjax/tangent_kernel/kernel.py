@@ -17,7 +17,7 @@ from pkjax.tangent_kernel import layerwise, neural_tangents
 from pkjax.tangent_kernel.arguments import restrict
 from pkjax.tangent_kernel.plan import NtkPlan, plan_kernel
 from pkjax.tangent_kernel.tiles import fill
-from pkjax.trees import ApplyFn, Trainable, accumulator
+from pkjax.trees import ApplyFn, Choice, accumulator
 
 __all__ = ["ntk", "ntk_plan"]
 
@@ -27,7 +27,7 @@ Engine = Literal["auto", "structured", "neural-tangents", "jacobian"]
 @automatic_axes
 def ntk(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[Array | np.ndarray, "N ..."]],
         X2: PyTree[Shaped[Array | np.ndarray, "M ..."]] | None = None, *, engine: str = "auto",
-        masks: PyTree | None = None, trainable: Trainable = None, tile: int | None = None,
+        masks: PyTree | None = None, trainable: Choice = None, tile: int | None = None,
         memory_limit: int | None = None, mesh: Mesh | None = None, progress: Progress = False
         ) -> Float[Array, "N M ..."]:
     """Return the neural tangent kernel of a network, never averaged over outputs.
@@ -91,7 +91,7 @@ def ntk(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[Array | np.ndarray, 
 
 
 def ntk_plan(apply_fn: ApplyFn, params: PyTree, X: Any, X2: Any = None, *, engine: str = "auto",
-             masks: PyTree | None = None, trainable: Trainable = None, tile: int | None = None,
+             masks: PyTree | None = None, trainable: Choice = None, tile: int | None = None,
              memory_limit: int | None = None, devices: int = 1) -> NtkPlan:
     """Plan how `ntk` would compute a kernel, and at what cost, without computing any of it.
 

@@ -14,14 +14,14 @@ from pkjax.programs.meshes import automatic_axes
 from pkjax.tangent_kernel import layerwise
 from pkjax.tangent_kernel.arguments import restrict
 from pkjax.tangent_kernel.leaf_costs import ENTRIES, uses
-from pkjax.trees import ApplyFn, Trainable, accumulator
+from pkjax.trees import ApplyFn, Choice, accumulator
 
 __all__ = ["examples_at_once", "ntk_matvec", "ntk_trace", "theta_times"]
 
 
 @automatic_axes
 def ntk_trace(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[Array | np.ndarray, "N ..."]], *,
-              masks: PyTree | None = None, trainable: Trainable = None) -> Float[Array, ""]:
+              masks: PyTree | None = None, trainable: Choice = None) -> Float[Array, ""]:
     """Return the trace of the tangent kernel without forming it.
 
         Tr Θ = Σ_x Σ_k ‖∇_θ f_k(x)‖²
@@ -49,7 +49,7 @@ def ntk_trace(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[Array | np.nda
 
 @automatic_axes
 def ntk_matvec(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[Array | np.ndarray, "N ..."]], *,
-               masks: PyTree | None = None, trainable: Trainable = None, batch_size: int | None = None
+               masks: PyTree | None = None, trainable: Choice = None, batch_size: int | None = None
                ) -> Callable[[Float[Array, "N ..."]], Float[Array, "N ..."]]:
     """Return the map v → Θ v of arrays (N, K), by one backward and one forward derivative per product.
 

@@ -21,7 +21,7 @@ from pkjax.linalg.stochastic import Estimate, SpectralDensity, frobenius, quadra
 from pkjax.network import Network, read
 from pkjax.programs.meshes import automatic_axes
 from pkjax.tangent_kernel.products import examples_at_once, ntk_trace, theta_times
-from pkjax.trees import ApplyFn, Trainable
+from pkjax.trees import ApplyFn, Choice
 
 __all__ = ["NtkEigenpairs", "ntk_density", "ntk_effective_rank", "ntk_eigenpairs", "ntk_frobenius",
            "ntk_trace_estimate", "theta_rows"]
@@ -64,7 +64,7 @@ class NtkEigenpairs:
 
 @automatic_axes
 def ntk_trace_estimate(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, key: Key[Array, ""], probes: int = 16,
-                       masks: PyTree | None = None, trainable: Trainable = None, batch_size: int | None = None
+                       masks: PyTree | None = None, trainable: Choice = None, batch_size: int | None = None
                        ) -> Estimate:
     """Estimate Tr Θ from 2 · `probes` products.
 
@@ -105,7 +105,7 @@ def ntk_trace_estimate(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, key: Key
 
 @automatic_axes
 def ntk_frobenius(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, key: Key[Array, ""], probes: int = 32,
-                  masks: PyTree | None = None, trainable: Trainable = None, batch_size: int | None = None) -> Estimate:
+                  masks: PyTree | None = None, trainable: Choice = None, batch_size: int | None = None) -> Estimate:
     """Estimate the Frobenius norm `‖Θ‖_F` from one product per probe.
 
         ‖Θ‖_F² = E ‖Θ s‖²   over random signs s
@@ -143,7 +143,7 @@ def ntk_frobenius(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, key: Key[Arra
 
 @automatic_axes
 def ntk_effective_rank(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, key: Key[Array, ""], probes: int = 32,
-                       masks: PyTree | None = None, trainable: Trainable = None, batch_size: int | None = None
+                       masks: PyTree | None = None, trainable: Choice = None, batch_size: int | None = None
                        ) -> Estimate:
     """Estimate how many equal eigenvalues would have the trace and the Frobenius norm of Θ.
 
@@ -172,7 +172,7 @@ def ntk_effective_rank(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, key: Key
 
 @automatic_axes
 def ntk_eigenpairs(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, k: int, masks: PyTree | None = None,
-                   trainable: Trainable = None, batch_size: int | None = None, tolerance: float | None = None
+                   trainable: Choice = None, batch_size: int | None = None, tolerance: float | None = None
                    ) -> NtkEigenpairs:
     """Compute the k largest eigenvalues of Θ, with multiplicities, and their eigenvectors, by block Lanczos.
 
@@ -216,7 +216,7 @@ def ntk_eigenpairs(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, k: int, mask
 @automatic_axes
 def ntk_density(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, key: Key[Array, ""], probes: int = 8, depth: int = 64,
                 points: int = 200, decades: float = 6.0, width: float = 0.08, masks: PyTree | None = None,
-                trainable: Trainable = None, batch_size: int | None = None) -> SpectralDensity:
+                trainable: Choice = None, batch_size: int | None = None) -> SpectralDensity:
     """Estimate the spectral density of Θ by stochastic Lanczos quadrature.
 
     Args:
@@ -252,7 +252,7 @@ def ntk_density(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, key: Key[Array,
                     width=width)
 
 
-def _taken(apply_fn: ApplyFn, params: PyTree, X: Inputs, masks: PyTree | None, trainable: Trainable,
+def _taken(apply_fn: ApplyFn, params: PyTree, X: Inputs, masks: PyTree | None, trainable: Choice,
            batch_size: int | None) -> tuple[Network, Array, int]:
     """Read the network and its batch, and say how many examples to take at a time."""
     network = read(apply_fn, params, X, masks=masks, trainable=trainable)

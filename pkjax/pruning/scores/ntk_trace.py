@@ -8,14 +8,14 @@ from jaxtyping import Array, PyTree
 from pkjax.programs.meshes import automatic_axes
 from pkjax.pruning.scores.batches import Inputs, Sums, add, fold, scored_network, zeros
 from pkjax.pruning.scores.leaves import finite
-from pkjax.trees import ApplyFn, Trainable, apply_masks, is_floating, trainable_masks
+from pkjax.trees import ApplyFn, Choice, apply_masks, is_floating, trainable_masks
 
 __all__ = ["ntk_trace_saliency"]
 
 
 @automatic_axes
 def ntk_trace_saliency(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, masks: PyTree | None = None,
-                       trainable: Trainable = None, batch_size: int = 16) -> PyTree:
+                       trainable: Choice = None, batch_size: int = 16) -> PyTree:
     """Score weights by the derivative of the tangent kernel's trace, exactly.
 
         S = θ ∘ ∂ Tr Θ/∂θ = 2 θ ∘ Σ_x Σ_k H_k(x) g_k(x),   g_k = ∂f_k/∂θ over what trains,   H_k = ∂²f_k/∂θ²
