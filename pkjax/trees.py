@@ -235,7 +235,7 @@ def trainable_leaves(params: PyTree, trainable: Choice = None) -> PyTree:
 
     Raises:
         ValueError: the tree does not match, or no leaf is left to train.
-        TypeError: ``trainable`` is no choice (see ``select``).
+        TypeError: ``trainable`` is not a choice (see ``select``).
     """
     chosen = jax.tree.map(lambda t, leaf: t if is_floating(leaf) else False, select(trainable, params, "trainable"),
                           params)

@@ -107,7 +107,7 @@ def select(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
     which, *cases = ins
     if isinstance(which, Const):
         if not isinstance(which.value, jax.core.Tracer) and len(taken := np.unique(np.asarray(which.value))) == 1:
-            case = cases[int(taken[0])]    # the others may hold anything, such as NaN for what is no number
+            case = cases[int(taken[0])]    # the others may hold anything, such as NaN for what is not a number
             return [case if isinstance(case, PathSum) else interp.lifted(case)]
         return [interp.linear("select_n", lambda *vs: lax.select_n(which.value, *vs), cases)]
     for case in cases:

@@ -59,7 +59,7 @@ class TrueValues:
             return outs
         (x,), (out,), (operand, index, product) = ins, outs, self.last
         if not isinstance(out, PathSum) or x is not operand or self.true_value(out) is not product:
-            return outs        # the function is no gate on its operand alone
+            return outs        # the function is not a gate on its operand alone
         assert isinstance(x, PathSum)
         self.recorded[index] = jax.lax.stop_gradient(slope(eqn, self.true_value(x)))
         held = self.gated_again(x, self.recorded[index])

@@ -1,8 +1,8 @@
 """Custom derivative rules: whether a rule gives the derivative of what its function computes.
 
 A function of paths reads what a function computes, and Θ differentiates by its rule: where they differ (a surrogate
-slope, a straight-through estimator, a clipped gradient) the network is no sum over paths. The two are compared once for
-each rule, at random points of several sizes, away from ties: a rule may settle those as it likes.
+slope, a straight-through estimator, a clipped gradient) the network is not a sum over paths. The two are compared once
+for each rule, at random points of several sizes, away from ties: a rule may settle those as it likes.
 """
 
 from collections.abc import Callable, Sequence

@@ -27,7 +27,7 @@ class DenseLayer:
 
     An edge carries the factor ``value = c · θ``: a fixed constant times a parameter, or the constant alone. A bias is
     an edge from a constant node of flow 1. Diagonal layers (a frozen BatchNorm scale) are square matrices whose
-    off-diagonal entries are no edges. Returned by ``dense_layers``.
+    off-diagonal entries are not edges. Returned by ``dense_layers``.
 
     Examples:
         >>> (layer,) = dense_layers(lambda w, x: x @ w, jnp.ones((3, 2)), jnp.ones((1, 3)))

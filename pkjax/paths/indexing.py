@@ -37,7 +37,7 @@ def indexed(operands: Sequence[int]) -> Rule:
         def fn(*values: Any) -> Any:
             full = dict(zip(slots, values, strict=True)) | {i: v.value for i, v in rest.items()}
             return eqn.primitive.bind(*(full[i] for i in range(len(ins))), **eqn.params)
-        # What indices of one example pick is no fixed function of the operands.
+        # What indices of one example pick is not a fixed function of the operands.
         fn.of_input = any(v.of_input for v in rest.values())  # type: ignore[attr-defined]
         return [interp.linear(eqn.primitive.name, fn, [ins[i] for i in slots], like=eqn.outvars[0].aval)]
     return rule

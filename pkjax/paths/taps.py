@@ -257,8 +257,8 @@ def network_sites(fn: BoundProgram, params: PyTree, x: Any
             full[i] = value
         walked, out = _walk(fn, jax.tree.unflatten(treedef, full), z, None)
         # Of shapes alone there are no pullbacks, which would hold the constants.
-        found = tuple(replace(s, pullback=_no_pullback) if abstract else s for s in walked.sites)
-        known.append((found, {i: tuple(n for n, s in enumerate(found) if s.leaf == i)
+        kept = tuple(replace(s, pullback=_no_pullback) if abstract else s for s in walked.sites)
+        known.append((kept, {i: tuple(n for n, s in enumerate(kept) if s.leaf == i)
                               for i in range(len(leaves)) if i not in walked.uncovered}))
         return out
 

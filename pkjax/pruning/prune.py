@@ -129,8 +129,8 @@ def prune(
     if not traced:
         _warn_of_emptied(plan, [layer.name for layer in layers if layer.emptied])
     history = tuple(number(k) for k in kept.sum(axis=1))
-    found = _fill(plan.layout, params, alive, fixed)
-    return PruneResult(masks=found, kept=history[-1], total=sum(plan.sizes), layers=layers, history=history)
+    kept_masks = _fill(plan.layout, params, alive, fixed)
+    return PruneResult(masks=kept_masks, kept=history[-1], total=sum(plan.sizes), layers=layers, history=history)
 
 
 def _traced(tree: PyTree) -> bool:

@@ -277,7 +277,7 @@ def _count_columns(flat: Sequence[Array], bracket: Bracket) -> Callable[[Array],
     def inside(key: Array) -> Array:
         return key - bracket.low <= width  # modulo 2^bits: one comparison for two
 
-    def gather(key: Array, found: Array, first: Array, columns: Array) -> Array:
+    def gather(key: Array, counts: Array, first: Array, columns: Array) -> Array:
         """Write the columns of a leaf that hold anything inside behind the ``first`` ones, GATHERED at a time."""
         marked = jnp.concatenate([part.reshape(-1) for part in _by_chunk(key, lambda chunk: inside(chunk).any(0))])
         order = jnp.cumsum(marked, dtype=number)
@@ -298,16 +298,16 @@ def _count_columns(flat: Sequence[Array], bracket: Bracket) -> Callable[[Array],
             entries = jnp.where(there & inside(entries), entries, key.dtype.type(0))
             return lax.dynamic_update_slice(columns, entries, (number.type(0), first + done * GATHERED))
 
-        return lax.fori_loop(number.type(0), (found + GATHERED - 1) // GATHERED, some, columns)
+        return lax.fori_loop(number.type(0), (counts + GATHERED - 1) // GATHERED, some, columns)
 
-    found = bracket.reach - bracket.above
-    firsts = jnp.cumsum(found) - found
+    counts = bracket.reach - bracket.above
+    firsts = jnp.cumsum(counts) - counts
     columns = jnp.zeros((128, COLUMNS + GATHERED), flat[0].dtype)
-    for key, n, first in zip(flat, found, firsts, strict=True):
+    for key, n, first in zip(flat, counts, firsts, strict=True):
         if key.size:
             columns = gather(key, n, first, columns)
     place = jnp.arange(columns.shape[1], dtype=number)
-    owned = (place >= firsts[:, None]) & (place < (firsts + found)[:, None])
+    owned = (place >= firsts[:, None]) & (place < (firsts + counts)[:, None])
 
     def count(thresholds: Array) -> Array:
         reach = (columns >= thresholds[:, None, None]).sum(1, dtype=jnp.uint8)
