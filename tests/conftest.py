@@ -79,6 +79,14 @@ def key():
     return jax.random.key(0)
 
 
+@pytest.fixture(scope="module")
+def compile_quickly():
+    """Leave out most of XLA's optimisations, where networks are so small that compiling takes the time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _forget_compiled_functions():
     """Hundreds of networks are compiled; what one file compiled is of no use to the next."""

@@ -40,7 +40,7 @@ def shrunk(name, kind="py"):
 
 
 @pytest.fixture
-def run(monkeypatch):
+def run(compile_quickly):
     """Run a notebook's source as a reader does, cell by cell, in JAX's own type promotion."""
     matplotlib = pytest.importorskip("matplotlib")
     matplotlib.use("agg")
@@ -54,10 +54,8 @@ def run(monkeypatch):
         return scope
 
     precision = jax.config.jax_default_matmul_precision
-    jax.config.update("jax_disable_most_optimizations", True)      # small numbers: compiling is what takes the time
     with jax.numpy_dtype_promotion("standard"):
         yield execute
-    jax.config.update("jax_disable_most_optimizations", False)
     jax.config.update("jax_default_matmul_precision", precision)
     pyplot.close("all")
 
