@@ -9,7 +9,8 @@ line style too.
 from pkjax.plots.kept_weights import layers
 from pkjax.plots.kernels import overlaps, spectra
 from pkjax.plots.network import paths
+from pkjax.plots.panels import BLACK, BLUE, GREEN, ORANGE, VERMILLION
 from pkjax.plots.reports import report
 from pkjax.plots.training_curves import training, trajectories
 
-__all__ = ["layers", "overlaps", "paths", "report", "spectra", "training", "trajectories"]
+__all__ = ["BLACK", "BLUE", "GREEN", "ORANGE", "VERMILLION", "layers", "overlaps", "paths", "report", "spectra", "training", "trajectories"]

@@ -15,7 +15,16 @@ if TYPE_CHECKING:
 __all__ = ["BLACK", "BLUE", "GREEN", "ORANGE", "SMALL", "VERMILLION", "axes_of", "axes_of_all", "blank", "finish",
            "new_figure", "size", "titled"]
 
-BLUE, ORANGE, GREEN, VERMILLION, BLACK = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#000000"
+BLUE = "#0072B2"
+"""Of Okabe and Ito's colours, the first: what is measured."""
+ORANGE = "#E69F00"
+"""Of Okabe and Ito's colours, the second."""
+GREEN = "#009E73"
+"""Of Okabe and Ito's colours, the third."""
+VERMILLION = "#D55E00"
+"""Of Okabe and Ito's colours, the fourth: bounds and failures."""
+BLACK = "#000000"
+"""For lines that other curves are compared with."""
 SMALL = 8
 
 
@@ -26,7 +35,7 @@ def new_figure(width: float, height: float) -> "Figure":
         ImportError: Matplotlib is missing.
 
     Examples:
-        >>> image, shown = new_figure(2, 1)._repr_png_()
+        >>> image, shown = new_figure(2.0, 1.0)._repr_png_()
         >>> image[1:4], shown
         (b'PNG', {'width': 160, 'height': 80})
     """
