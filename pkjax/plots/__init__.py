@@ -9,8 +9,14 @@ line style too.
 from pkjax.plots.kept_weights import layers
 from pkjax.plots.kernels import overlaps, spectra
 from pkjax.plots.network import paths
-from pkjax.plots.panels import BLACK, BLUE, GREEN, ORANGE, VERMILLION
+
+# Colours for figures of one's own.
+from pkjax.plots.panels import BLACK as BLACK
+from pkjax.plots.panels import BLUE as BLUE
+from pkjax.plots.panels import GREEN as GREEN
+from pkjax.plots.panels import ORANGE as ORANGE
+from pkjax.plots.panels import VERMILLION as VERMILLION
 from pkjax.plots.reports import report
 from pkjax.plots.training_curves import training, trajectories
 
-__all__ = ["BLACK", "BLUE", "GREEN", "ORANGE", "VERMILLION", "layers", "overlaps", "paths", "report", "spectra", "training", "trajectories"]
+__all__ = ["layers", "overlaps", "paths", "report", "spectra", "training", "trajectories"]
