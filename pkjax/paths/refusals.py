@@ -10,8 +10,8 @@ _REASONS = {
     "is not positively homogeneous": (
         "acos", "acosh", "asin", "asinh", "atan", "atan2", "atanh", "bessel_i0e", "bessel_i1e", "cbrt", "cos", "cosh",
         "cumlogsumexp", "digamma", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "igamma", "igamma_grad_a",
-        "igammac", "lgamma", "log", "log1p", "logistic", "polygamma", "pow", "random_gamma_grad",
-        "regularized_incomplete_beta", "rsqrt", "sin", "sinh", "sqrt", "tan", "tanh", "zeta"),
+        "igammac", "lgamma", "log", "log1p", "log2", "logistic", "one_minus_square", "polygamma", "polynomial", "pow",
+        "random_gamma_grad", "regularized_incomplete_beta", "rsqrt", "sin", "sinh", "sqrt", "tan", "tanh", "zeta"),
     "rounds its operand, whose derivative is 0": ("ceil", "floor", "nextafter", "rem", "round"),
     "reads a signal's bits": ("bitcast_convert_type",),
     "multiplies entries of one array with each other": ("cumprod", "reduce_prod"),
@@ -28,6 +28,7 @@ _REASONS = {
         "all_gather", "all_gather_invariant", "all_to_all", "axis_index", "pbroadcast", "pcast", "pmax", "pmin",
         "ppermute", "precv", "psend", "psum", "psum_invariant", "pvary", "ragged_all_to_all", "reduce_scatter",
         "shard_map"),
+    "is expanded by JAX only when it compiles": ("call_hi_primitive",),
     "runs code that JAX cannot see": ("io_callback", "pallas_call", "pure_callback", "ffi_call", "custom_partitioning"),
     "is defined for whole numbers and booleans, or orders effects": (
         "after_all", "and", "clz", "create_token", "dce_sink", "empty", "empty2", "eq_to", "iota", "le_to", "lt_to",
