@@ -395,13 +395,22 @@ def test_wrong_options_are_named(relus):
     params, X = relus
     with pytest.raises(ValueError, match='pool must be "sum" or "max"'):
         path_exclusion(relu_net, params, X, pool="average")
-    with pytest.raises(ValueError, match="X must hold floating-point numbers"):
-        path_exclusion(lambda p, x: relu_net(p, x.astype(jnp.float64)), params, np.ones((2, 3), int))
     with pytest.raises(NotPathNetworkError, match="tanh"):
         path_exclusion(lambda p, x: jnp.tanh(relu_net(p, x)), params, X)
     for wrong in (0, -1, True):
         with pytest.raises(ValueError, match="batch_size must be a whole number of examples"):
             ntk_trace_saliency(relu_net, params, X, batch_size=wrong)
+
+
+@pytest.mark.parametrize("score", [path_exclusion, ntk_trace_saliency])
+def test_scores_of_integers_are_those_of_the_numbers_that_the_network_makes_of_them(score, relus):
+    params, X = relus
+    whole = np.round(np.asarray(X) * 3).astype(np.int32)
+
+    def net(p, x):
+        return relu_net(p, x.astype(FLOAT))
+
+    jax.tree.map(np.testing.assert_array_equal, score(net, params, whole), score(relu_net, params, whole.astype(FLOAT)))
 
 
 @pytest.mark.parametrize("score", [path_exclusion, ntk_trace_saliency])
