@@ -123,7 +123,7 @@ def prune(
     if not traced:
         kept, flags = jax.device_get((kept, flags))
         _raise_bad_scores(flags, plan.names)
-    number = jnp.asarray if traced else int
+    number: Callable[[Any], Any] = jnp.asarray if traced else int
     layers = tuple(layer_report(name, shape, number(k)) for name, shape, k in zip(plan.names, plan.shapes, kept[-1],
                                                                                  strict=True))
     if not traced:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
 import numpy as np
@@ -15,8 +15,10 @@ from pkjax import tables
 __all__ = ["DisconnectedWarning", "EmptiedLayerWarning", "LayerReport", "PruneResult", "layer_report", "layers_table"]
 
 
-Count = int | Int[Array, "*runs"]
-"""A number of weights: of one pruning, or of several runs of ``vmap``."""
+if TYPE_CHECKING:
+    Count: TypeAlias = int      # what a user's typed code sees outside of jit and vmap
+else:
+    Count = int | Int[Array, "*runs"]
 
 
 class EmptiedLayerWarning(UserWarning):

@@ -96,7 +96,7 @@ kept: str = pk.prune(pk.magnitude, X, compression=1).kept  # a number
 pk.analyze(apply_fn, X, X).lamda                        # no such result
 pk.synflow_l3(apply_fn, X, X)                           # no such score
 pk.models.lenet()                                       # no such model
-pk.ntk(apply_fn, X, "digits")                           # no array
+pk.ntk(apply_fn, X, X, tile="all")                      # not a number
 pk.prune(X, X, compression=1)                           # no function
 """
 
