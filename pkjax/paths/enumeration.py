@@ -17,6 +17,7 @@ from pkjax.network import Network, read
 from pkjax.paths.interpret import interpret
 from pkjax.paths.interpreter import PathSum
 from pkjax.paths.polynomial import recorded_gates
+from pkjax.programs.evaluate import evaluate
 from pkjax.programs.meshes import automatic_axes
 from pkjax.trees import ApplyFn, leaf_names
 
@@ -158,12 +159,12 @@ class Enumeration:
             if op in MOVES:
                 # Numbered entries show where each one goes, which spares differentiating the operation.
                 numbers = 1.0 + jnp.arange(prod(s.shape), dtype=zeros[i].dtype).reshape(s.shape)
-                moved = np.asarray(jax.jit(one)(numbers)).ravel()
+                moved = np.asarray(evaluate(one, numbers)).ravel()
                 to = np.flatnonzero(moved)
                 start, coefficient = np.abs(moved[to]).astype(int) - 1, np.sign(moved[to])
             else:
                 self._affordable(op, prod(s.shape) * prod(jax.eval_shape(one, zeros[i]).shape))
-                matrix = np.asarray(jax.jit(jax.jacfwd(one))(zeros[i])).reshape(-1, prod(s.shape))
+                matrix = np.asarray(evaluate(jax.jacfwd(one), zeros[i])).reshape(-1, prod(s.shape))
                 to, start = np.nonzero(matrix)
                 coefficient = matrix[to, start]
             pieces.append(self._follow(s.value, start, to, coefficient))
@@ -182,7 +183,7 @@ class Enumeration:
             x, w = jnp.zeros(a.shape, a.dtype), jnp.zeros(b.shape, b.dtype)
             self._affordable(op, prod(a.shape) * prod(b.shape) * prod(jax.eval_shape(fn, x, w).shape))
             inner = jax.jacfwd(lambda v: jax.jacfwd(partial(fn, v))(w))
-            tensor = np.asarray(jax.jit(inner)(x)).reshape(-1, prod(b.shape), prod(a.shape))
+            tensor = np.asarray(evaluate(inner, x)).reshape(-1, prod(b.shape), prod(a.shape))
             to, at_b, at_a = np.nonzero(tensor)
             coefficient = tensor[to, at_b, at_a]
         return self._join(a.value, b.value, at_a, at_b, to, coefficient)

@@ -13,9 +13,9 @@ from jaxtyping import Array, PyTree, Shaped
 
 from pkjax import paths, tables
 from pkjax.network import read
+from pkjax.programs.evaluate import evaluate
 from pkjax.programs.meshes import automatic_axes
 from pkjax.programs.program import BoundProgram
-from pkjax.pruning.evaluate import evaluate
 from pkjax.pruning.prunable import prunable_leaves
 from pkjax.pruning.result import DisconnectedWarning, LayerReport, layer_report, layers_table
 from pkjax.pruning.scores.leaves import widened

@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Array, Int, Key, PyTree, Shaped
 
 from pkjax import paths
+from pkjax.programs.evaluate import evaluate
 from pkjax.programs.meshes import automatic_axes
-from pkjax.pruning.evaluate import evaluate
 from pkjax.pruning.scores.leaves import finite, split, widened
 from pkjax.trees import ApplyFn
 

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from pkjax.programs.evaluate import evaluate
 from pkjax.programs.meshes import automatic_axes
-from pkjax.pruning.evaluate import evaluate
 from pkjax.pruning.scores.batches import mean
 from pkjax.pruning.scores.leaves import finite, split
 from pkjax.trees import Choice, kernels

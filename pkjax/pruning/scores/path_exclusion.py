@@ -6,8 +6,8 @@ from jaxtyping import Array, PyTree
 
 from pkjax import paths
 from pkjax.paths.scaled import NOTHING, Scaled, exponent_of, normalized, shifted
+from pkjax.programs.evaluate import evaluate
 from pkjax.programs.meshes import automatic_axes
-from pkjax.pruning.evaluate import evaluate
 from pkjax.pruning.scores.batches import Inputs, Sums, add, fold, scored_network, zeros
 from pkjax.pruning.scores.leaves import finite
 from pkjax.trees import ApplyFn
