@@ -222,13 +222,13 @@ def _check_rows(fn: Callable[..., Array], program: Any, constants: Any, params: 
     try:
         (place,) = follow(closed.jaxpr, closed.consts, inputs)
     except Joined as error:
-        (eqn,) = error.args
-        module = module_scope([eqn])
+        *_, eqn = error.args
+        module = module_scope(error.args)
         raise ValueError(
             "each row of the output must depend on its own example alone, but the operation "
-            f"'{eqn.primitive.name}' joins the examples of a batch\n  source: {source_line([eqn])}"
-            + (f"\n  module: {module}" if module else "") + "\n  what to do: freeze statistics of the batch: BatchNorm "
-            "with running averages (train=False, use_running_average=True, or module.eval())") from None
+            f"'{eqn.primitive.name}' joins the examples of a batch\n  source: {source_line(error.args)}"
+            + (f"\n  module: {module}" if module else "") + "\n  what to do: treat each example by itself; freeze "
+            "BatchNorm at its running averages (train=False, use_running_average=True, or module.eval())") from None
     except Uncertain:
         place = None
     if place != Rows(0) and not _rows_agree(*trace(fn, params, x), program, constants, params, x):

@@ -27,7 +27,7 @@ class Free:
 
 
 class Joined(Exception):
-    """An operation joins examples; ``args`` are the operation."""
+    """An operation joins examples; ``args`` are the calls around it and, last, the operation."""
 
 
 class Uncertain(Exception):

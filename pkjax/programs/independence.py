@@ -48,7 +48,12 @@ def follow(jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Value]) -> list[V
         elif name in ELEMENTWISE:
             outs = elementwise(eqn, ins)
         elif name in RULES:
-            outs = RULES[name](eqn, ins)
+            try:
+                outs = RULES[name](eqn, ins)
+            except Joined as error:
+                if eqn in error.args:
+                    raise
+                raise Joined(eqn, *error.args) from None      # a call around it, whose line the user wrote
         else:
             raise Uncertain(eqn)
         env.update(zip(eqn.outvars, outs, strict=True))

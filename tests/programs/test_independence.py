@@ -160,6 +160,11 @@ def test_numbers_convict_where_rules_are_uncertain(name):
         read(net, W, jax.ShapeDtypeStruct((3, *shape), FLOAT))
 
 
+def test_the_line_of_an_operation_inside_a_call_is_the_users():
+    with pytest.raises(ValueError, match=r"'sort' joins the examples of a batch\n  source: .*test_independence\.py:"):
+        read(lambda w, x: jnp.sort(x @ w, 0), jnp.ones((3, 2)), jax.ShapeDtypeStruct((3, 3), FLOAT))
+
+
 def test_the_rules_know_what_jax_emits():
     """What they do not know is compared, so that a new primitive costs time and no truth; those of today are listed."""
     modules = {"jax.numpy": jax.numpy, "jax.nn": jax.nn, "jax.lax": jax.lax}
