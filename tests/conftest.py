@@ -17,6 +17,10 @@ from tests import cases
 
 jax.config.update("jax_enable_x64", not cases.FLOAT32)
 jax.config.update("jax_numpy_dtype_promotion", "standard" if cases.FLOAT32 else "strict")
+# Compiling takes most of the time, and a third less without XLA's dearest optimisations. Users have them, and so does
+# the second configuration. Processes that tests start do as this one does.
+jax.config.update("jax_disable_most_optimizations", not cases.FLOAT32)
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(not cases.FLOAT32))
 
 # The same draws in every run; `--hypothesis-profile random` draws others (nox -s random).
 settings.register_profile("fixed", deadline=None, derandomize=True)
@@ -77,14 +81,6 @@ def _tolerances_of_the_type():
 @pytest.fixture
 def key():
     return jax.random.key(0)
-
-
-@pytest.fixture(scope="module")
-def compile_quickly():
-    """Leave out most of XLA's optimisations, where networks are so small that compiling takes the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(autouse=True, scope="module")

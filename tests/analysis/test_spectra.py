@@ -83,12 +83,10 @@ def test_a_search_that_does_not_end_is_reported(large, monkeypatch):
 
 def test_paths_beyond_float32_are_counted():
     def deep(w, x):
-        for kernel in w:
-            x = x @ kernel
-        return x
+        return jax.lax.scan(lambda x, kernel: (x @ kernel, None), x, w)[0]
 
-    w = [normal(i, (8, 8), jnp.float32) / 8**0.5 for i in range(44)]
+    w = normal(0, (44, 8, 8), jnp.float32) / 8**0.5
     data = spectra.data_spectrum(deep, w, jnp.ones((2, 8), jnp.float32), masks=None)
     np.testing.assert_allclose(data.values[0], 2 * 8.0**44, rtol=1e-12)
     with pytest.raises(FloatingPointError, match="beyond what float64 holds"):
-        spectra.data_spectrum(deep, w * 8, jnp.ones((2, 8), jnp.float32), masks=None)
+        spectra.data_spectrum(deep, jnp.concatenate([w] * 8), jnp.ones((2, 8), jnp.float32), masks=None)

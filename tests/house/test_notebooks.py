@@ -40,7 +40,7 @@ def shrunk(name, kind="py"):
 
 
 @pytest.fixture
-def run(compile_quickly):
+def run():
     """Run a notebook's source as a reader does, cell by cell, in JAX's own type promotion."""
     matplotlib = pytest.importorskip("matplotlib")
     matplotlib.use("agg")

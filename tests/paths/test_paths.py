@@ -15,8 +15,6 @@ from pkjax.paths.polynomial import path_sum, record
 from tests.cases import cases, live
 from tests.oracles import enumerate_paths
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 # Shrinking a failing network would compile hundreds more.
 NETWORKS = settings(max_examples=12, deadline=None, phases=[Phase.explicit, Phase.generate],
                     suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
