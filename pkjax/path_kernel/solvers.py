@@ -1,4 +1,4 @@
-"""The path kernel's largest eigenpairs by one of three solvers: dense, exact counting, or block Lanczos."""
+"""The path kernel's largest eigenpairs by one of three solvers: exact counting, dense, or block Lanczos."""
 
 import warnings
 from collections.abc import Callable
@@ -69,7 +69,7 @@ class Eigenpairs:
 
 
 def is_direct(network: Network, z: Array) -> bool:
-    """Whether "auto" is a direct method, dense or counting, for which a long list costs little more than a short one.
+    """Whether "auto" is a direct method, counting or dense, for which a long list costs little more than a short one.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -94,15 +94,13 @@ def largest_eigenpairs(apply_fn: ApplyFn, params: PyTree, x: PyTree, k: int, mas
     trained, size = trained_positions(network), sum(map(np.size, jax.tree.leaves(params)))
     if not 1 <= k <= len(trained):
         raise ValueError(f"k must be between 1 and the number of parameters that train, {len(trained)}, got {k}")
-    if method == "auto" and len(trained) <= _DENSE_BELOW:
-        method = "dense"
     if method in ("auto", "counting"):
         try:
             layers = network_layers(network, z)
         except NotFullyConnectedError:
             if method == "counting":
                 raise
-            method = "lanczos"
+            method = "dense" if len(trained) <= _DENSE_BELOW else "lanczos"
         else:
             from pkjax.path_kernel.spectrum_slicing import top_spectrum
 

@@ -87,7 +87,7 @@ def eigenvalues(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "
         k: how many, at most the number of parameters that train.
         masks: booleans like ``params``; a masked weight carries no path and does not train.
         trainable: which parameters Π differentiates; all floating-point leaves by default.
-        method: "dense" (a matrix with a row for each parameter), "counting" (exact, for fully connected networks),
+        method: "counting" (exact, for fully connected networks), "dense" (a matrix with a row for each parameter),
             "lanczos" (any network), or "auto": the first of these that fits.
         tolerance: of "lanczos", relative to the largest eigenvalue.
 
