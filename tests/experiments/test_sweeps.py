@@ -64,6 +64,44 @@ def test_a_file_that_fits_no_sweep_is_refused_by_name(tmp_path, text, message):
     assert str(file) in str(info.value)
 
 
+@pytest.mark.parametrize(("values", "message"), [
+    ({"seed": 2**32}, "seed must be at most 4294967295, got 4294967296"), ({"seed": 2**64}, "seed must be at most"),
+    ({"seed": -1}, "seed must not be negative"), ({"seed": 1.0}, "seed must be int, got 1.0"),
+    ({"seed": True}, "seed must be int, got True"), ({"epochs": 2.0}, "epochs must be int, got 2.0"),
+    ({"epochs": 10**30}, "epochs must be at most"), ({"epochs": 0}, "epochs must be at least 1"),
+    ({"compression": float("nan"), "pruner": "snip"}, "compression must be a number of at least 0, got nan"),
+    ({"compression": 10**400, "pruner": "snip"}, "compression must be a number of at least 0, got inf"),
+    ({"learning_rate": float("inf")}, "learning_rate must be at most"), ({"learning_rate": 1e39}, "largest float32"),
+    ({"learning_rate": float("nan")}, "learning_rate must be positive"), ({"weight_decay": -1}, "weight_decay must be"),
+    ({"drops": [60], "epochs": 5}, r"none beyond the last \(5\), got \(60,\)"), ({"drops": [3, 3]}, "different epochs"),
+    ({"drops": [1.5]}, "drops must be a list of int"), ({"drops": [0]}, "drops are epochs counted from 1"),
+    ({"model": 3}, "model must be str, got 3"), ({"model": "lenet"}, "unknown model 'lenet'"),
+    ({"batch_size": "8"}, "batch_size must be int, got '8'"), ({"traces": -1}, "traces must not be negative")])
+def test_settings_of_no_possible_run_are_refused_before_anything_runs(values, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        grid(values)
+    with pytest.raises((ValueError, TypeError)):
+        Settings(**values)
+
+
+def test_drops_that_never_come_are_left_out():
+    few = Settings(model="vgg11", data="cifar10", epochs=60)
+    assert few.recipe.drops == ()
+    assert few.key == Settings(model="vgg11", data="cifar10", epochs=60, drops=()).key
+
+
+def test_a_grid_of_a_thousand_million_runs_is_counted_and_not_built(tmp_path):
+    lists = {"seed": [0] * 1000, "epochs": [1] * 1000, "traces": [1] * 1000}
+    began = time.monotonic()
+    with pytest.raises(ValueError, match="a sweep of 1,000,000,000 runs is too large: at most 100,000 go into one"):
+        grid(lists)
+    file = tmp_path / "large.toml"
+    file.write_text("".join(f"[[grid]]\nseed = {lists['seed']}\ntraces = {[1] * 60}\n" for _ in range(2)))
+    with pytest.raises(ValueError, match=r"large.toml: a sweep of 120,000 runs is too large"):
+        read_grid(file)
+    assert time.monotonic() - began < 5
+
+
 def test_a_record_says_what_the_functions_say_one_by_one():
     chosen = Settings(**TINY, pruner="synflow-dist", compression=0.5, seed=2, spectra=2)
     record, masks = run(chosen)
