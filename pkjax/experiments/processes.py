@@ -148,15 +148,15 @@ def run_locally(pending: Sequence[Settings], output: Path, workers: int
 
 def _died(settings: Settings, code: int, worker: _Worker, begun: int) -> str | None:
     """Record the failure of a run whose process died, and say so; None where it may be begun once more."""
-    said = tail(worker.log.fileno())
+    stderr = tail(worker.log.fileno())
     if code == 1:       # Python could not start, or the worker met an error outside of its run
-        last = said.strip().splitlines()[-1:] or ["nothing on its standard error stream"]
+        last = stderr.strip().splitlines()[-1:] or ["nothing on its standard error stream"]
         raise ChildProcessError(f"a worker process cannot work: {last[0]}")
     if begun < TRIES:
         return None
     name = next((f" ({kind.name})" for kind in signal.Signals if kind == -code), "")
     write_failure(worker.output, failure(settings, f"its process died with exit code {code}{name}, {begun} times", "",
-                                         versions(), said))
+                                         versions(), stderr))
     return "failed"
 
 

@@ -82,13 +82,13 @@ def succeeded(table: "DataFrame", *columns: str) -> tuple[Any, int]:
 
 def diverging(runs: Any) -> np.ndarray:
     """Tell which runs diverged: by the column `diverged`, or because an outcome of training is NaN or infinite."""
-    found = np.zeros(len(runs), bool)
+    marked = np.zeros(len(runs), bool)
     if "diverged" in runs.columns:
-        found |= runs["diverged"].to_numpy(dtype=np.float64, na_value=0.0) != 0
+        marked |= runs["diverged"].to_numpy(dtype=np.float64, na_value=0.0) != 0
     for name in QUANTITIES:
         if name in runs.columns:
-            found |= ~np.isfinite(floats(runs, name))
-    return found
+            marked |= ~np.isfinite(floats(runs, name))
+    return marked
 
 
 def floats(runs: Any, column: str) -> np.ndarray:
