@@ -12,7 +12,7 @@ def needed(module: str, extra: str, purpose: str) -> Any:
     Args:
         module: the module's full name.
         extra: the extra of pkjax that brings it, or "" where it comes with pkjax itself.
-        purpose: what needs it, as the beginning of a sentence: "sweeps need Pebble".
+        purpose: what needs it, as the beginning of a sentence: "sweeps need filelock".
 
     Raises:
         ImportError: the module, or one that it imports, is missing.

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxtyping import PyTree
 
@@ -13,12 +13,12 @@ from pkjax.cli import html
 from pkjax.cli.options import FIGURES, Analyze, Common, Figures, Network, Prune, Sweep, Train, check, network
 from pkjax.experiments.environment import environment
 from pkjax.experiments.methods import pruned, score, steps_of
-from pkjax.experiments.records import export
+from pkjax.experiments.records import export, read_records, recorded
 from pkjax.experiments.settings import Settings, read_grid
 from pkjax.experiments.sweeps import Outcome
 from pkjax.tables import Progress, reporter
 
-__all__ = ["analyze", "figures", "prune", "settings", "sweep", "train"]
+__all__ = ["Swept", "Verdicts", "analyze", "figures", "prune", "settings", "sweep", "train"]
 
 
 def prune(options: Prune, progress: Progress = False) -> pk.PruneResult:
@@ -32,7 +32,8 @@ def prune(options: Prune, progress: Progress = False) -> pk.PruneResult:
     tell("loading images, initialising")
     net = network(options)
     result = _pruned(options, net, tell)
-    pk.save_masks(options.output, result.masks)
+    with files.replacing(options.output) as part:
+        pk.save_masks(part, result.masks)
     return result
 
 
@@ -99,18 +100,56 @@ def train(options: Train, progress: Progress = False) -> dict[str, Any]:
     return record
 
 
-def sweep(options: Sweep, progress: Progress = False) -> tuple[Outcome, Path]:
+class Swept(NamedTuple):
+    """What a sweep came to."""
+
+    outcome: Outcome
+    table: Path
+    """The file with the table of all runs of the folder."""
+    error: str
+    """What is wrong where no run of the sweep has a result; "" elsewhere."""
+
+
+def sweep(options: Sweep, progress: Progress = False) -> Swept:
     """Run the sweep of a file; return how many runs there were, and the file with their table."""
     runs = read_grid(options.config)
-    output = options.output or options.config.with_suffix("")
-    outcome = experiments.sweep(runs, output, workers=options.workers, ray=options.ray, gpus=options.gpus,
-                                retry=options.retry, progress=progress)
-    return outcome, export(output)
+    outcome = experiments.sweep(runs, output := _results(options), workers=options.workers, ray=options.ray,
+                                gpus=options.gpus, retry=options.retry, progress=progress)
+    return Swept(outcome, export(output), _without_result(output, {chosen.key for chosen in runs}))
 
 
-def figures(options: Figures, progress: Progress = False) -> Any:
-    """Draw a figure of results and return its file; for "claims", return the table of verdicts."""
+def _results(options: Sweep) -> Path:
+    """Return the folder to write to; it never has the name of the configuration itself."""
+    if options.output is not None:
+        return options.output
+    name = options.config.name
+    stem = name[:-len(".toml")] if name.lower().endswith(".toml") else ""
+    return options.config.with_name(stem or f"{name}-results")
+
+
+def _without_result(output: Path, keys: set[str]) -> str:
+    """Say that every run of a sweep failed, now or earlier, and how the first of them did."""
+    failed = recorded(output)[1] & keys
+    if not keys or failed != keys:
+        return ""
+    first = next(record for record in read_records(output) if record["key"] in failed)
+    count = f"all {len(keys)} runs of the sweep" if len(keys) > 1 else "the run of the sweep"
+    return f"{count} failed ({first['error']}); --retry repeats them"
+
+
+class Verdicts(NamedTuple):
+    """The paper's claims and whether they held."""
+
+    table: Any
+    left_out: str
+    """How many runs tell nothing, as a sentence; "" for none."""
+
+
+def figures(options: Figures, progress: Progress = False) -> Path | Verdicts:
+    """Draw a figure of results and return its file; for "claims", return the verdicts."""
     from pkjax.experiments import figures, paper_claims
+    from pkjax.experiments.figures.styles import left_out
+    from pkjax.experiments.run_tables import finished
 
     tell = reporter(progress)
     if options.figure not in FIGURES:
@@ -118,7 +157,7 @@ def figures(options: Figures, progress: Progress = False) -> Any:
     tell("reading records")
     table = experiments.table(options.results)
     if options.figure == "claims":
-        return paper_claims.judge_claims(table)
+        return Verdicts(paper_claims.judge_claims(table), "; ".join(left_out(finished(table))))
     draw = getattr(figures, f"figure{options.figure}" if options.figure.isdigit() else options.figure)
     folder = options.results.parent if options.results.is_file() else options.results
     output = options.output or folder / f"figure-{options.figure}.png"

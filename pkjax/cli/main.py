@@ -28,7 +28,8 @@ See `pkjax COMMAND --help` for options, `pkjax --version` for the version.
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code.
 
-    0 for success; 2 for an error, which is one line on the standard error stream; 130 after an interruption.
+    0 for success; 1 for a sweep none of whose runs has a result; 2 for an error, both one line on the standard error
+    stream; 130 after an interruption.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["--version"]:
@@ -39,11 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             needed(module, "cli", f"the command line needs {module}")
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
-            _run(_parse(arguments))
+            failure = _run(_parse(arguments))
         for text in dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning)
                                   and not issubclass(w.category, DeprecationWarning)):
             print(f"pkjax: note: {_line(text)}", file=sys.stderr)
-        return 0
+        return _fail(failure, 1) if failure else 0
     except _UsageError as error:
         return error.args[0] if not error.args[1] else _fail(error.args[1])
     except OSError as error:
@@ -66,9 +67,9 @@ def _line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _fail(text: str) -> int:
+def _fail(text: str, code: int = 2) -> int:
     print(f"pkjax: error: {_line(text)}", file=sys.stderr)
-    return 2
+    return code
 
 
 def _parse(arguments: list[str]) -> "Options":
@@ -115,13 +116,15 @@ def _unframed(box: str) -> str:
     return " ".join(message).rstrip(".") + (f"; did you mean {suggested[0]}" if suggested else "")
 
 
-def _run(options: "Options") -> None:
+def _run(options: "Options") -> str:
+    """Run a command and print its result; return what is wrong with a result, "" for nothing."""
     from rich.console import Console
 
     from pkjax.cli import commands, screen
-    from pkjax.cli.options import Analyze, Prune, Sweep, Train
+    from pkjax.cli.options import Analyze, Figures, Prune, Sweep, Train
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)      # a path may read z[red].npz
+    failure = ""
     with _progress() as progress:
         result: Any = getattr(commands, type(options).__name__.lower())(options, progress)
     if isinstance(options, Analyze):
@@ -134,14 +137,17 @@ def _run(options: "Options") -> None:
         console.print(screen.history_table(result))
         ending = f"record, masks, picture and checkpoint: {options.output}"
     elif isinstance(options, Sweep):
-        (run, failed, before), table = result
+        (run, failed, before), table, failure = result
         ending = f"{run} runs, {failed} of them failed, {before} recorded before; table: {table}"
-    elif isinstance(result, Path):
-        ending = f"picture: {result}"
+    elif isinstance(options, Figures) and not isinstance(result, Path):
+        console.print(screen.verdicts_table(result.table))
+        ending = result.left_out
     else:
-        console.print(screen.verdicts_table(result))
-        return
-    console.print(ending, soft_wrap=True)
+        ending = f"picture: {result}"
+    if ending:
+        # A name that is not UTF-8 is printed with marks in place of its bytes.
+        console.print(ending.encode("utf-8", "surrogateescape").decode("utf-8", "replace"), soft_wrap=True)
+    return failure
 
 
 @contextlib.contextmanager
@@ -151,7 +157,7 @@ def _progress(after: float = 1.0) -> Iterator[Callable[[str], None]]:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     console: Console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=20), TimeElapsedColumn())
     began = time.monotonic()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=None, visible=False)

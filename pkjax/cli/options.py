@@ -152,7 +152,7 @@ class Sweep:
 
     config: Annotated[Path, arg(metavar="CONFIG")]
     """TOML file with a table [defaults] and tables [[grid]]; a list of values is an axis of the grid."""
-    output: Annotated[Path | None, PATH, _unset("the name of CONFIG without .toml")] = None
+    output: Annotated[Path | None, PATH, _unset("CONFIG without .toml, or CONFIG-results")] = None
     """Folder of results to write to."""
     workers: Annotated[int, INT] = 1
     """Number of local processes; keep 1 where there is an accelerator."""
@@ -201,6 +201,8 @@ def check(options: Common) -> None:
             raise ValueError(f"--{name} must be at least 1, got {value}")
     if options.seed < 0:
         raise ValueError(f"--seed must not be negative, got {options.seed}")
+    if options.seed >= 2**32:
+        raise ValueError(f"--seed must be at most {2**32 - 1}, got {options.seed}")
     if not 0 <= options.compression < float("inf"):
         raise ValueError(f"--compression must be a number of at least 0, got {options.compression}")
 

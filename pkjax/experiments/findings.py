@@ -1,6 +1,6 @@
 """What the runs of a sweep show, in numbers: fitted lines and curves, and scores of the predictors of training.
 
-A table has one row per training run. Rows whose `status` is "failed" are ignored.
+A table has one row per training run. Rows whose `status` is "failed" are ignored; runs that diverged are left out.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -9,7 +9,16 @@ import numpy as np
 from jaxtyping import Float
 
 from pkjax.experiments.regression import Saturation, line, saturation, spearman
-from pkjax.experiments.run_tables import PREDICTORS, QUANTITIES, data_frame, finished, floats, groups
+from pkjax.experiments.run_tables import (
+    PREDICTORS,
+    QUANTITIES,
+    data_frame,
+    diverging,
+    finished,
+    floats,
+    groups,
+    succeeded,
+)
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -25,7 +34,7 @@ def fits(table: "DataFrame") -> "DataFrame":
 
     Returns:
         columns data, model, quantity, slope (per factor e of the trace), intercept (at Tr Π = 1), r2, runs, left_out
-        (traces without a logarithm, quantities that are not finite). NaN for fewer than three traces.
+        (traces without a logarithm, runs that diverged). NaN for fewer than three traces.
 
     Raises:
         ValueError: the table has no finished runs or lacks a column.
@@ -40,8 +49,8 @@ def fits(table: "DataFrame") -> "DataFrame":
         >>> fits(runs)[["quantity", "slope", "r2"]].round(3).to_numpy().tolist()
         [['weight_change', 0.434, 1.0], ['output_norm', 0.651, 0.75]]
     """
-    runs, _ = finished(table, "data", "model", "trace_pi", *QUANTITIES)
-    rows = [(data, model, quantity, *line(floats(group, "trace_pi"), floats(group, quantity)))
+    runs = _with_diverged(table, "data", "model", "trace_pi", *QUANTITIES)
+    rows = [(data, model, quantity, *line(floats(group, "trace_pi"), _outcome(group, quantity)))
             for data, model, _, group in groups(runs) for quantity in QUANTITIES]
     return data_frame(rows, ["data", "model", "quantity", "slope", "intercept", "r2", "runs", "left_out"])
 
@@ -72,16 +81,26 @@ def predictor_scores(table: "DataFrame") -> "DataFrame":
         >>> predictor_scores(runs)[["predictor", "r2"]].head(2).round(3).to_numpy().tolist()
         [['trace_pi', 1.0], ['gated_trace', 1.0]]
     """
-    runs, _ = finished(table, "data", "model", *PREDICTORS, *QUANTITIES)
+    runs = _with_diverged(table, "data", "model", *PREDICTORS, *QUANTITIES)
     rows = []
     for data, model, _, group in groups(runs):
         for quantity in QUANTITIES:
             for predictor in PREDICTORS:
-                x, y = floats(group, predictor), floats(group, quantity)
+                x, y = floats(group, predictor), _outcome(group, quantity)
                 fit = line(x, y)
                 rows.append((data, model, quantity, predictor, fit.r2, spearman(x, y), fit.slope, fit.runs,
                              fit.left_out))
     return data_frame(rows, ["data", "model", "quantity", "predictor", "r2", "spearman", "slope", "runs", "left_out"])
+
+
+def _with_diverged(table: "DataFrame", *columns: str) -> Any:
+    """Return the runs that a fit takes and those that it counts as left out: they diverged."""
+    finished(table, *columns)      # refuses a table of which nothing is left
+    return succeeded(table, *columns)[0]
+
+
+def _outcome(runs: Any, quantity: str) -> np.ndarray:
+    return np.where(diverging(runs), np.nan, floats(runs, quantity))
 
 
 def curves(runs: Any, t: Any = "fit") -> dict[str, Saturation]:

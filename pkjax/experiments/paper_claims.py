@@ -158,7 +158,8 @@ def judge_claims(table: "DataFrame") -> "DataFrame":
     - "λ_i ≤ ν_i π_i for every i" (the first claim of theorem 1, false in general): the value is the largest
       λ_i / ν_i π_i in the runs with spectra.
 
-    A difference within two standard errors over seeds, or of one seed, is not judged.
+    A difference within two standard errors over seeds, or of one seed, is not judged. Runs that failed or diverged are
+    left out.
 
     Args:
         table: columns data, model, pruner, compression, seed, learning_rate, test_accuracy, trace_pi, trace_pi_1,
@@ -183,8 +184,8 @@ def judge_claims(table: "DataFrame") -> "DataFrame":
         >>> judged[judged["claim"].str.contains("linear")]["held"].tolist()
         [True, None]
     """
-    runs, _ = finished(table, "data", "model", "pruner", "compression", "seed", "learning_rate", "test_accuracy",
-                       "trace_pi", "trace_pi_1", *QUANTITIES)
+    runs = finished(table, "data", "model", "pruner", "compression", "seed", "learning_rate", "test_accuracy",
+                    "trace_pi", "trace_pi_1", *QUANTITIES).runs
     rows = [*_width(runs), *_dist(runs), *_linear(table), *_nearest(runs), *_order(runs)]
     if "per_index" in runs.columns:
         rows += _bound(runs)

@@ -1,8 +1,7 @@
 """Records of runs in a folder: written whole, read as one table."""
 
-import json
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,21 +9,22 @@ from jaxtyping import PyTree
 
 import pkjax as pk
 from pkjax import files
+from pkjax.experiments.settings import recorded_settings
 from pkjax.extras import needed
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["FORMAT", "epochs_table", "export", "read_records", "recorded", "table", "write_failure", "write_record"]
+__all__ = ["FORMAT", "check_records", "epochs_table", "export", "read_records", "recorded", "table",
+           "write_failure", "write_record"]
 
-FORMAT = "pkjax run 2"
+FORMAT = "pkjax run 3"
 RUNS, FAILED = "runs", "failed"
 
 
 def write_record(folder: Path, record: dict[str, Any], masks: PyTree) -> None:
     """Write `runs/KEY` with `record.json` and `masks.npz`, whole or not at all."""
-    (folder / RUNS).mkdir(parents=True, exist_ok=True)
-    with files.folder(folder / RUNS / record["key"]) as place:
+    with files.folder(_room(folder, RUNS) / record["key"]) as place:
         (place / "record.json").write_text(files.to_json(record), encoding="utf-8")
         pk.save_masks(place / "masks.npz", masks)
     (folder / FAILED / f"{record['key']}.json").unlink(missing_ok=True)
@@ -32,40 +32,100 @@ def write_record(folder: Path, record: dict[str, Any], masks: PyTree) -> None:
 
 def write_failure(folder: Path, record: dict[str, Any]) -> None:
     """Write `failed/KEY.json` with the error of a run that failed."""
-    (folder / FAILED).mkdir(parents=True, exist_ok=True)
-    with files.replacing(folder / FAILED / f"{record['key']}.json") as part:
+    with files.replacing(_room(folder, FAILED) / f"{record['key']}.json") as part:
         part.write_text(files.to_json(record), encoding="utf-8")
 
 
+def _room(folder: Path, name: str) -> Path:
+    room = folder / name
+    if not room.is_dir():
+        room.mkdir(parents=True, exist_ok=True)
+        files.sync(folder)
+    return room
+
+
 def recorded(folder: Path) -> tuple[set[str], set[str]]:
-    """List the keys of the finished runs, and of the failed ones."""
-    done = {path.parent.name for path in folder.glob(f"{RUNS}/*/record.json") if not path.parent.name.startswith(".")}
-    return done, {path.stem for path in folder.glob(f"{FAILED}/*.json") if not path.name.startswith(".")}
+    """List the keys of the finished runs, and of those that only failed."""
+    done = {place.name for place in _places(folder) if (place / "record.json").exists()}
+    return done, {path.stem for path in _listed(folder / FAILED) if path.suffix == ".json"} - done
 
 
-def read_records(folder: Path | str) -> Iterator[dict[str, Any]]:
+def _listed(room: Path) -> list[Path]:
+    return sorted(path for path in room.iterdir() if not path.name.startswith(".")) if room.is_dir() else []
+
+
+def _places(folder: Path) -> list[Path]:
+    return [path for path in _listed(folder / RUNS) if path.is_dir()]
+
+
+def check_records(folder: Path, again: Collection[str] = ()) -> None:
+    """Refuse a folder with a record that cannot be read; the folders of the runs in `again` may be without one.
+
+    Raises:
+        ValueError: as in `read_records`.
+    """
+    if any(recorded(folder)) or _places(folder):
+        for _ in read_records(folder, again):
+            pass
+
+
+def read_records(folder: Path | str, again: Collection[str] = ()) -> Iterator[dict[str, Any]]:
     """Read the records of a folder of results, sorted by key: finished runs, then failed ones.
+
+    A run that failed once and finished later is a finished one.
 
     Raises:
         FileNotFoundError: the folder holds no records.
-        ValueError: a file is not the record of a run, or of an earlier format; the message names it.
+        ValueError: a file is not the record of its run, or of an earlier format; or a run's folder, except of those in
+            `again`, is without a record. The message names the file.
     """
     folder = Path(folder)
     done, failed = recorded(folder)
-    if not done and not failed:
+    torn = next((place for place in _places(folder) if place.name not in done | set(again)), None)
+    if torn:
+        raise ValueError(f"{torn} holds no record.json: run the sweep again, which repeats this run, or delete the "
+                         "folder")
+    if not done and not failed and not again:
         raise FileNotFoundError(f"no records of runs in {folder}: it should hold a folder {RUNS}, as `pkjax sweep` "
                                 "writes it")
-    for path in [folder / RUNS / key / "record.json" for key in sorted(done)] + [
-            folder / FAILED / f"{key}.json" for key in sorted(failed)]:
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            record = {**record, "settings": dict(record["settings"]), "status": str(record["status"])}
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is not the record of a run: {error}") from error
-        if record.get("format") != FORMAT:
-            raise ValueError(f"{path} has the format {record.get('format')!r}, but this version reads {FORMAT!r}: "
-                             "run the sweep again, into another folder")
-        yield record
+    for key in sorted(done):
+        yield _read(folder / RUNS / key / "record.json", key, "done")
+    for key in sorted(failed):
+        yield _read(folder / FAILED / f"{key}.json", key, "failed")
+
+
+def _read(path: Path, key: str, status: str) -> dict[str, Any]:
+    try:
+        record = files.from_json(path.read_text(encoding="utf-8"))
+        if not isinstance(record, dict) or "format" not in record:
+            raise ValueError("it has no format")
+        if record["format"] == FORMAT:
+            _check(record, key, status)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"{path} is not the record of a run: {reason}; delete it to run the experiment again"
+                         ) from error
+    if record["format"] != FORMAT:
+        raise ValueError(f"{path} has the format {record['format']!r}, but this version reads {FORMAT!r}: "
+                         "run the sweep again, into another folder")
+    return record
+
+
+def _check(record: dict[str, Any], key: str, status: str) -> None:
+    """Refuse a record that stands in another run's place, or from which the tables cannot be made."""
+    if record["status"] != status:
+        raise ValueError(f"it stands among the runs that are {status}, but its status is {record['status']!r}")
+    if record["key"] != key:
+        raise ValueError(f"it belongs to the run {record['key']!r}")
+    if (own := recorded_settings(record["settings"]).key) != key:
+        raise ValueError(f"its settings are those of the run {own}")
+    if status == "done":
+        if not record["history"]:
+            raise ValueError("its history is empty")
+        for row in record["history"]:
+            if "epoch" not in row or not all(isinstance(value, int | float) for value in row.values()):
+                raise ValueError(f"its history holds {row}, where numbers with their names belong")
+    _row(record)
 
 
 def table(results: Path | str) -> "pd.DataFrame":
@@ -80,7 +140,8 @@ def table(results: Path | str) -> "pd.DataFrame":
         `gated_trace`; `bound` (Σ ν_i π_i), `captured` (shares of Tr Θ), `effective_rank` of Π, `per_index` (the largest
         λ_i / ν_i π_i), `broken_claims` (names of the claims of Theorem 1 that do not hold); after the last epoch
         `test_accuracy`, `train_accuracy`, `test_loss`, `train_loss`, `weight_change` (‖ω_t‖), `output_norm` (‖f_t‖),
-        `output_change`; `steps` of the optimizer and `seconds`.
+        `output_change`; `steps` of the optimizer and `seconds`; `diverged`: whether a number of the run's history is
+        NaN or infinite.
 
     Raises:
         FileNotFoundError: the folder holds no records.
@@ -91,8 +152,10 @@ def table(results: Path | str) -> "pd.DataFrame":
 
     Examples:
         >>> import tempfile
-        >>> failed = {"format": FORMAT, "key": "0f", "status": "failed", "error": "out of memory", "settings": {
-        ...     "model": "fc-100", "data": "digits", "pruner": "snip", "compression": 1.0, "seed": 0}}
+        >>> from pkjax.experiments import Settings
+        >>> chosen = Settings(pruner="snip", compression=1.0)
+        >>> failed = {"format": FORMAT, "key": chosen.key, "status": "failed", "error": "out of memory",
+        ...           "settings": chosen.to_dict()}
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     write_failure(Path(folder), failed)
         ...     table(folder)[["model", "pruner", "status"]].to_numpy().tolist()
@@ -115,7 +178,7 @@ def epochs_table(folder: Path | str) -> "pd.DataFrame":
     named = ("model", "data", "pruner", "compression", "seed")
     rows = [{"key": record["key"], **{name: record["settings"][name] for name in named}, **row}
             for record in read_records(folder) for row in record.get("history", [])]
-    return _pandas().DataFrame(rows)
+    return _pandas().DataFrame(rows, columns=None if rows else ["key", *named, "epoch"])
 
 
 def export(folder: Path | str) -> Path:
@@ -150,7 +213,7 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
     settings = {name: tuple(v) if isinstance(v, list) else v for name, v in record["settings"].items()}
     base = {"key": record["key"], "status": record["status"], "error": record.get("error"), **settings}
     if record["status"] != "done":
-        return base
+        return {**base, "diverged": False}
     history, pruning, spectra = record["history"], record["pruning"], record["spectra"] or {}
     first = {"trace_pi": _exp(history[0]["ln_trace_pi"]),
              "trace_pi_1": _exp(history[min(1, len(history) - 1)]["ln_trace_pi"])}
@@ -162,14 +225,18 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
             "bound": spectra.get("bound"), "captured": spectra.get("captured"), "effective_rank":
             spectra.get("effective_rank"), "per_index": 1 - claims["per index"][1] if claims else None,
             "broken_claims": [name for name, (holds, _) in claims.items() if not holds] if spectra else None, **last,
-            "steps": record["steps"], "seconds": record["seconds"]}
+            "steps": record["steps"], "seconds": record["seconds"], "diverged": any(map(_diverged, history))}
 
 
-def _exp(value: float | None) -> float:
-    """Undo a natural logarithm; −∞, which JSON holds as null, belongs to a network without paths, whose trace is 0."""
-    if value is None:
-        return 0.0
-    return math.exp(value) if value < 700 else math.inf
+def _exp(value: float | int) -> float:
+    """Undo a natural logarithm; −∞ belongs to a network without paths, whose trace is 0, and NaN stays NaN."""
+    return math.inf if value > 700 else math.exp(value)
+
+
+def _diverged(row: dict[str, Any]) -> bool:
+    """Whether a row of the history holds NaN or infinity; a logarithm of −∞, of a network without paths, is neither."""
+    return not all(math.isfinite(value) or (name == "ln_trace_pi" and value == -math.inf)
+                   for name, value in row.items())
 
 
 def _pandas() -> Any:

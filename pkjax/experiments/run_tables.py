@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -11,7 +11,8 @@ from pkjax.extras import needed
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-__all__ = ["PREDICTORS", "QUANTITIES", "data_frame", "finished", "floats", "groups"]
+__all__ = ["PREDICTORS", "QUANTITIES", "Finished", "data_frame", "diverging", "finished", "floats", "groups",
+           "succeeded"]
 
 QUANTITIES = {"weight_change": "$\\|\\omega_t\\|$", "output_norm": "$\\|f_t\\|$"}
 """Columns that hold the outcome of training, and their names in figures."""
@@ -29,17 +30,43 @@ def data_frame(rows: Sequence[Any], columns: Sequence[str] | None = None) -> Any
     return needed("pandas", "sweep", "tables of runs need pandas").DataFrame(rows, columns=columns)
 
 
-def finished(table: "DataFrame", *columns: str) -> tuple[Any, int]:
-    """Return the runs that did not fail, and how many did.
+class Finished(NamedTuple):
+    """The runs of a table that can be drawn and fitted, and how many cannot."""
+
+    runs: Any
+    """The rows of the others."""
+    failed: int
+    """Runs without a result."""
+    diverged: int
+    """Runs whose training led to NaN or infinity."""
+
+
+def finished(table: "DataFrame", *columns: str) -> Finished:
+    """Return the runs that neither failed nor diverged, and how many did.
 
     Raises:
-        ValueError: the table has no runs, all its runs failed, or it lacks one of `columns`, which the error names.
+        ValueError: the table has no runs, none of its runs is left, or it lacks one of `columns`, which the error
+            names.
 
     Examples:
         >>> import pandas as pd
-        >>> runs, failed = finished(pd.DataFrame({"seed": [0, 1], "status": ["done", "failed"]}), "seed")
-        >>> runs["seed"].tolist(), failed
-        ([0], 1)
+        >>> table = pd.DataFrame({"seed": [0, 1, 2], "status": ["done", "failed", "done"], "diverged": [0, 0, 1]})
+        >>> runs, failed, diverged = finished(table, "seed")
+        >>> runs["seed"].tolist(), failed, diverged
+        ([0], 1, 1)
+    """
+    runs, failed = succeeded(table, *columns)
+    left = ~diverging(runs)
+    if not left.any():
+        raise ValueError(f"all {len(table)} runs of the table {'failed or ' if failed else ''}diverged")
+    return Finished(runs[left], failed, int(np.sum(~left)))
+
+
+def succeeded(table: "DataFrame", *columns: str) -> tuple[Any, int]:
+    """Return the runs that did not fail, those that diverged included, and how many failed.
+
+    Raises:
+        ValueError: the table has no runs, all its runs failed, or it lacks one of `columns`, which the error names.
     """
     missing = [name for name in columns if name not in table.columns]
     if missing:
@@ -51,6 +78,17 @@ def finished(table: "DataFrame", *columns: str) -> tuple[Any, int]:
     if not good.any():
         raise ValueError(f"all {len(table)} runs of the table failed")
     return table[good], int(np.sum(~good))
+
+
+def diverging(runs: Any) -> np.ndarray:
+    """Tell which runs diverged: by the column `diverged`, or because an outcome of training is NaN or infinite."""
+    marked = np.zeros(len(runs), bool)
+    if "diverged" in runs.columns:
+        marked |= runs["diverged"].to_numpy(dtype=np.float64, na_value=0.0) != 0
+    for name in QUANTITIES:
+        if name in runs.columns:
+            marked |= ~np.isfinite(floats(runs, name))
+    return marked
 
 
 def floats(runs: Any, column: str) -> np.ndarray:

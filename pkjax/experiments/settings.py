@@ -3,27 +3,34 @@
 import hashlib
 import itertools
 import json
+import math
+import re
 import tomllib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import pkjax as pk
-from pkjax.experiments.methods import PRUNERS, model
+from pkjax.experiments.methods import PRUNERS, model, steps_of
 from pkjax.training.recipes import Recipe, recipe
 
-__all__ = ["Settings", "grid", "read_grid"]
+__all__ = ["MOST", "Settings", "grid", "read_grid", "recorded_settings", "unique"]
 
 
 @dataclass(frozen=True)
 class Settings:
     """One run: initialise, prune, measure the kernels, train.
 
+    Whole numbers stand for floating-point ones, and lists for tuples.
+
     Raises:
         ValueError: the settings describe no possible run; raised before anything is computed.
+        TypeError: a value has the wrong type.
 
     Source: Gebhart, Saxena and Schrater (2021), section 5 and appendix A.4.
 
@@ -38,7 +45,7 @@ class Settings:
     """One of `pk.data.names`."""
     pruner: str = "none"
     """A pruner, or "none" for the dense network."""
-    compression: float = 0.0
+    compression: float | int = 0.0
     """ρ: keep the fraction 10^-ρ of the weights."""
     seed: int = 0
     """Seed of the initialisation, the choice of images and the order of training."""
@@ -48,11 +55,11 @@ class Settings:
     """Passes over the training images; None, here and below, as the paper trains this model on this data set."""
     batch_size: int | None = None
     """Images per step."""
-    learning_rate: float | None = None
+    learning_rate: float | int | None = None
     """η of the first epoch."""
-    weight_decay: float | None = None
+    weight_decay: float | int | None = None
     """w: the gradient is that of the loss and w θ."""
-    drops: tuple[int, ...] | None = None
+    drops: Sequence[int] | None = None
     """Epochs after which the learning rate drops."""
     train_samples: int | None = None
     """Training images, None for all."""
@@ -66,7 +73,9 @@ class Settings:
     """Images for Σ ν_i π_i and the share of Tr Θ in the top path eigenvectors; 0 omits both."""
 
     def __post_init__(self) -> None:
-        """Refuse settings that describe no possible run."""
+        """Refuse settings that describe no possible run, and give equal runs equal values."""
+        for field in fields(self):
+            object.__setattr__(self, field.name, _fitting(field.name, getattr(self, field.name), field.type))
         model(self.model, 10)
         if self.data not in pk.data.names:
             raise ValueError(f"unknown data set {self.data!r}; choose from {', '.join(pk.data.names)}")
@@ -74,27 +83,45 @@ class Settings:
             raise ValueError(f"unknown pruner {self.pruner!r}; choose from none, {', '.join(PRUNERS)}")
         if not 0 <= self.compression < float("inf"):
             raise ValueError(f"compression must be a number of at least 0, got {self.compression}")
-        for name in ("prune_steps", "train_samples", "test_samples", "output_samples"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("seed", "traces", "spectra"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        _ = self.recipe
+        for name, least, most in _RANGES:
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:
+                wanted = "must not be negative" if value < least == 0 else f"must be at least {least}" if (
+                    value < least) else f"must be at most {most}"
+                raise ValueError(f"{name} {wanted}, got {value}")
+        for name in ("learning_rate", "weight_decay"):
+            value = getattr(self, name)
+            if value is not None and value > _FLOAT32:
+                raise ValueError(f"{name} must be at most {_FLOAT32:.3g}, the largest float32, got {value}")
+        if self.drops is not None:
+            object.__setattr__(self, "drops", tuple(sorted(self.drops)))
+        chosen = self._chosen
+        if self.drops and (len(set(self.drops)) < len(self.drops) or self.drops[-1] > chosen.epochs):
+            raise ValueError(f"drops must be different epochs, none beyond the last ({chosen.epochs}), got "
+                             f"{self.drops}")
         if self.pruner == "none" or self.compression == 0:    # one name for the dense network
             for name, value in (("pruner", "none"), ("compression", 0.0), ("prune_steps", None)):
                 object.__setattr__(self, name, value)
 
     @property
-    def recipe(self) -> Recipe:
-        """How to train: the paper's recipe for the model and data, with the values set here."""
+    def _chosen(self) -> Recipe:
         own = {name: getattr(self, name) for name in ("epochs", "batch_size", "learning_rate", "weight_decay", "drops")}
         return replace(recipe(self.model, self.data), **{k: v for k, v in own.items() if v is not None})
 
+    @property
+    def recipe(self) -> Recipe:
+        """How to train: the paper's recipe for the model and data, with the values set here.
+
+        Drops that come with the last epoch or after it have no effect and are left out.
+        """
+        chosen = self._chosen
+        return replace(chosen, drops=tuple(drop for drop in chosen.drops if drop < chosen.epochs))
+
     def to_dict(self) -> dict[str, Any]:
         """Return every value, ready for JSON, including the defaults, which a later version might change."""
-        chosen = asdict(self.recipe)
-        return {**asdict(self), **{name: list(v) if isinstance(v, tuple) else v for name, v in chosen.items()}}
+        steps = None if self.pruner == "none" else steps_of(self.pruner, self.prune_steps)
+        values = {**asdict(self), **asdict(self.recipe), "prune_steps": steps}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     @property
     def key(self) -> str:
@@ -104,23 +131,82 @@ class Settings:
             >>> Settings().key == Settings(pruner="none", epochs=50).key, Settings().key == Settings(seed=1).key
             (True, False)
         """
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
+        # fc-100x6 is another name of fc-100.
+        values = {**self.to_dict(), "model": re.sub(r"^(fc-\d+)x6$", r"\1", self.model)}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+_RANGES = (("seed", 0, 2**32 - 1), *((name, 0, 2**31 - 1) for name in ("traces", "spectra")), *(
+    (name, 1, 2**31 - 1) for name in ("prune_steps", "epochs", "batch_size", "train_samples", "test_samples",
+                                      "output_samples")))
+"""Settings that are whole numbers, with their least and largest values; JAX takes 2³² for the seed 0."""
+_FLOAT32 = float(np.finfo(np.float32).max)
+MOST = 100_000
+"""Runs of one sweep at most."""
+
+
+def recorded_settings(values: Mapping[str, Any]) -> Settings:
+    """Build the settings whose `to_dict` a record holds.
+
+    Raises:
+        ValueError: a setting is missing, foreign or impossible; the message names it.
+
+    Examples:
+        >>> recorded_settings(Settings(seed=3).to_dict()).key == Settings(seed=3).key
+        True
+    """
+    names = [field.name for field in fields(Settings)]
+    missing = [name for name in names if name not in values]
+    if missing:
+        raise ValueError(f"its settings lack {', '.join(missing)}")
+    try:
+        chosen = Settings(**{name: values[name] for name in names})
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+    expected = chosen.to_dict()
+    foreign = [name for name in {**values, **expected} if values.get(name, ...) != expected.get(name, ...)]
+    if foreign:
+        raise ValueError(f"its settings hold {', '.join(f'{name} {values.get(name)!r}' for name in foreign)}, "
+                         "which no run of this version has")
+    return chosen
+
+
+def unique(runs: Iterable[Settings]) -> list[Settings]:
+    """Keep the first of the runs that are equal.
+
+    Examples:
+        >>> [run.seed for run in unique([Settings(seed=1), Settings(seed=0), Settings(seed=1, epochs=50)])]
+        [1, 0]
+    """
+    kept: dict[str, Settings] = {}
+    for run in runs:
+        kept.setdefault(run.key, run)
+    return list(kept.values())
 
 
 def grid(table: Mapping[str, Any]) -> list[Settings]:
     """Build the runs of a table of settings, where a list of values is an axis of the grid.
 
-    The last axis varies fastest.
+    The last axis varies fastest. Equal runs come once.
 
     Raises:
-        ValueError: a setting is unknown, a list is empty, or a run is impossible.
+        ValueError: a setting is unknown, a list is empty, a run is impossible, or there are more than 100,000.
         TypeError: a value has the wrong type.
 
     Examples:
         >>> [(s.pruner, s.seed) for s in grid({"pruner": ["snip", "grasp"], "seed": [0, 1], "compression": 1})]
         [('snip', 0), ('snip', 1), ('grasp', 0), ('grasp', 1)]
     """
-    known = {field.name: field.type for field in fields(Settings)}
+    axes = _axes(table)
+    _count([axes])
+    kinds = {field.name: field.type for field in fields(Settings)}
+    return unique(Settings(**{name: _fitting(name, value, kinds[name]) for name, value in zip(axes, run, strict=True)})
+                  for run in itertools.product(*axes.values()))
+
+
+def _axes(table: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Make every setting of a table a list of values."""
+    known = [field.name for field in fields(Settings)]
     for name in table:
         if name not in known:
             raise ValueError(f"unknown setting {name!r}; choose from {', '.join(known)}")
@@ -128,8 +214,15 @@ def grid(table: Mapping[str, Any]) -> list[Settings]:
     for name, values in axes.items():
         if not values:
             raise ValueError(f"the list of {name} is empty")
-    return [Settings(**{name: _fitting(name, value, known[name]) for name, value in zip(axes, values, strict=True)})
-            for values in itertools.product(*axes.values())]
+    return axes
+
+
+def _count(grids: Sequence[Mapping[str, list[Any]]]) -> None:
+    """Refuse grids of too many runs before one of them is built."""
+    total = sum(math.prod(map(len, axes.values())) for axes in grids)
+    if total > MOST:
+        raise ValueError(f"a sweep of {total:,} runs is too large: at most {MOST:,} go into one; shorten its lists, or "
+                         "split it into several sweeps")
 
 
 def read_grid(path: Path) -> list[Settings]:
@@ -161,25 +254,29 @@ def read_grid(path: Path) -> list[Settings]:
     if not isinstance(tables, list) or not isinstance(defaults, dict):
         raise ValueError(f"{path}: write [defaults] and [[grid]] (in two brackets)")
     try:
-        runs = [settings for table in tables for settings in grid({**defaults, **table})]
+        if not all(isinstance(table, dict) for table in tables):
+            raise ValueError("write [defaults] and [[grid]] (in two brackets)")
+        whole = [{**defaults, **table} for table in tables]
+        _count([_axes(table) for table in whole])
+        return unique(settings for table in whole for settings in grid(table))
     except (ValueError, TypeError) as error:
-        raise type(error)(f"{path}: {error}") from error
-    return list({settings.key: settings for settings in runs}.values())
-
-
-def _types(annotation: Any) -> tuple[type, ...]:
-    parts = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
-    return tuple(typing.get_origin(part) or part for part in parts)
+        raise (ValueError if isinstance(error, ValueError) else TypeError)(f"{path}: {error}") from error
 
 
 def _fitting(name: str, value: Any, annotation: Any) -> Any:
-    """Accept an integer as a number and a list as a tuple, as TOML writes them; refuse other types."""
-    allowed = _types(annotation)
+    """Make an integer a number, a list a tuple and NumPy's scalars Python's; refuse other types."""
+    parts = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    allowed = {typing.get_origin(part) or part for part in parts}
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None and types.NoneType in allowed:
+        return None
+    if Sequence in allowed and isinstance(value, list | tuple) and all(type(part) is int for part in value):
+        return tuple(value)
     if float in allowed and type(value) is int:
-        value = float(value)
-    if tuple in allowed and isinstance(value, list) and all(type(part) is int for part in value):
-        value = tuple(value)
-    if type(value) not in allowed:
-        wanted = " or ".join(kind.__name__ for kind in allowed if kind is not types.NoneType)
+        return float(value) if abs(value) < 2**1000 else math.inf if value > 0 else -math.inf
+    wanted = "a list of int" if Sequence in allowed else next(kind.__name__ for kind in (float, int, str)
+                                                              if kind in allowed)
+    if type(value).__name__ != wanted:
         raise TypeError(f"{name} must be {wanted}, got {value!r}")
     return value

@@ -1,34 +1,27 @@
 """Sweeps: many runs, each recorded once, in local processes or on a Ray cluster; killed sweeps can be resumed."""
 
-import concurrent.futures
-import logging
-import multiprocessing
+import contextlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxtyping import PyTree
-
-from pkjax.experiments.records import recorded, write_failure, write_record
-from pkjax.experiments.settings import Settings
-from pkjax.experiments.workers import IMAGES, PARTIAL, begin, failure, work
+from pkjax.experiments.processes import run_locally
+from pkjax.experiments.ray_cluster import run_on_ray
+from pkjax.experiments.records import FAILED, RUNS, check_records, recorded
+from pkjax.experiments.settings import Settings, unique
+from pkjax.experiments.worker import IMAGES, PARTIAL
 from pkjax.extras import needed
 from pkjax.tables import Progress, reporter
 
 __all__ = ["Outcome", "sweep"]
-
-RUNS_A_PROCESS = 64
-"""Runs after which a fresh process replaces a local one, to free the memory of what that one compiled."""
-
-Result = tuple[Settings, dict[str, Any], PyTree | None]
 
 
 class Outcome(NamedTuple):
     """How many runs a sweep did."""
 
     run: int
-    """Runs of this call."""
+    """Runs of this call; equal settings are one."""
     failed: int
     """How many of them failed."""
     before: int
@@ -40,9 +33,13 @@ def sweep(runs: Sequence[Settings], output: Path | str, *, workers: int = 1, ray
     """Run experiments that have no record yet, and record each as soon as it is complete.
 
     `output/runs/KEY` holds the record and masks of a run, `output/failed/KEY.json` the error of a failed run, after
-    which the others continue. Records appear whole or not at all, and only this process writes them. A sweep that was
-    killed resumes when it is called again: recorded runs are not repeated, and interrupted trainings continue from
-    their last checkpoint (in local processes). Two sweeps cannot write to one folder at the same time.
+    which the others continue. Records appear whole or not at all, each written by the process that ran it. A run whose
+    process dies is begun once more, and fails if that dies too. A sweep that was killed, and its workers with it,
+    resumes when it is called again: recorded runs are not repeated, and interrupted trainings continue from their last
+    checkpoint (in local processes). Equal settings are one run. Two sweeps cannot write to one folder at the same time.
+
+    Workers are processes with a command line of their own, so that `sweep` works at the top level of a script and in a
+    notebook. Each of N workers takes its share of the cores, and of the memory by `PKJAX_WORKERS=N` in its environment.
 
     Args:
         runs: what to run; `read_grid` reads them from a file.
@@ -58,10 +55,13 @@ def sweep(runs: Sequence[Settings], output: Path | str, *, workers: int = 1, ray
         how many runs this call did, how many of them failed, and how many were recorded before.
 
     Raises:
-        ValueError: there is less than one worker.
+        ValueError: there is less than one worker, the address or the number of GPUs is malformed, or the folder holds
+            a record that cannot be read; the message names it.
+        NotADirectoryError: `output` is a file.
         BlockingIOError: another sweep is writing to the folder.
-        ImportError: Pebble, filelock or Ray is missing; the message names the extra.
+        ImportError: filelock or Ray is missing; the message names the extra.
         ConnectionError: there is no cluster.
+        ChildProcessError: a worker cannot start or cannot write its records.
 
     Source: Gebhart, Saxena and Schrater (2021), section 5, is such a sweep.
 
@@ -73,70 +73,43 @@ def sweep(runs: Sequence[Settings], output: Path | str, *, workers: int = 1, ray
     """
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
-    output = Path(output).absolute()
-    tell = reporter(progress)
+    if not 0 <= gpus < float("inf"):
+        raise ValueError(f"gpus must be a number of at least 0, got {gpus}")
+    output, runs, tell = Path(output).absolute(), unique(runs), reporter(progress)
     with _alone(output):
+        _tidy(output)
+        check_records(output, again={settings.key for settings in runs})
         done, failed = recorded(output)
         pending = [settings for settings in runs if settings.key not in (done if retry else done | failed)]
-        execute = _locally(pending, output, workers) if ray is None else _on_ray(pending, ray, gpus)
         broken = 0
-        for count, (settings, record, masks) in enumerate(execute, 1):
-            if record["status"] == "done":
-                write_record(output, record, masks)
-            else:
-                write_failure(output, record)
-                broken += 1
-            shutil.rmtree(output / PARTIAL / settings.key, ignore_errors=True)
-            tell(f"{count} of {len(pending)} runs" + (f", {broken} failed" if broken else ""))
+        with contextlib.closing(run_locally(pending, output, workers) if ray is None else
+                                run_on_ray(pending, output, ray, gpus)) as ended:
+            for count, (settings, status) in enumerate(ended, 1):
+                broken += status == "failed"
+                shutil.rmtree(output / PARTIAL / settings.key, ignore_errors=True)
+                tell(f"{count} of {len(pending)} runs" + (f", {broken} failed" if broken else ""))
         for leftover in (PARTIAL, IMAGES):
             shutil.rmtree(output / leftover, ignore_errors=True)
     return Outcome(len(pending), broken, len(runs) - len(pending))
 
 
+def _tidy(output: Path) -> None:
+    """Delete what killed workers left half written."""
+    for name in (RUNS, FAILED):
+        for part in (output / name).glob(".*.part"):
+            if part.is_dir():
+                shutil.rmtree(part, ignore_errors=True)
+            else:
+                part.unlink(missing_ok=True)
+
+
 def _alone(output: Path) -> Any:
     """Lock the folder for the time of the sweep; the lock of a killed sweep is released."""
     filelock = needed("filelock", "sweep", "sweeps need filelock")
+    if output.exists() and not output.is_dir():
+        raise NotADirectoryError(f"{output} is a file; name another folder for the results")
     output.mkdir(parents=True, exist_ok=True)
     try:
         return filelock.FileLock(output / ".lock").acquire(blocking=False)
     except filelock.Timeout:
         raise BlockingIOError(f"another sweep is writing to {output}") from None
-
-
-def _locally(pending: Sequence[Settings], output: Path, workers: int) -> Iterator[Result]:
-    pebble = needed("pebble", "sweep", "sweeps need Pebble")
-    if not pending:
-        return
-    context: Any = multiprocessing.get_context("spawn")     # a forked process cannot use JAX
-    pool = pebble.ProcessPool(max_workers=min(workers, len(pending)), max_tasks=RUNS_A_PROCESS, context=context,
-                       initializer=begin, initargs=(context.Value("i", 0), min(workers, len(pending))))
-    try:
-        futures: dict[Any, Settings] = {pool.schedule(work, args=[settings, output]): settings for settings in pending}
-        for future in concurrent.futures.as_completed(futures):
-            settings = futures[future]
-            try:
-                yield settings, *future.result()
-            except pebble.ProcessExpired as error:
-                yield settings, failure(settings, f"its process died with exit code {error.exitcode}"), None
-        pool.close()
-    finally:
-        pool.stop()
-        pool.join()
-
-
-def _on_ray(pending: Sequence[Settings], address: str, gpus: float) -> Iterator[Result]:
-    ray = needed("ray", "ray", "a Ray cluster needs Ray")
-    ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
-    try:
-        # A worker that dies (killed, out of memory, machine lost) is a failure of the cluster, not of the run.
-        remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)(work)
-        waiting = {remote.remote(settings, None): settings for settings in pending}
-        while waiting:
-            (reference,), _ = ray.wait(list(waiting), num_returns=1)
-            settings = waiting.pop(reference)
-            try:
-                yield settings, *ray.get(reference)
-            except ray.exceptions.RayError as error:
-                yield settings, failure(settings, f"{type(error).__name__}: {error}"), None
-    finally:
-        ray.shutdown()

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pkjax.analysis.report import Report
-from pkjax.plots.panels import BLACK, GREEN, SMALL, VERMILLION, axes_of, finish, size
+from pkjax.plots.panels import BLACK, GREEN, SMALL, VERMILLION, axes_of, finish, literal, size
 from pkjax.pruning.connectivity import Connectivity
 from pkjax.pruning.result import PruneResult
 
@@ -62,7 +62,7 @@ def layers(report: Report | PruneResult | Connectivity, ax: "Axes | None" = None
         ax.text(share - 0.01 if inside else share + 0.01, i, text, va="center", fontsize=SMALL - 2,
                 ha="right" if inside else "left",
                 color="white" if inside else VERMILLION if layer.emptied else BLACK)
-    ax.set_yticks(place, _shortened([layer.name for layer in shown], int(6.5 * width)))
+    ax.set_yticks(place, [literal(name) for name in _shortened([layer.name for layer in shown], int(6.5 * width))])
     ax.set_ylim(max(len(shown), 3) - 0.5, -0.5)
     ax.set_xlim(0, 1.02)
     title = f"Least kept, {most} of {len(report.layers)} layers" if len(report.layers) > most else "Weights kept"

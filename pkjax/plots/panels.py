@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["BLACK", "BLUE", "GREEN", "ORANGE", "SMALL", "VERMILLION", "axes_of", "axes_of_all", "blank", "finish",
-           "new_figure", "size", "titled"]
+           "literal", "new_figure", "size", "titled"]
 
 BLUE = "#0072B2"
 """Of Okabe and Ito's colours, the first: what is measured."""
@@ -113,6 +113,16 @@ def finish(ax: Any, title: str, x: str, y: str) -> "Figure":
     ax.set_ylabel(y, fontsize=SMALL)
     ax.tick_params(which="both", labelsize=SMALL - 1)
     return ax.figure
+
+
+def literal(name: str) -> str:
+    r"""Escape a name, which Matplotlib would read as a formula between two dollar signs.
+
+    Examples:
+        >>> print(literal(r"$\frac$"))
+        \$\frac\$
+    """
+    return name.replace("$", r"\$")
 
 
 def titled(figure: Any, title: str) -> "Figure":

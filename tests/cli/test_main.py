@@ -15,7 +15,8 @@ import pkjax as pk
 import pytest
 from pkjax.cli import commands, options
 from pkjax.cli.main import main
-from pkjax.experiments import methods
+from pkjax.experiments import methods, records
+from pkjax.experiments.settings import grid
 
 from tests.fake_report import report as fake
 
@@ -162,6 +163,8 @@ BAD = [
     (["prune", "--samples", "5000"], "samples must be between 1 and 1437, got 5000"),
     (["prune", "--steps", "0"], "--steps must be at least 1"),
     (["prune", "--seed", "-1"], "--seed must not be negative"),
+    (["prune", "--seed", "4294967296"], "--seed must be at most 4294967295, got 4294967296"),
+    (["train", "--seed", "4294967296"], "seed must be at most 4294967295"),
     (["prune", "--samples", "x"], "--samples: expected a whole number, got 'x' (see pkjax prune --help)"),
     (["prune", "--compression", "x"], "--compression: expected a number, got 'x'"),
     (["train", "--drops", "60,x"], "--drops: expected whole numbers with commas between them, got '60,x'"),
@@ -310,6 +313,52 @@ def test_a_sweep_and_its_figures(capsys):
     shown = capsys.readouterr().out
     assert "linear in ln Tr Π" in shown
     assert max(map(len, shown.splitlines())) <= 80
+
+
+FAILS = '[defaults]\nmodel = "fc-6x1"\nepochs = 1\ntrain_samples = 5000\nseed = [0, 1]\n'
+
+
+def test_a_sweep_of_which_every_run_failed_is_an_error_now_and_later(capsys):
+    Path("all").write_text(FAILS)                                        # a configuration without a suffix
+    for ran in (2, 0):
+        assert main(["sweep", "all"]) == 1
+        shown = capsys.readouterr()
+        assert f"{ran} runs, {ran} of them failed, {2 - ran} recorded before; table: all-results/" in shown.out
+        assert shown.err == ("pkjax: error: all 2 runs of the sweep failed (ValueError: digits has 1437 examples in "
+                             "this split, fewer than the 5000 wanted); --retry repeats them\n")
+    assert main(["sweep", "all", "--output", "all"]) == 2
+    assert "all is a file; name another folder" in capsys.readouterr().err
+    assert sorted(os.listdir()) == ["all", "all-results"]
+
+
+def recorded_sweep(folder, runs=2, diverged=True):
+    """Records of finished runs, the last of which diverged, as `pkjax sweep` writes them."""
+    for number, chosen in enumerate(grid({"model": "fc-6x1", "seed": list(range(runs))})):
+        bad = float("nan") if diverged and number == runs - 1 else 1.0
+        row = {"test_accuracy": 0.5, "weight_change": bad, "output_norm": bad, "ln_trace_pi": bad}
+        records.write_record(Path(folder), {
+            "format": records.FORMAT, "key": chosen.key, "status": "done", "settings": chosen.to_dict(), "pruning":
+            {"density": 1.0, "kept": 4, "layers": []}, "initial": {}, "spectra": None, "steps": 3, "seconds": 2.0,
+            "history": [{"epoch": 0, **row}, {"epoch": 1, **row}]}, {"kernel": np.ones((2, 2), bool)})
+
+
+@pytest.mark.parametrize("name", ["z[red]", "[bold]%s :bug:", "[]", "$x$"])
+def test_names_are_printed_as_they_are(name, capsys):
+    recorded_sweep(name)
+    assert main(["figures", "3", name]) == 0
+    assert capsys.readouterr().out == f"picture: {name}/figure-3.png\n"
+    assert main(["figures", "claims", name]) == 0
+    assert capsys.readouterr().out.endswith("\n1 diverged run left out\n")
+    Path(f"{name}.toml").write_text('[defaults]\nmodel = "fc-6x1"\nseed = [0, 1]\n')
+    assert main(["sweep", f"{name}.toml"]) == 0
+    assert f"table: {name}/table.parquet\n" in capsys.readouterr().out
+    assert main(["figures", "3", "[/red]"]) == 2
+    assert "no records of runs in [/red]" in capsys.readouterr().err
+    long = f"{'n' * 251}.npz"
+    for file in (f"{name}.npz", long):
+        assert main(["prune", *NET, "--pruner", "magnitude", "--output", file]) == 0
+        assert f"masks: {file}\n" in capsys.readouterr().out
+    assert not [file for file in os.listdir() if file.startswith(".")]
 
 
 def test_errors_lose_their_frames_with_and_without_box_characters():

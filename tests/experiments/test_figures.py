@@ -453,6 +453,12 @@ def test_many_models_on_two_data_sets_are_kept_apart(name):
                           "vgg16, cifar10"]
 
 
+@pytest.mark.parametrize("name", DRAW)
+def test_names_are_no_formulae(name, table, tmp_path):
+    figure = DRAW[name](table.replace({"model": {"fc-100": r"$\frac$", "fc-500": r"a$_{"}}))
+    figure.savefig(tmp_path / "named.png", dpi=40)
+
+
 def test_what_cannot_be_drawn_is_named(table):
     for draw in (figures.figure1, figures.figure3, figures.captured):
         with pytest.raises(ValueError, match="no style for pruner 'obd'"):

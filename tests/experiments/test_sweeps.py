@@ -1,9 +1,11 @@
 """Sweeps: every run once, whatever is killed; failures are recorded; the table says what the runs did."""
 
+import contextlib
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,53 +15,13 @@ import jax
 import numpy as np
 import pkjax as pk
 import pytest
-from pkjax.experiments import findings, records, sweeps, workers
+from pkjax.experiments import findings, processes, ray_cluster, records, sweeps, worker
 from pkjax.experiments.paper_claims import judge_claims
 from pkjax.experiments.runs import run
-from pkjax.experiments.settings import Settings, grid, read_grid
+from pkjax.experiments.settings import Settings, grid
 
 TINY = {"model": "fc-6x1", "epochs": 2, "batch_size": 32, "train_samples": 96, "test_samples": 50, "traces": 2,
         "output_samples": 8, "prune_steps": 3}
-
-
-def test_a_grid_is_the_product_of_its_lists_and_the_dense_network_comes_once(tmp_path):
-    file = tmp_path / "sweep.toml"
-    file.write_text('[defaults]\nmodel = "fc-6x1"\nseed = [0, 1]\ncompression = [1, 2.5]\n'
-                    '[[grid]]\npruner = ["none", "snip", "synflow"]\n[[grid]]\npruner = "snip"\ndrops = [3, 4]\n')
-    runs = read_grid(file)
-    assert sorted((s.pruner, s.compression, s.seed) for s in runs if s.drops is None) == sorted(
-        [("none", 0.0, seed) for seed in (0, 1)]
-        + [(pruner, ρ, seed) for pruner in ("snip", "synflow") for ρ in (1.0, 2.5) for seed in (0, 1)])
-    assert [s.recipe.drops for s in runs if s.drops] == [(3, 4)] * 4
-    assert len({s.key for s in runs}) == len(runs) == 14
-
-
-def test_keys_tell_runs_apart_and_nothing_else():
-    base = Settings(model="fc-6x1")
-    assert base.key == Settings(model="fc-6x1", epochs=50, learning_rate=0.01).key        # the defaults, spelled out
-    others = [Settings(model="fc-6x1", **more) for more in ({"seed": 1}, {"epochs": 3}, {"data": "mnist"},
-              {"pruner": "snip", "compression": 1.0}, {"pruner": "snip", "compression": 2.0}, {"output_samples": 3})]
-    assert len({base.key, *(s.key for s in others)}) == 7
-    code = "from pkjax.experiments import Settings; print(Settings(model='fc-6x1').key)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == \
-        base.key
-
-
-@pytest.mark.parametrize(("text", "message"), [
-    ("[defaults]\nmodle = 'fc-6x1'", "unknown setting 'modle'; choose from model, data"),
-    ("[[grid]]\nseed = ['a']", "seed must be int, got 'a'"), ("[[grid]]\nseed = []", "the list of seed is empty"),
-    ("[grid]\nseed = 1", r"write \[defaults\] and \[\[grid\]\]"), ("[sweep]\nseed = 1", "holds 'sweep'"),
-    ("seed = ", "is not a TOML file"),
-    ("[[grid]]\npruner = 'oracle'", "unknown pruner 'oracle'; choose from none, random"),
-    ("[[grid]]\nmodel = 'lenet'", "unknown model 'lenet'"),
-    ("[[grid]]\ncompression = -1", "compression must be a number"),
-    ("[[grid]]\nepochs = 0", "epochs must be at least 1"), ("[[grid]]\ntest_samples = 0", "test_samples must be at")])
-def test_a_file_that_fits_no_sweep_is_refused_by_name(tmp_path, text, message):
-    file = tmp_path / "sweep.toml"
-    file.write_text(text)
-    with pytest.raises((ValueError, TypeError), match=message) as info:
-        read_grid(file)
-    assert str(file) in str(info.value)
 
 
 def test_a_record_says_what_the_functions_say_one_by_one():
@@ -110,6 +72,22 @@ def test_a_network_with_batchnorm_runs_and_its_traces_are_those_of_the_functions
 SWEPT = [*grid({**TINY, "pruner": ["none", "magnitude"], "compression": 1.0, "seed": [0, 1]})]
 TIMED = ["seconds"]
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def same_rows(folder, other, runs):
+    """Whether two folders hold the same rows of runs and of epochs, except for times; what pandas writes for "unset"
+    depends on the other rows, and so only these runs are compared."""
+    def texts(results):
+        rows = [records._row(json_record(results, chosen)) for chosen in runs]
+        epochs = [json_record(results, chosen)["history"] for chosen in runs]
+        return [[{name: str(value) for name, value in row.items() if name not in TIMED} for row in table]
+                for table in (rows, *epochs)]
+
+    return texts(folder) == texts(other)
+
+
+def json_record(folder, chosen):
+    return records._read(folder / "runs" / chosen.key / "record.json", chosen.key, "done")
 
 
 @pytest.fixture(scope="module")
@@ -190,18 +168,146 @@ def test_a_failing_run_is_recorded_and_the_others_go_on(tmp_path):
     assert sweeps.sweep([bad], tmp_path / "r", retry=True) == (1, 1, 0)
 
 
+ORDINARY = worker.work
+
+
+def starting(monkeypatch, name):
+    """Start workers with a function of this module in place of `work`."""
+    monkeypatch.setattr(processes, "START", processes.START.replace(
+        "main(*arguments)", f"from pkjax.experiments import worker\nfrom tests.experiments import test_sweeps\n"
+        f"worker.work = test_sweeps.{name}\nmain(*arguments)"))
+
+
 def dies(chosen, folder):
+    with (folder / f"begun-{chosen.seed}").open("a") as file:
+        file.write("x")
     if chosen.seed == 1:
+        print("out of cheese", file=sys.stderr, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
-    return workers.work(chosen, folder)
+    return ORDINARY(chosen, folder)
 
 
-def test_a_process_that_dies_is_a_failure_of_its_run_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(sweeps, "work", dies)
-    assert sweeps.sweep(SWEPT[:2], tmp_path / "r") == (2, 1, 0)
+def test_a_process_that_dies_twice_is_a_failure_of_its_run_alone(tmp_path, monkeypatch):
+    starting(monkeypatch, "dies")
+    assert sweeps.sweep(SWEPT[:2], tmp_path / "r", workers=2) == (2, 1, 0)
     table = records.table(tmp_path / "r").set_index("seed")
-    assert "exit code" in table.loc[1, "error"]
+    assert table.loc[1, "error"] == "its process died with exit code -9 (SIGKILL), 2 times"
     assert table.loc[0, "status"] == "done"
+    record = json.loads((tmp_path / "r" / "failed" / f"{SWEPT[1].key}.json").read_text())
+    assert record["stderr"] == "out of cheese\n"
+    assert [(tmp_path / "r" / f"begun-{seed}").read_text() for seed in (0, 1)] == ["x", "xx"]
+
+
+def large(chosen, folder):
+    """A result of 4 MB, which no pipe holds; what the worker sees of the machine stands in it."""
+    record, masks = ORDINARY(chosen, folder)
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    record["machine"] = [os.environ["PKJAX_WORKERS"], cores, os.getpid()]
+    return {**record, "large": "x" * 4_000_000}, masks
+
+
+SCRIPT = """
+import sys, threading, time
+from pathlib import Path
+import pytest
+from pkjax.experiments import sweeps
+from tests.experiments import test_sweeps
+patch = pytest.MonkeyPatch()
+test_sweeps.starting(patch, "large")
+print(sweeps.sweep(test_sweeps.SWEPT, sys.argv[1], workers=2))
+"""      # without a main guard
+
+
+@contextlib.contextmanager
+def started(script, *arguments):
+    """Run a script that Python reads from its standard input."""
+    with subprocess.Popen([sys.executable, "-", *map(str, arguments)], cwd=ROOT, stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            process.stdin.write(script)
+            process.stdin.close()
+            yield process
+        finally:
+            process.kill()
+
+
+def children(pid):
+    listed = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in listed]
+
+
+def wait_for(condition, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_worker_killed_while_its_parent_is_stopped_costs_only_its_own_run(undisturbed, tmp_path):
+    folder = tmp_path / "r"
+    with started(SCRIPT, folder) as first:
+        wait_for(lambda: any(folder.glob("runs/.*.part")) or any(folder.glob("runs/*")))    # a result is handed over
+        os.kill(first.pid, signal.SIGSTOP)
+        time.sleep(1.0)
+        os.kill(children(first.pid)[0], signal.SIGKILL)
+        time.sleep(0.2)
+        os.kill(first.pid, signal.SIGCONT)
+        shown, errors = first.stdout.read(), first.stderr.read()
+        assert (first.wait(), errors) == (0, "")
+        assert shown == "Outcome(run=4, failed=0, before=0)\n"
+        assert same_rows(folder, undisturbed, SWEPT)
+        machines = [json.loads(file.read_text())["machine"] for file in folder.glob("runs/*/record.json")]
+        assert {number for number, _, _ in machines} == {"2"}
+        assert len({pid for _, _, pid in machines}) in (2, 3)
+        everything = sorted(os.sched_getaffinity(0))
+        if len(everything) > 1:      # a new process takes the cores of the dead one
+            assert {tuple(cores) for _, cores, _ in machines} <= {tuple(everything[0::2]), tuple(everything[1::2])}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_the_workers_end_with_their_parent(tmp_path, number):
+    folder = tmp_path / "r"
+    with started(SCRIPT, folder) as first:
+        wait_for(lambda: len(children(first.pid)) == 2)
+        time.sleep(0.5)
+        crew = children(first.pid)
+        os.kill(crew[0], signal.SIGSTOP)      # a stopped worker ends too
+        first.send_signal(number)
+        assert first.wait(30) in (-number, 1)
+        assert "KeyboardInterrupt" in first.stderr.read() or number == signal.SIGKILL
+        wait_for(lambda: not any(alive(pid) for pid in crew), 30)
+        with sweeps._alone(folder):
+            pass
+        assert records.recorded(folder)[1] == set()
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def breaks(chosen, folder):
+    (folder / "runs").touch()                         # no folder can be made there any more
+    return ORDINARY(chosen, None)
+
+
+def test_a_worker_that_cannot_write_its_record_stops_the_sweep_and_no_run_fails(tmp_path, monkeypatch):
+    starting(monkeypatch, "breaks")
+    with pytest.raises(ChildProcessError, match="a worker process cannot work: FileExistsError"):
+        sweeps.sweep(SWEPT[:1], tmp_path / "r")
+    monkeypatch.setattr(processes, "START", "import no_such_module")
+    with pytest.raises(ChildProcessError, match="cannot work: ModuleNotFoundError: No module named 'no_such_module'"):
+        sweeps.sweep(SWEPT[:1], tmp_path / "s")
+    assert records.recorded(tmp_path / "s") == (set(), set())
+
+
+def test_equal_settings_are_one_run(undisturbed):
+    again = Settings(**{**TINY, "prune_steps": None, "traces": 2}, compression=0, drops=())
+    assert sweeps.sweep([*SWEPT, again, SWEPT[0], *SWEPT], undisturbed) == (0, 0, 4)
 
 
 def test_two_sweeps_cannot_write_to_one_folder(tmp_path):
@@ -232,17 +338,40 @@ def kill_once(chosen, folder):
     if chosen.seed == 1 and not mark.exists():
         mark.touch()
         os.kill(os.getpid(), signal.SIGKILL)
-    return workers.work(chosen, folder)
+    return ORDINARY(chosen, folder)
 
 
 @pytest.mark.filterwarnings("ignore")        # Ray's own: it forks beside JAX's threads, and leaves files open
 def test_a_ray_cluster_whose_worker_is_killed_ends_with_the_same_table(undisturbed, tmp_path, monkeypatch):
     pytest.importorskip("ray")
     monkeypatch.setenv("PKJAX_TEST_MARK", str(tmp_path / "killed"))
-    monkeypatch.setattr(sweeps, "work", kill_once)
+    monkeypatch.setattr(ray_cluster, "work", kill_once)
     assert sweeps.sweep(SWEPT[:2], tmp_path / "r", ray="local") == (2, 0, 0)
     assert (tmp_path / "killed").exists()
-    for chosen in SWEPT[:2]:    # alone, as what pandas writes for "unset" depends on the other rows
-        shutil.copytree(undisturbed / "runs" / chosen.key, tmp_path / "want" / "runs" / chosen.key)
-    table, want = (records.table(tmp_path / name).drop(columns=TIMED) for name in ("r", "want"))
-    assert table.astype(str).equals(want.astype(str))
+    assert same_rows(tmp_path / "r", undisturbed, SWEPT[:2])
+
+
+def test_a_cluster_that_is_not_there_is_an_error_within_seconds(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))      # whatever else runs on this machine
+    began = time.monotonic()
+    with socket.socket() as free, socket.socket() as deaf:
+        free.bind(("127.0.0.1", 0))
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen()
+        nothing, other = (f"127.0.0.1:{place.getsockname()[1]}" for place in (free, deaf))
+        monkeypatch.setattr(ray_cluster, "SECONDS", 0.5)
+        for address in (nothing, f"ray://{nothing}", other):
+            with pytest.raises(ConnectionError, match=f"no Ray cluster at {address}: .*ray start"):
+                sweeps.sweep(SWEPT, tmp_path / "r", ray=address)
+        (tmp_path / "ray").mkdir()
+        (tmp_path / "ray" / "ray_current_cluster").write_text(nothing)      # left by a cluster that died
+        with pytest.raises(ConnectionError, match=f"no Ray cluster at {nothing}"):
+            sweeps.sweep(SWEPT, tmp_path / "r", ray="auto")
+        monkeypatch.setenv("RAY_ADDRESS", nothing)
+        with pytest.raises(ConnectionError, match=f"no Ray cluster at {nothing}"):
+            sweeps.sweep(SWEPT, tmp_path / "r", ray="auto")
+    for address in ("", "host", "host:port", "host:0", "host:99999", "a b:1", "http://host:1"):
+        with pytest.raises(ValueError, match=r"is HOST:PORT, ray://HOST:PORT, auto or local, got"):
+            sweeps.sweep(SWEPT, tmp_path / "r", ray=address)
+    assert time.monotonic() - began < 15
+    assert records.recorded(tmp_path / "r") == (set(), set())

@@ -67,6 +67,15 @@ def test_bars_are_the_kept_shares_and_emptied_layers_are_named():
     assert [tick.get_text() for tick in axes.get_yticklabels()] == [layer.name for layer in report.layers]
 
 
+def test_names_of_layers_are_no_formulae(tmp_path):
+    names = [r"$\frac$", r"a\$b$", "50% {x}"]
+    report = dataclasses.replace(fake(), layers=tuple(pk.LayerReport(name, (2, 2), 1, 4, False) for name in names))
+    figure = plots.layers(report)
+    figure.savefig(tmp_path / "layers.png", dpi=40)
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [
+        r"\$\frac\$", r"a\\$b\$", "50% {x}"]
+
+
 def test_a_report_is_one_figure_and_given_axes_are_used(tmp_path):
     from matplotlib.figure import Figure
 

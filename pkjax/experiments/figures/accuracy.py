@@ -6,19 +6,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pkjax.experiments.figures.styles import (
-    FAILED,
     STYLES,
     by_data,
     count,
     finish,
     first_in_row,
     known,
+    left_out,
     legend,
     line_style,
     note,
     percent,
 )
 from pkjax.experiments.run_tables import finished, floats, groups
+from pkjax.plots.panels import literal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,7 +56,8 @@ def figure3(table: "DataFrame", axes: "Sequence[Axes] | None" = None) -> "Figure
         >>> figure3(runs).axes[0].lines[0].get_ydata().round(3).tolist()
         [0.85, 0.7]
     """
-    runs, failed = finished(table, "data", "model", "pruner", "compression", "test_accuracy")
+    chosen = finished(table, "data", "model", "pruner", "compression", "test_accuracy")
+    runs = chosen.runs
     valued = np.isfinite(floats(runs, "test_accuracy"))
     names, panels = known(runs["pruner"]), list(groups(runs))
     figure, places = by_data(panels, axes, sharey="row")
@@ -71,9 +73,9 @@ def figure3(table: "DataFrame", axes: "Sequence[Axes] | None" = None) -> "Figure
                 ax.fill_between(seeds.index, seeds["min"], seeds["max"], color=style.colour, alpha=0.15, linewidth=0)
                 ax.plot(seeds.index, seeds["mean"], **line_style(style))
         ax.yaxis.set_major_formatter(percent())
-        finish(ax, f"{model}, {data}", "compression ρ ($10^{-ρ}$ kept)", first_in_row(ax, "top-1 accuracy"))
+        finish(ax, literal(f"{model}, {data}"), "compression ρ ($10^{-ρ}$ kept)", first_in_row(ax, "top-1 accuracy"))
     legend(figure, places)
     repeated = runs[valued].duplicated(["data", "model", "pruner", "compression"]).any()
     note(figure, "mean over seeds, band from the worst to the best" if repeated else "one seed",
-         *count(failed, *FAILED), *count(int(np.sum(~valued)), "run without an accuracy", "runs without an accuracy"))
+         *left_out(chosen), *count(int(np.sum(~valued)), "run without an accuracy", "runs without an accuracy"))
     return figure

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from pkjax.experiments.figures.styles import (
-    FAILED,
     STYLES,
     UNUSED,
     count,
     finish,
     grid,
     known,
+    left_out,
     line_style,
     note,
     r2_text,
@@ -20,7 +20,7 @@ from pkjax.experiments.figures.styles import (
 from pkjax.experiments.findings import curves, rms
 from pkjax.experiments.regression import risen
 from pkjax.experiments.run_tables import QUANTITIES, finished, floats, groups
-from pkjax.plots.panels import BLACK, SMALL
+from pkjax.plots.panels import BLACK, SMALL, literal
 from pkjax.tables import format_number
 
 if TYPE_CHECKING:
@@ -66,7 +66,8 @@ def figure1(table: "DataFrame", t: float | int | Literal["fit"] = "fit",
         >>> figure1(runs).axes[0].get_xlabel()
         'Tr Π after epoch 1'
     """
-    runs, failed = finished(table, "data", "model", "pruner", "learning_rate", "steps", "trace_pi_1", *QUANTITIES)
+    chosen = finished(table, "data", "model", "pruner", "learning_rate", "steps", "trace_pi_1", *QUANTITIES)
+    runs = chosen.runs
     names = known(runs["pruner"])
     models = list(groups(runs))
     figure, places = grid(2 * len(models), 3.75, 2.6, axes, across=2)
@@ -93,12 +94,12 @@ def figure1(table: "DataFrame", t: float | int | Literal["fit"] = "fit",
                       alignment="left")
             start = f", b = {format_number(curve.b, 3)}" if quantity == "output_norm" else ""
             fitted = " (given)" if t != "fit" else " (fitted, at its bound)" if curve.at_bound else " (fitted)"
-            finish(ax, f"{title}\na = {format_number(curve.a, 3)}{start}, t = {format_number(curve.t, 3)}"
+            finish(ax, f"{literal(title)}\na = {format_number(curve.a, 3)}{start}, t = {format_number(curve.t, 3)}"
                        f"{fitted if curve.drawn else ''}, {r2_text(curve.r2)}",
                    "Tr Π after epoch 1", f"{QUANTITIES[quantity]} at the end")
     steps = floats(runs, "steps")
     took = f"{_span(steps)} steps" if np.isfinite(steps).any() else "an unknown number of steps"
-    note(figure, f"line: fitted curve; the runs took {took}", *count(failed, *FAILED), *count(omitted, *UNUSED))
+    note(figure, f"line: fitted curve; the runs took {took}", *left_out(chosen), *count(omitted, *UNUSED))
     return figure
 
 

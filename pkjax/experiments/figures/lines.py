@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pkjax.experiments.figures.styles import (
-    FAILED,
     PURPLE,
     SKY,
     UNUSED,
@@ -16,13 +15,14 @@ from pkjax.experiments.figures.styles import (
     finish,
     first_in_row,
     grid,
+    left_out,
     legend,
     note,
     r2_text,
 )
 from pkjax.experiments.findings import fits, predictor_scores
 from pkjax.experiments.run_tables import PREDICTORS, QUANTITIES, finished, floats, groups
-from pkjax.plots.panels import BLACK, BLUE, GREEN, ORANGE, SMALL, VERMILLION
+from pkjax.plots.panels import BLACK, BLUE, GREEN, ORANGE, SMALL, VERMILLION, literal
 from pkjax.tables import format_number
 
 if TYPE_CHECKING:
@@ -59,7 +59,8 @@ def figure2(table: "DataFrame", axes: "Sequence[Axes] | None" = None) -> "Figure
         >>> figure2(runs).axes[0].get_legend().get_texts()[0].get_text()
         'fc-100: R² 1.00, slope 0.434 (n = 3)'
     """
-    runs, failed = finished(table, "data", "model", "trace_pi", *QUANTITIES)
+    chosen = finished(table, "data", "model", "trace_pi", *QUANTITIES)
+    runs = chosen.runs
     models, lines = list(groups(runs)), fits(runs).set_index(["data", "model", "quantity"])
     colours = islice(cycle((BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK)), len(models))
     looks = list(zip(colours, islice(cycle("osv^DPX*p"), len(models)), strict=True))
@@ -71,8 +72,8 @@ def figure2(table: "DataFrame", axes: "Sequence[Axes] | None" = None) -> "Figure
             kept = np.isfinite(x) & np.isfinite(y) & (np.nan_to_num(x) > 0)
             omitted += int(fit["left_out"])
             ax.plot(x[kept], y[kept], color=colour, marker=marker, linestyle="none", markersize=3.5, alpha=0.6,
-                    markeredgewidth=0, label=f"{label}: {r2_text(fit['r2'])}, slope {format_number(fit['slope'], 3)} "
-                                             f"(n = {int(fit['runs'])})")
+                    markeredgewidth=0, label=f"{literal(label)}: {r2_text(fit['r2'])}, slope "
+                                             f"{format_number(fit['slope'], 3)} (n = {int(fit['runs'])})")
             if np.isfinite(fit["slope"]):
                 ends = np.array([x[kept].min(), x[kept].max()])
                 ax.plot(ends, fit["intercept"] + fit["slope"] * np.log(ends), color="white", linewidth=3, zorder=4)
@@ -82,7 +83,7 @@ def figure2(table: "DataFrame", axes: "Sequence[Axes] | None" = None) -> "Figure
         ax.legend(fontsize=SMALL - 1, frameon=False, loc="upper left", bbox_to_anchor=(0.0, 0.0), borderaxespad=0,
                   handletextpad=0.1, bbox_transform=below(ax))
         finish(ax, f"{symbol}, lines in ln Tr Π", "Tr Π at initialisation", f"{symbol} at the end")
-    note(figure, *count(failed, *FAILED), *count(omitted, *UNUSED))
+    note(figure, *left_out(chosen), *count(omitted, *UNUSED))
     return figure
 
 
@@ -111,7 +112,8 @@ def predictors(table: "DataFrame", axes: "Sequence[Axes] | None" = None) -> "Fig
         >>> [float(bar.get_height()) for bar in predictors(runs).axes[0].patches]
         [1.0, 1.0, 1.0, 1.0]
     """
-    runs, failed = finished(table, "data", "model", *PREDICTORS, *QUANTITIES)
+    chosen = finished(table, "data", "model", *PREDICTORS, *QUANTITIES)
+    runs = chosen.runs
     models, scores = list(groups(runs)), predictor_scores(runs)
     figure, places = grid(2, max(3.7, 0.6 + 0.85 * len(models)), 2.6, axes, across=2 if len(models) <= 4 else 1,
                           sharey=True)
@@ -126,10 +128,10 @@ def predictors(table: "DataFrame", axes: "Sequence[Axes] | None" = None) -> "Fig
                 ax.text(x, np.nan_to_num(r2) + 0.015, f"{fitted}" if np.isfinite(r2) else f"– ({fitted})",
                         fontsize=SMALL - 1, rotation=90, ha="center", va="bottom")
     for ax, symbol in zip(places, QUANTITIES.values(), strict=True):
-        ax.set_xticks(np.arange(len(models)), [label.replace(", ", "\n") for _, _, label, _ in models])
+        ax.set_xticks(np.arange(len(models)), [literal(label).replace(", ", "\n") for _, _, label, _ in models])
         ax.set_ylim(0, 1.15)
         finish(ax, f"{symbol} against the predictor's logarithm", "", first_in_row(ax, "R²"))
         ax.grid(False, axis="x")
     legend(figure, places)
-    note(figure, "above a bar: its number of runs", *count(failed, *FAILED))
+    note(figure, "above a bar: its number of runs", *left_out(chosen))
     return figure

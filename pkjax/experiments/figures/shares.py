@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from pkjax.experiments.figures.styles import (
-    FAILED,
     STYLES,
     by_data,
     count,
     finish,
     first_in_row,
     known,
+    left_out,
     legend,
     line_style,
     note,
@@ -20,6 +20,7 @@ from pkjax.experiments.figures.styles import (
     scale,
 )
 from pkjax.experiments.run_tables import finished, groups
+from pkjax.plots.panels import literal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,7 +62,8 @@ def captured(table: "DataFrame", by: Literal["pruner", "compression"] = "pruner"
     """
     if by not in ("pruner", "compression"):
         raise ValueError(f"a line stands for a 'pruner' or a 'compression', not for {by!r}")
-    runs, failed = finished(table, "data", "model", "pruner", "compression", "captured")
+    chosen = finished(table, "data", "model", "pruner", "compression", "captured")
+    runs = chosen.runs
     has = np.array([np.ndim(cell) == 1 and len(cell) > 0 and bool(np.all(np.isfinite(np.asarray(cell, np.float64))))
                     for cell in runs["captured"]])
     if not has.any():
@@ -83,8 +85,8 @@ def captured(table: "DataFrame", by: Literal["pruner", "compression"] = "pruner"
         ax.set_xscale("log")
         ax.xaxis.set_major_formatter("{x:g}")
         ax.yaxis.set_major_formatter(percent())
-        finish(ax, f"{model}, {data}", "path eigenvectors", first_in_row(ax, "share of Tr Θ"))
+        finish(ax, literal(f"{model}, {data}"), "path eigenvectors", first_in_row(ax, "share of Tr Θ"))
     legend(figure, places)
-    note(figure, "mean over runs; bars beside the ends: the least to the largest", *count(failed, *FAILED),
+    note(figure, "mean over runs; bars beside the ends: the least to the largest", *left_out(chosen),
           *count(int(np.sum(~has)), "run without shares", "runs without shares"))
     return figure

@@ -10,20 +10,22 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from pkjax.experiments.run_tables import Finished
 from pkjax.plots import panels as shared
 from pkjax.plots.panels import BLACK, BLUE, GREEN, ORANGE, SMALL, VERMILLION, axes_of_all, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["FAILED", "STYLES", "UNUSED", "Style", "below", "by_data", "count", "finish", "first_in_row", "grid",
-           "known", "legend", "line_style", "note", "percent", "r2_text", "scale"]
+__all__ = ["STYLES", "UNUSED", "Style", "below", "by_data", "count", "finish", "first_in_row", "grid", "known",
+           "left_out", "legend", "line_style", "note", "percent", "r2_text", "scale"]
 
 SKY, YELLOW, PURPLE, GREY = "#56B4E9", "#F0E442", "#CC79A7", "#8C8C8C"
 INDIGO, WINE = "#332288", "#882255"
 ACROSS = 4
 """Panels side by side at most."""
 FAILED = ("failed run", "failed runs")
+DIVERGED = ("diverged run", "diverged runs")
 UNUSED = ("point without a positive trace and a value", "points without a positive trace and a value")
 """What a note counts, in singular and plural."""
 
@@ -186,6 +188,11 @@ def count(left_out: int, one: str, many: str) -> list[str]:
         (['1 run left out'], ['1,200 runs left out'], [])
     """
     return [f"{left_out:,} {one if left_out == 1 else many} left out"] if left_out else []
+
+
+def left_out(chosen: Finished) -> list[str]:
+    """Return the parts of a note that say how many runs failed and diverged."""
+    return [*count(chosen.failed, *FAILED), *count(chosen.diverged, *DIVERGED)]
 
 
 def r2_text(value: float) -> str:

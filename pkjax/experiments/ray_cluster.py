@@ -1,0 +1,87 @@
+"""The runs of a sweep on a Ray cluster."""
+
+import logging
+import os
+import re
+import socket
+from collections.abc import Generator, Sequence
+from pathlib import Path
+
+from pkjax.experiments.environment import versions
+from pkjax.experiments.records import write_failure, write_record
+from pkjax.experiments.settings import Settings
+from pkjax.experiments.worker import failure, work
+from pkjax.extras import needed
+
+__all__ = ["run_on_ray"]
+
+SECONDS = 5.0
+"""How long a cluster may take to answer."""
+# HTTP/2's greeting, by which every gRPC server answers with its settings: a frame of type 4.
+GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+
+
+def run_on_ray(pending: Sequence[Settings], output: Path, address: str, gpus: float
+               ) -> Generator[tuple[Settings, str], None, None]:
+    """Run experiments on a Ray cluster and record them here, one after the other; yield each with "done" or "failed".
+
+    Raises:
+        ValueError: the address is malformed.
+        ConnectionError: there is no cluster at the address; found within a few seconds.
+        ImportError: Ray is missing.
+    """
+    if not pending:
+        return
+    _reach(address)
+    ray = needed("ray", "ray", "a Ray cluster needs Ray")
+    ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+    try:
+        # A worker that dies (killed, out of memory, machine lost) is a failure of the cluster, not of the run.
+        remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)(work)
+        waiting = {remote.remote(settings, None): settings for settings in pending}
+        while waiting:
+            (reference,), _ = ray.wait(list(waiting), num_returns=1)
+            settings = waiting.pop(reference)
+            try:
+                record, masks = ray.get(reference)
+            except ray.exceptions.RayError as error:
+                record, masks = failure(settings, f"{type(error).__name__}: {error}", "", versions()), None
+            if masks is None:
+                write_failure(output, record)
+            else:
+                write_record(output, record, masks)
+            status = record["status"]
+            del record, masks, reference      # at most one result at a time is held here
+            yield settings, status
+    finally:
+        ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """Refuse an address at which no cluster answers; Ray itself would wait for minutes."""
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS") or _running() or address
+    if address in ("auto", "local"):
+        return
+    match = re.fullmatch(r"(?:ray://)?(?:\[([0-9A-Fa-f:.]+)\]|([^\s:/\[\]]+)):(\d{1,5})", address)
+    if not match or not 0 < int(match[3]) < 2**16:
+        raise ValueError(f"the address of a Ray cluster is HOST:PORT, ray://HOST:PORT, auto or local, got {address!r}")
+    try:
+        with socket.create_connection((match[1] or match[2], int(match[3])), timeout=SECONDS) as connection:
+            if os.environ.get("RAY_USE_TLS", "0") in ("0", ""):
+                connection.settimeout(SECONDS)
+                connection.sendall(GREETING)
+                if connection.recv(4)[3:] != b"\x04":
+                    raise ConnectionError("what listens there does not speak gRPC, as Ray does")
+    except OSError as error:
+        raise ConnectionError(f"no Ray cluster at {address}: {error}; `ray start --head` starts one on this machine"
+                              ) from error
+
+
+def _running() -> str:
+    """Return the address that Ray noted for the cluster of this machine, which may have died since."""
+    folder = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp")
+    try:
+        return (folder / "ray" / "ray_current_cluster").read_text().strip()
+    except OSError:
+        return ""

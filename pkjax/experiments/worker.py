@@ -1,0 +1,138 @@
+"""A process that runs experiments for a sweep and writes their records itself.
+
+It gets one run at a time, its settings as a line of JSON on the standard input. The parent learns from the record that
+a run is done: nothing is handed over, so neither side ever waits for the other to read. The end of the input is that of
+the parent, and ends the process at once, wherever it is; an empty line ends it between two runs.
+"""
+
+import json
+import os
+import queue
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+import pkjax as pk
+from pkjax import files
+from pkjax.data.dataset import Dataset
+from pkjax.experiments.environment import environment
+from pkjax.experiments.records import FORMAT, write_failure, write_record
+from pkjax.experiments.runs import run
+from pkjax.experiments.settings import Settings
+
+__all__ = ["IMAGES", "PARTIAL", "failure", "main", "tail", "work"]
+
+PARTIAL, IMAGES = "partial", "images"
+TAIL = 4000
+"""Bytes of a worker's standard error stream that a record keeps at most."""
+
+
+def main(output: str, slot: int, workers: int) -> None:
+    """Work for the sweep of a folder until its parent has no more runs.
+
+    Args:
+        output: the folder of results.
+        slot: this worker's number, from 0; the process that replaces a dead one has the same.
+        workers: how many there are.
+    """
+    lines = os.fdopen(os.dup(0), "rb")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)      # nothing else reads the parent's lines
+    pending: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(lines, pending), daemon=True).start()
+    code = 0
+    try:
+        _take_cores(slot, workers)
+        while line := pending.get().strip():
+            _record(Settings(**json.loads(line)), Path(output))
+    except BaseException:      # not a failure of the run, but of this process, such as a full disk
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)      # no library's threads are waited for
+
+
+def _receive(lines: BinaryIO, pending: "queue.SimpleQueue[bytes]") -> None:
+    while line := lines.readline():
+        pending.put(line)
+    os._exit(0)
+
+
+def _take_cores(slot: int, workers: int) -> None:
+    """Share the cores among the workers, which would otherwise wait for one another; no core belongs to two."""
+    if workers > 1 and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        if workers <= len(cores):
+            os.sched_setaffinity(0, cores[slot::workers])
+
+
+def _record(settings: Settings, output: Path) -> None:
+    """Run an experiment and write its record, or that of its failure."""
+    record, masks = work(settings, output)
+    sys.stderr.flush()
+    record["stderr"] = tail(2)
+    if masks is None:
+        write_failure(output, record)
+    else:
+        write_record(output, record, masks)
+
+
+def tail(number: int) -> str:
+    """Read the end of the file behind a file descriptor; nothing where it is not a file that can be read."""
+    try:
+        size = os.fstat(number).st_size
+        return os.pread(number, TAIL, max(size - TAIL, 0)).decode("utf-8", "replace")
+    except (OSError, AttributeError):      # Windows has no pread
+        return ""
+
+
+def work(settings: Settings, folder: Path | None) -> tuple[dict[str, Any], PyTree | None]:
+    """Run an experiment; return its record and masks, or the record of its failure and None.
+
+    `folder` is the folder of results, where this process can see it: it keeps decoded images and unfinished trainings.
+    """
+    try:
+        record, masks = run(settings, load=_loader(folder),
+                            checkpoint=None if folder is None else folder / PARTIAL / settings.key)
+    except (Exception, SystemExit) as error:  # whatever a run raises is its result; the sweep continues
+        return failure(settings, f"{type(error).__name__}: {error}", traceback.format_exc(), environment()), None
+    return record, jax.tree.map(np.asarray, masks)
+
+
+def failure(settings: Settings, error: str, trace: str, where: dict[str, str], stderr: str = "") -> dict[str, Any]:
+    """Make the record of a run that failed."""
+    return {"format": FORMAT, "key": settings.key, "status": "failed", "settings": settings.to_dict(),
+            "error": error, "traceback": trace, "environment": where, "stderr": stderr}
+
+
+@lru_cache(maxsize=2)
+def _loader(folder: Path | None) -> Callable[[str, str], Dataset]:
+    """Load data sets, each once per process; decoded images stay in the folder for the next process."""
+    @lru_cache(maxsize=4)
+    def load(name: str, split: str) -> Dataset:
+        if folder is None or name == "digits":
+            return pk.data.load(name, split=split)
+        file = folder / IMAGES / f"{name}-{split}.npz"
+        if not file.exists():
+            dataset = pk.data.load(name, split=split)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            kept: dict[str, Any] = {key: np.asarray(getattr(dataset, key)) for key in _KEPT}
+            with files.replacing(file) as part, part.open("xb") as out:
+                np.savez_compressed(out, **kept)
+            return dataset
+        with np.load(file, allow_pickle=False) as saved:
+            kept = {key: saved[key] for key in _KEPT}
+        return Dataset(**{**kept, "classes": int(kept["classes"]), "name": name, "levels": int(kept["levels"])})
+
+    return load
+
+
+_KEPT = ("pixels", "labels", "mean", "std", "classes", "levels")
