@@ -39,14 +39,16 @@ class BlockLanczos:
 
 
 def block_lanczos(multiply: Callable[[np.ndarray], np.ndarray], dimension: int, k: int, *, block: int = 8,
-                  tolerance: float = 1e-10, most_products: int | None = None, seed: int = 0) -> BlockLanczos:
+                  most_rows: int | None = None, tolerance: float = 1e-10, most_products: int | None = None,
+                  seed: int = 0) -> BlockLanczos:
     """Find the k largest eigenpairs of a symmetric positive semidefinite operator.
 
     Args:
         multiply: maps a block of rows (block, dimension) to the operator's products with them.
         dimension: dimension of the operator.
         k: number of pairs.
-        block: rows per block.
+        block: rows per block. A search that finds copies which the searches before it missed doubles them for the next,
+        most_rows: up to this many; None means no more than ``block``.
         tolerance: the residual, relative to the largest eigenvalue, at which a pair has converged.
         most_products: stop after this many products with single vectors; None means 60 k + 3000.
         seed: seed of the random starting blocks.
@@ -66,7 +68,7 @@ def block_lanczos(multiply: Callable[[np.ndarray], np.ndarray], dimension: int, 
     """
     if not 1 <= k <= dimension:
         raise ValueError(f"k must be between 1 and the operator's dimension, {dimension}, got {k}")
-    block = min(block, dimension)
+    block, most_rows = min(block, dimension), max(block, most_rows or 0)
     search = _Search(multiply, dimension, tolerance, 60 * k + 3000 if most_products is None else most_products,
                      np.random.default_rng(seed))
     locked, values, residuals = np.zeros((0, dimension)), np.zeros(0), np.zeros(0)
@@ -80,6 +82,7 @@ def block_lanczos(multiply: Callable[[np.ndarray], np.ndarray], dimension: int, 
             complete = True
         else:
             new_values, new_vectors, new_residuals = fresh
+            block = min(2 * block, most_rows) if len(locked) else block
             locked = np.concatenate([locked, new_vectors])
             values, residuals = np.append(values, new_values), np.append(residuals, new_residuals)
             if search.spent >= search.most:

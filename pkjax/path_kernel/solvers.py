@@ -1,10 +1,12 @@
 """The path kernel's largest eigenpairs by one of three solvers: exact counting, dense, or block Lanczos."""
 
+import contextlib
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float64, PyTree
 
@@ -29,7 +31,11 @@ __all__ = ["Eigenpairs", "is_direct", "largest_eigenpairs"]
 
 _DENSE_BELOW = 3000
 _AT_ONCE = 2**24   # entries of the vectors that G multiplies at a time
-_ROWS = 8          # vectors to a call: the same for all, so that one program serves them
+_ROWS = 8          # vectors to a call
+_SINGLE = 1e-6     # a residual, in units of the largest eigenvalue, that products in float32 reach
+
+Multiply = Callable[[np.ndarray], np.ndarray]
+"""Maps rows over the parameters that train to the products of G with them."""
 
 
 @jax.tree_util.register_dataclass
@@ -111,14 +117,16 @@ def largest_eigenpairs(apply_fn: ApplyFn, params: PyTree, x: PyTree, k: int, mas
                 warnings.warn(f"the eigenvectors of {missing} of {k} eigenvalues did not converge and are zero; the "
                               "values and their bounds hold", NotConvergedWarning, stacklevel=3)
             return Eigenpairs(top.values, _unflatten(top.vectors, params), top.residuals, top.bounds, not missing)
-    with jax.enable_x64(True):
-        with jax.default_matmul_precision("highest"):
+
+    def double() -> Multiply:
+        with jax.enable_x64(True), jax.default_matmul_precision("highest"):
             # A program says what types it takes; any other function is read once more, on float64.
             theta, start = (params, x) if isinstance(apply_fn, BoundProgram) else _in_double((params, x))
-            multiply = _products(*read_start(apply_fn, theta, start, masks, trainable))
-        values, rows, residuals, bounds, converged = (
-            _dense_pairs(multiply, len(trained), k) if method == "dense"
-            else _lanczos_pairs(multiply, len(trained), k, tolerance))
+            return _products(*read_start(apply_fn, theta, start, masks, trainable))
+
+    values, rows, residuals, bounds, converged = (
+        _dense_pairs(double(), len(trained), k) if method == "dense"
+        else _lanczos_pairs(_products(network, z), double, len(trained), k, tolerance))
     if not vectors:
         return Eigenpairs(values, None, residuals, bounds, converged)
     full = np.zeros((k, size))
@@ -130,20 +138,25 @@ def _in_double(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64) if is_floating(leaf) else leaf, tree)
 
 
-def _products(network: Network, z: Array) -> Callable[[np.ndarray], np.ndarray]:
-    """Products of G with rows over the parameters that train, in float64 on the host."""
+def _products(network: Network, z: Array) -> Multiply:
+    """Products of G with rows over the parameters that train, in the network's type, handed over in float64."""
     train = np.concatenate([np.broadcast_to(np.asarray(t), leaf.shape).ravel() for t, leaf in
                             zip(floating_entries(network), floating_leaves(network), strict=True)])
-    where = np.flatnonzero(train)
-    count = max(1, min(_ROWS, _AT_ONCE // train.size))
+    where, wide = np.flatnonzero(train), jnp.result_type(z) == np.float64
+    most = max(1, min(_ROWS, _AT_ONCE // train.size))
 
     def multiply(rows: np.ndarray) -> np.ndarray:
         out = np.empty(rows.shape)
+        count = 1 if len(rows) == 1 else most     # two shapes, so two programs at most
         for start in range(0, len(rows), count):
             part = rows[start:start + count]
-            filled = np.zeros((count, train.size))      # of one shape, whatever trains
+            filled = np.zeros((count, train.size))
             filled[:len(part), where] = part
-            out[start:start + count] = np.asarray(_times(network, z, filled))[:len(part), where]
+            with jax.enable_x64(wide):
+                out[start:start + count] = np.asarray(_times(network, z, filled))[:len(part), where]
+        if not np.isfinite(out).all():
+            raise FloatingPointError(f"products with the path kernel overflow {jnp.result_type(z)}: scale the "
+                                     "network's weights or its inputs down")
         return out
 
     return multiply
@@ -158,7 +171,7 @@ def _times(network: Network, z: Array, rows: Array) -> Array:
 _Solution = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, bool]
 
 
-def _dense_pairs(multiply: Callable[[np.ndarray], np.ndarray], size: int, k: int) -> _Solution:
+def _dense_pairs(multiply: Multiply, size: int, k: int) -> _Solution:
     gram = multiply(np.eye(size))
     values, s = np.linalg.eigh((gram + gram.T) / 2)
     values, s = values[::-1][:k], s[:, ::-1][:, :k]
@@ -168,11 +181,35 @@ def _dense_pairs(multiply: Callable[[np.ndarray], np.ndarray], size: int, k: int
     return np.maximum(values, 0), s.T, residuals, np.maximum(bounds, residuals), True
 
 
-def _lanczos_pairs(multiply: Callable[[np.ndarray], np.ndarray], size: int, k: int, tolerance: float) -> _Solution:
-    pairs = block_lanczos(multiply, size, k, block=_block(size, k), tolerance=tolerance)
+def _lanczos_pairs(multiply: Multiply, double: Callable[[], Multiply], size: int, k: int, tolerance: float
+                   ) -> _Solution:
+    """Search with products in the network's own type, and judge what is found with k products in float64."""
+    rows = {"block": 1, "most_rows": _block(size, k)}
+    if tolerance >= _SINGLE:
+        with warnings.catch_warnings(), contextlib.suppress(FloatingPointError):
+            warnings.simplefilter("ignore", NotConvergedWarning)
+            pairs = block_lanczos(multiply, size, k, tolerance=tolerance, **rows)
+            values, vectors, residuals = _rayleigh_ritz(double(), pairs.vectors)
+            if pairs.converged and residuals.max() <= 10 * tolerance * values[0]:
+                return _bounded(values, vectors, residuals, True)
+    pairs = block_lanczos(double(), size, k, tolerance=tolerance, **rows)
+    return _bounded(pairs.values, pairs.vectors, pairs.residuals, pairs.converged)
+
+
+def _rayleigh_ritz(multiply: Multiply, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The eigenpairs of G within the span of orthonormal rows, and their residuals."""
+    image = multiply(vectors)
+    projected = vectors @ image.T
+    values, s = np.linalg.eigh((projected + projected.T) / 2)
+    values, s = values[::-1], s[:, ::-1]
+    rows = s.T @ vectors
+    return values, rows, np.linalg.norm(s.T @ image - values[:, None] * rows, axis=1)
+
+
+def _bounded(values: np.ndarray, vectors: np.ndarray, residuals: np.ndarray, converged: bool) -> _Solution:
     # Kahan: k eigenvalues lie within the residual block's norm of these values, one each.
-    bounds = np.full(k, np.linalg.norm(pairs.residuals) if pairs.converged else np.inf)
-    return np.maximum(pairs.values, 0), pairs.vectors, pairs.residuals, bounds, pairs.converged
+    bounds = np.full(len(values), np.linalg.norm(residuals) if converged else np.inf)
+    return np.maximum(values, 0), vectors, residuals, bounds, converged
 
 
 def _block(size: int, k: int) -> int:

@@ -75,7 +75,7 @@ def count_above(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "
 @automatic_axes
 def eigenvalues(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]], *, k: int,
                 masks: PyTree | None = None, trainable: Choice = None, method: str = "auto",
-                tolerance: float = 1e-10) -> Float64[np.ndarray, "k"]:
+                tolerance: float = 1e-6) -> Float64[np.ndarray, "k"]:
     """The k largest eigenvalues of Π with their multiplicities, zeros included where Π has fewer.
 
         π_1 ≥ π_2 ≥ … ≥ π_k
@@ -89,7 +89,8 @@ def eigenvalues(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "
         trainable: which parameters Π differentiates; all floating-point leaves by default.
         method: "counting" (exact, for fully connected networks), "dense" (a matrix with a row for each parameter),
             "lanczos" (any network), or "auto": the first of these that fits.
-        tolerance: of "lanczos", relative to the largest eigenvalue.
+        tolerance: of "lanczos", the residual ``‖G z − π z‖`` relative to the largest eigenvalue. From 1e-6 on, products
+            in the network's own type find the pairs, and products in float64 judge them; below, all are in float64.
 
     Returns:
         (k,) float64, descending. Where "lanczos" cannot vouch for the list, it warns with ``NotConvergedWarning``.
@@ -114,7 +115,7 @@ def eigenvalues(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "
 @automatic_axes
 def bounded_eigenvalues(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]], *, k: int,
                         masks: PyTree | None = None, trainable: Choice = None, method: str = "auto",
-                        tolerance: float = 1e-10) -> BoundedEigenvalues:
+                        tolerance: float = 1e-6) -> BoundedEigenvalues:
     """The k largest eigenvalues of Π with bounds on their errors.
 
         |value_i − π_i| ≤ bound_i
@@ -127,7 +128,8 @@ def bounded_eigenvalues(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[Arra
         masks: booleans like ``params``; a masked weight carries no path and does not train.
         trainable: which parameters Π differentiates; all floating-point leaves by default.
         method: as for ``eigenvalues``.
-        tolerance: of "lanczos", relative to the largest eigenvalue.
+        tolerance: of "lanczos", the residual ``‖G z − π z‖`` relative to the largest eigenvalue. From 1e-6 on, products
+            in the network's own type find the pairs, and products in float64 judge them; below, all are in float64.
 
     Returns:
         The values (k,), descending, and their bounds (k,). Where "lanczos" cannot vouch for the list, it warns with
@@ -154,7 +156,7 @@ def bounded_eigenvalues(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[Arra
 
 @automatic_axes
 def eigenpairs(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]], *, k: int,
-               masks: PyTree | None = None, trainable: Choice = None, method: str = "auto", tolerance: float = 1e-10
+               masks: PyTree | None = None, trainable: Choice = None, method: str = "auto", tolerance: float = 1e-6
                ) -> Eigenpairs:
     """The k largest eigenvalues of Π, and the eigenvectors of its dual Gram matrix.
 
@@ -168,7 +170,8 @@ def eigenpairs(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N
         masks: booleans like ``params``; a masked weight carries no path and does not train.
         trainable: which parameters Π differentiates; all floating-point leaves by default.
         method: as for ``eigenvalues``.
-        tolerance: of "lanczos", relative to the largest eigenvalue.
+        tolerance: of "lanczos", the residual ``‖G z − π z‖`` relative to the largest eigenvalue. From 1e-6 on, products
+            in the network's own type find the pairs, and products in float64 judge them; below, all are in float64.
 
     Returns:
         The values (k,), the vectors z as a tree like ``params`` with a leading axis k, residuals and error bounds.

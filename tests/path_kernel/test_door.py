@@ -37,7 +37,7 @@ SOLVED = {
     "count_above": lambda *a, **o: pk.count_above(*a, [0.1, 0.5, 2.0], **o),
     "eigenvalues": lambda *a, **o: pk.eigenvalues(*a, k=3, **o),
     "bounded_eigenvalues": lambda *a, **o: pk.bounded_eigenvalues(*a, k=3, method="counting", **o).values,
-    "eigenpairs": lambda *a, **o: gram(pk.eigenpairs(*a, k=4, method="lanczos", **o)),
+    "eigenpairs": lambda *a, **o: gram(pk.eigenpairs(*a, k=4, method="lanczos", tolerance=1e-10, **o)),
 }
 CALLS = TRACED | SOLVED
 WEIGHTS = {"a": normal(0, (3, 2)), "b": normal(1, (2, 2))}

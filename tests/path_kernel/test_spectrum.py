@@ -1,5 +1,6 @@
 """Counts, eigenvalues and eigenvectors of the path kernel against those of enumerated paths."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from pkjax import path_kernel as pk
 from pkjax.path_kernel import solvers
 from pkjax.paths import NotFullyConnectedError, dense_layers
 
-from tests.cases import Case, cases
+from tests.cases import Case, cases, normal
 from tests.oracles import enumerate_paths
 from tests.path_kernel.oracle import KINDS, explicit, flat, ones, spectrum
 
@@ -27,7 +28,8 @@ def test_every_method_finds_the_same_eigenpairs_as_the_enumerated_gram(case):
     except NotFullyConnectedError:
         pass
     for method in methods:
-        pairs = pk.eigenpairs(case.apply, case.params, ones(case), k=k, masks=case.masks, method=method)
+        pairs = pk.eigenpairs(case.apply, case.params, ones(case), k=k, masks=case.masks, method=method,
+                              tolerance=1e-10)
         assert pairs.converged
         assert (np.abs(pairs.values - truth[:k]) <= 1e-10 * truth[0]).all(), method
         assert (np.abs(pairs.values - truth[:k]) <= pairs.bounds + 1e-13 * truth[0]).all(), method
@@ -77,6 +79,24 @@ def test_eigenvalues_lie_within_their_bounds_and_are_the_same_without_them(metho
     assert (np.abs(values - [6, 4, 0]) <= bounds + 1e-13).all()     # two paths of value 2 through one weight
     assert (bounds < 1e-8).all()
     np.testing.assert_array_equal(pk.eigenvalues(net, w, jnp.ones((1, 2)), k=3, method=method), values)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e12, 1e-12])
+def test_pairs_found_by_products_in_float32_are_judged_in_float64(scale):
+    """Also where float32 overflows or underflows: two layers of paths of 1e24, squared."""
+    w = {"a": normal(0, (5, 8), jnp.float32), "b": normal(1, (8, 4), jnp.float32) * scale}
+    w["a"] = w["a"] * scale
+
+    def net(w, x):
+        return jax.nn.relu(x @ w["a"]) @ w["b"]
+
+    one = jnp.ones((1, 5), jnp.float32)
+    wide = jax.tree.map(lambda v: v.astype(jnp.float64), w)
+    exact = pk.eigenvalues(net, wide, jnp.ones((1, 5)), k=12, method="dense")
+    pairs = pk.eigenpairs(net, w, one, k=12, method="lanczos")
+    assert pairs.converged
+    assert (np.abs(pairs.values - exact) <= pairs.bounds + 1e-13 * exact[0]).all()
+    assert pairs.bounds.max() <= 1e-4 * exact[-1]
 
 
 def test_blocks_of_lanczos_shrink_before_memory_ends(monkeypatch):
