@@ -142,7 +142,9 @@ def _products(network: Network, z: Array) -> Multiply:
     """Products of G with rows over the parameters that train, in the network's type, handed over in float64."""
     train = np.concatenate([np.broadcast_to(np.asarray(t), leaf.shape).ravel() for t, leaf in
                             zip(floating_entries(network), floating_leaves(network), strict=True)])
-    where, wide = np.flatnonzero(train), jnp.result_type(z) == np.float64
+    # A slice where everything trains: picking millions of entries one by one takes as long as a product.
+    where = slice(None) if train.all() else np.flatnonzero(train)
+    wide = jnp.result_type(z) == np.float64
     most = max(1, min(_ROWS, _AT_ONCE // train.size))
 
     def multiply(rows: np.ndarray) -> np.ndarray:
@@ -150,7 +152,7 @@ def _products(network: Network, z: Array) -> Multiply:
         count = 1 if len(rows) == 1 else most     # two shapes, so two programs at most
         for start in range(0, len(rows), count):
             part = rows[start:start + count]
-            filled = np.zeros((count, train.size))
+            filled = np.zeros((count, train.size), np.float64 if wide else np.float32)
             filled[:len(part), where] = part
             with jax.enable_x64(wide):
                 out[start:start + count] = np.asarray(_times(network, z, filled))[:len(part), where]
