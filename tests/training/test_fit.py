@@ -187,7 +187,7 @@ def test_a_checkpoint_of_another_training_is_refused(digits, key, tmp_path):
     fit(module, *digits, recipe=SHORT, checkpoint=tmp_path / "run", epochs=1)
     with pytest.raises(ValueError, match=r"another training, with learning_rate 0.01, not 0.1: use the same settings"):
         fit(module, *digits, recipe=dataclasses.replace(SHORT, learning_rate=0.1), checkpoint=tmp_path / "run")
-    with pytest.raises(ValueError, match=r"with beginning '\w+', not '\w+'"):
+    with pytest.raises(ValueError, match="with other initial parameters; other masks: use"):
         fit(module, *digits, recipe=SHORT, masks=pruned(module, digits, key), checkpoint=tmp_path / "run")
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         restore(tmp_path / "nothing")
