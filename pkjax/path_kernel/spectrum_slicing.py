@@ -64,6 +64,7 @@ def top_spectrum(layers: Sequence[Layer], k: int, *, inputs: np.ndarray | None =
         ValueError: the layers do not fit together, or k exceeds the number of parameters that train.
 
     Examples:
+        >>> from pkjax.paths import DenseLayer
         >>> weights = np.array([[1.0], [1.0]])
         >>> zero, none = np.zeros(1), np.array([-1])
         >>> first = DenseLayer(weights, np.ones((2, 1)), np.array([[0], [1]]), zero, zero, none, zero)

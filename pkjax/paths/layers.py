@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float64, Integer
+from jaxtyping import Float64, Integer, Shaped
 
 from pkjax import tables
 
@@ -19,6 +19,8 @@ class DenseLayer:
     off-diagonal entries are not edges. Returned by ``dense_layers``.
 
     Examples:
+        >>> import jax.numpy as jnp
+        >>> from pkjax.paths import dense_layers
         >>> (layer,) = dense_layers(lambda w, x: x @ w, jnp.ones((3, 2)), jnp.ones((1, 3)))
         >>> layer.value.shape, layer.bias_index.tolist()
         ((3, 2), [-1, -1])
@@ -53,19 +55,19 @@ class DenseLayer:
         """Whether nothing trains."""
         return not ((self.index >= 0).any() or (self.bias_index >= 0).any())
 
-    def forward(self, energy: np.ndarray) -> np.ndarray:
+    def forward(self, energy: Shaped[np.ndarray, " n_in"]) -> Shaped[np.ndarray, " n_out"]:
         """Energies of the nodes behind the layer, from those of the nodes before it."""
         return energy @ self.value**2 + self.bias_value**2 + self.source
 
-    def backward(self, energy: np.ndarray) -> np.ndarray:
+    def backward(self, energy: Shaped[np.ndarray, " n_out"]) -> Shaped[np.ndarray, " n_in"]:
         """Energies of the nodes before the layer, from those of the nodes behind it."""
         return self.value**2 @ energy
 
-    def at_tails(self, nodes: np.ndarray) -> np.ndarray:
+    def at_tails(self, nodes: Shaped[np.ndarray, " n_in"]) -> Shaped[np.ndarray, "..."]:
         """What the nodes before the layer hold, at each edge."""
         return nodes[:, None]
 
-    def at_heads(self, nodes: np.ndarray) -> np.ndarray:
+    def at_heads(self, nodes: Shaped[np.ndarray, " n_out"]) -> Shaped[np.ndarray, "..."]:
         """What the nodes behind the layer hold, at each edge."""
         return nodes
 
@@ -103,19 +105,19 @@ class DiagonalLayer:
         """Whether nothing trains."""
         return not ((self.index >= 0).any() or (self.bias_index >= 0).any())
 
-    def forward(self, energy: np.ndarray) -> np.ndarray:
+    def forward(self, energy: Shaped[np.ndarray, " n_in"]) -> Shaped[np.ndarray, " n_out"]:
         """Energies of the nodes behind the layer, from those of the nodes before it."""
         return energy[self.start] * self.value**2 + self.bias_value**2 + self.source
 
-    def backward(self, energy: np.ndarray) -> np.ndarray:
+    def backward(self, energy: Shaped[np.ndarray, " n_out"]) -> Shaped[np.ndarray, " n_in"]:
         """Energies of the nodes before the layer, from those of the nodes behind it."""
         return np.bincount(self.start, self.value**2 * energy, self.nodes)
 
-    def at_tails(self, nodes: np.ndarray) -> np.ndarray:
+    def at_tails(self, nodes: Shaped[np.ndarray, " n_in"]) -> Shaped[np.ndarray, "..."]:
         """What the nodes before the layer hold, at each edge."""
         return nodes[self.start]
 
-    def at_heads(self, nodes: np.ndarray) -> np.ndarray:
+    def at_heads(self, nodes: Shaped[np.ndarray, " n_out"]) -> Shaped[np.ndarray, "..."]:
         """What the nodes behind the layer hold, at each edge."""
         return nodes
 
