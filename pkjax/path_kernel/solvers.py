@@ -10,7 +10,7 @@ from jaxtyping import Array, Float64, PyTree
 
 from pkjax import tables
 from pkjax.linalg.block_lanczos import NotConvergedWarning, block_lanczos
-from pkjax.linalg.memory import default_memory_limit
+from pkjax.linalg.memory import budget, default_memory_limit
 from pkjax.network import Network
 from pkjax.path_kernel.gram import (
     flat_product,
@@ -137,7 +137,7 @@ def _products(network: Network, z: Array) -> Callable[[np.ndarray], np.ndarray]:
     train = np.concatenate([np.broadcast_to(np.asarray(t), leaf.shape).ravel() for t, leaf in
                             zip(floating_entries(network), floating_leaves(network), strict=True)])
     where = np.flatnonzero(train)
-    count = max(1, min(_ROWS, _AT_ONCE // train.size))
+    count = max(1, min(_ROWS, budget(_AT_ONCE, 8) // train.size))
 
     def multiply(rows: np.ndarray) -> np.ndarray:
         out = np.empty(rows.shape)

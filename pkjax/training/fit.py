@@ -19,7 +19,7 @@ from pkjax.training.augmentation import crop_and_flip
 from pkjax.training.checkpoints import Checkpoints, read
 from pkjax.training.flax_modules import Forward, split_module
 from pkjax.training.identity import Identity, data_identity, digest, module_fields, program_digest
-from pkjax.training.loops import compiled_loop, one_by_one
+from pkjax.training.loops import compiled_loop, examples_at_once, one_by_one
 from pkjax.training.recipes import Recipe, recipe
 from pkjax.trees import check_masks
 
@@ -29,7 +29,7 @@ Measure = Callable[[PyTree, PyTree], Mapping[str, Any]]
 """Maps (params, state) to named numbers, which the history keeps beside the accuracies."""
 
 EVALUATED = 500
-"""Examples that are evaluated at a time."""
+"""Examples that are evaluated at a time, fewer where memory is short."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -283,11 +283,14 @@ def _evaluate(forward: Forward, scale: _Scale, apart: bool) -> Callable[..., tup
     def evaluate_rows(carry: None, rows: Array, params: PyTree, state: PyTree, pixels: Array, labels: Array) -> Any:
         return carry, _losses(forward(params, state, scale(pixels[rows]), None)[0], labels[rows])
 
-    loop = compiled_loop(evaluate_rows, one_by_one=apart)
+    loop, sizes = compiled_loop(evaluate_rows, one_by_one=apart), dict[Any, int]()
 
     def evaluate(params: PyTree, state: PyTree, pixels: Array, labels: Array) -> tuple[Array, Array]:
         n = len(labels)
-        size = min(EVALUATED, n)
+        if pixels.shape not in sizes:
+            sizes[pixels.shape] = examples_at_once(lambda p, s, x: forward(p, s, scale(x), None)[0], params, state,
+                                                   pixels[:1], most=min(EVALUATED, n))
+        size = sizes[pixels.shape]
         full = -(-n // size) * size     # the last batch is filled with examples that are not counted
         rows = jnp.minimum(jnp.arange(full), n - 1).reshape(-1, size)
         _, (losses, right) = loop(None, rows, params, state, pixels, labels)

@@ -12,6 +12,7 @@ import optax
 import pkjax as pk
 import pytest
 from flax import nnx
+from pkjax.linalg import memory
 from pkjax.training import loops
 from pkjax.training.augmentation import crop_and_flip
 from pkjax.training.fit import Recipe, fit, recipe, restore
@@ -147,6 +148,21 @@ def test_networks_with_convolutions_take_a_call_for_each_batch_on_a_processor(mo
     assert (loops.one_by_one(kernels), loops.one_by_one(dense)) == (True, False)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert not loops.one_by_one(kernels)
+
+
+def test_fewer_examples_are_evaluated_at_a_time_where_memory_is_short(monkeypatch):
+    wide = {"k": jnp.ones((1, 1, 1, 1000))}
+
+    def network(params, x):
+        y = jax.jit(lambda x: jax.lax.conv(x, jnp.ones((1000, 1, 1, 1), x.dtype), (1, 1), "SAME"))(x)
+        return y.mean((2, 3))
+
+    x = jnp.ones((1, 1, 10, 10))
+    assert loops.examples_at_once(network, wide, x, most=500) == 500
+    monkeypatch.setattr(memory, "default_memory_limit", lambda devices=1: 16 * 4 * 100_000 * 7)
+    assert loops.examples_at_once(network, wide, x, most=500) == 7
+    monkeypatch.setattr(memory, "default_memory_limit", lambda devices=1: 1)
+    assert loops.examples_at_once(network, wide, x, most=500) == 1
 
 
 def test_a_pruned_trained_saved_and_restored_network_has_exactly_the_masked_zeros(digits, key, tmp_path):
