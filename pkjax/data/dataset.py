@@ -138,8 +138,8 @@ def load(name: str = "digits", *, split: str = "train", samples: int | None = No
     mean, std = np.zeros(channels), np.ones(channels)
     if normalize:
         mean, std = (np.array(v) for v in (_STATISTICS[name] if name in _STATISTICS else _digit_statistics()))
-    return Dataset(pixels.astype(np.uint8), labels, mean.astype(np.float32), std.astype(np.float32), _CLASSES[name],
-                   name, 16 if name == "digits" else 255)
+    return Dataset(pixels.astype(np.uint8, copy=False), labels, mean.astype(np.float32), std.astype(np.float32),
+                   _CLASSES[name], name, 16 if name == "digits" else 255)
 
 
 def _source(name: str, split: str, data_dir: str | os.PathLike[str] | None, download: bool) -> Any:
