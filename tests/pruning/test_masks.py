@@ -322,3 +322,13 @@ def test_file_names_are_taken_as_they_are(tmp_path, name):
     save_masks(tmp_path / name, masks)
     assert [file.name for file in tmp_path.iterdir()] == [name]
     assert load_masks(tmp_path / name, like=masks)["a"].tolist() == [True, False]
+
+
+@pytest.mark.parametrize("shape", [(1,), (3, 1), (1, 2), (2, 3)])
+def test_choices_of_entries_are_never_broadcast_either(shape):
+    params = {"a": np.ones((3, 2))}
+    choice = {"a": np.ones(shape, bool)}
+    with pytest.raises(ValueError, match=rf"trainable leaf 'a' has shape {re.escape(str(shape))}, but params has"):
+        pk.ntk_trace(lambda w, x: x @ w["a"], params, np.ones((1, 3)), trainable=choice)
+    with pytest.raises(ValueError, match=re.escape(str(shape))):
+        pk.prune(pk.magnitude, params, density=0.5, prunable=choice)
