@@ -350,6 +350,7 @@ def mean_input(X: PyTree, *, absolute: bool = False) -> PyTree:
                              "for |mean|")
         return average
 
+    X = jax.tree.map(lambda leaf: leaf, X)      # `Dataset.images` become one array
     names = leaf_names(X)
     names = ["X"] if names == ["(root)"] else [f"X's {name!r}" for name in names]
     return jax.tree.map(mean, jax.tree.unflatten(jax.tree.structure(X), names), X)

@@ -1,7 +1,8 @@
 """Checks and selections on pytrees that share the structure of the parameters."""
 
 import contextlib
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ __all__ = [
     "accumulator",
     "apply_masks",
     "as_array",
+    "check_distinct",
     "check_finite",
     "check_like",
     "check_masks",
@@ -23,6 +25,7 @@ __all__ = [
     "is_boolean_tree",
     "is_floating",
     "kernels",
+    "leaf_keys",
     "leaf_names",
     "select",
     "shapes",
@@ -44,13 +47,48 @@ A tree of booleans is recognised by its leaves, so it may be callable (an Equino
 
 
 def leaf_names(tree: PyTree) -> list[str]:
-    """Name every leaf by its key path, in flattening order.
+    """Name every leaf by its key path, in flattening order; different leaves have different names.
+
+    Where keys hold the separator themselves, so that two paths read alike, those are written out.
 
     Examples:
         >>> leaf_names({"dense": {"bias": 0, "kernel": 1}})
         ['dense/bias', 'dense/kernel']
+        >>> leaf_names({"a": {"b": 0}, "a/b": 1, "c": 2})
+        ["['a']['b']", "['a/b']", 'c']
     """
-    return [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    names = [_name(path) for path in paths]
+    if len(set(names)) == len(names):
+        return names
+    alike = Counter(names)
+    names = [jax.tree_util.keystr(path) if alike[name] > 1 else name for path, name in zip(paths, names, strict=True)]
+    alike = Counter(names)      # keys of other types may print alike even so
+    return [f"{name}#{i}" if alike[name] > 1 else name for i, name in enumerate(names)]
+
+
+def leaf_keys(tree: PyTree, what: str) -> list[tuple[str, ...]]:
+    """Name every leaf by the parts of its key path: the same for equal keys in any containers.
+
+    Raises:
+        ValueError: two leaves have the same parts, as under the keys 1 and "1".
+
+    Examples:
+        >>> leaf_keys({"a/b": 0, "c": [1]}, "tree")
+        [('a/b',), ('c', '0')]
+    """
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    keys = [tuple(jax.tree_util.keystr((key,), simple=True) for key in path) for path in paths]
+    check_distinct(keys, what)
+    return keys
+
+
+def check_distinct(keys: Sequence[tuple[str, ...]], what: str) -> None:
+    """Raise ValueError where two leaves have the same key path, part by part."""
+    if len(set(keys)) != len(keys):
+        twice = next(key for key, count in Counter(keys).items() if count > 1)
+        raise ValueError(f"{what} has two leaves under the keys {' → '.join(map(repr, twice)) or '(root)'}, which "
+                         "their names cannot tell apart: give them different keys")
 
 
 def _name(path: tuple[Any, ...]) -> str:
@@ -102,19 +140,16 @@ def kernels(path: tuple[Any, ...], leaf: Any) -> bool:
 
 def check_like(tree: PyTree, like: PyTree, what: str) -> None:
     """Raise ValueError, naming the first difference, unless ``tree`` has the structure and shapes of ``like``."""
-    got = {_name(p): jnp.shape(v) for p, v in jax.tree_util.tree_leaves_with_path(tree)}
-    want = {_name(p): jnp.shape(v) for p, v in jax.tree_util.tree_leaves_with_path(like)}
-    for name in want:
-        if name not in got:
-            raise ValueError(f"{what} must have the tree structure of params, but leaf {name!r} is missing")
-        if got[name] != want[name]:
-            raise ValueError(f"{what} leaf {name!r} has shape {got[name]}, but params has {want[name]}")
-    extra = [name for name in got if name not in want]
-    if extra:
-        raise ValueError(f"{what} must have the tree structure of params, but has the extra leaf {extra[0]!r}")
     if str(jax.tree.structure(tree)) != str(jax.tree.structure(like)):
-        raise ValueError(f"{what} has the tree structure {jax.tree.structure(tree)}, but params has "
-                         f"{jax.tree.structure(like)}")
+        got, want = leaf_names(tree), leaf_names(like)
+        missing, extra = ([name for name in some if name not in other] for some, other in ((want, got), (got, want)))
+        raise ValueError(f"{what} must have the tree structure of params, but " + (
+            f"leaf {missing[0]!r} is missing" if missing else f"has the extra leaf {extra[0]!r}" if extra else
+            f"is {jax.tree.structure(tree)}, where params is {jax.tree.structure(like)}"))
+    for i, (leaf, model) in enumerate(zip(jax.tree.leaves(tree), jax.tree.leaves(like), strict=True)):
+        if jnp.shape(leaf) != jnp.shape(model):
+            raise ValueError(f"{what} leaf {leaf_names(like)[i]!r} has shape {jnp.shape(leaf)}, but params has "
+                             f"{jnp.shape(model)}")
 
 
 def check_structure(tree: PyTree, like: PyTree, what: str) -> None:
@@ -130,9 +165,10 @@ def check_masks(masks: PyTree | None, params: PyTree) -> None:
     if masks is None:
         return
     check_like(masks, params, "masks")
-    for name, leaf in zip(leaf_names(masks), jax.tree.leaves(masks), strict=True):
+    for i, leaf in enumerate(jax.tree.leaves(masks)):
         if jnp.result_type(leaf) != jnp.bool_:
-            raise TypeError(f"masks leaf {name!r} has dtype {jnp.result_type(leaf)}, but masks are booleans")
+            raise TypeError(f"masks leaf {leaf_names(masks)[i]!r} has dtype {jnp.result_type(leaf)}, but masks are "
+                            "booleans")
 
 
 def apply_masks(params: PyTree, masks: PyTree | None) -> PyTree:
@@ -172,14 +208,14 @@ def _kept(leaf: Any, mask: Any) -> Array:
 
 def check_finite(tree: PyTree, what: str) -> None:
     """Raise ValueError naming the first leaf of ``tree`` that holds NaN or infinity (traced leaves and shapes pass)."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    for i, leaf in enumerate(jax.tree.leaves(tree)):
         if isinstance(leaf, jax.core.Tracer | jax.ShapeDtypeStruct) or not is_floating(leaf):
             continue
         values = np.asarray(leaf)  # NumPy's own functions run at once, under jit too
         finite = np.isfinite(values if values.dtype.kind == "f" else values.astype(np.float32))
         if not finite.all():
             bad = np.size(leaf) - int(finite.sum())
-            raise ValueError(f"{what} leaf {_name(path)!r} holds {bad} values that are NaN or infinite")
+            raise ValueError(f"{what} leaf {leaf_names(tree)[i]!r} holds {bad} values that are NaN or infinite")
 
 
 def is_boolean_tree(value: Any) -> bool:
@@ -205,7 +241,7 @@ def select(choice: Choice, params: PyTree, name: str = "prunable") -> PyTree:
         name: the argument's name, for errors.
 
     Raises:
-        ValueError: a tree of booleans has other leaves than ``params``.
+        ValueError: a tree of booleans has other leaves than ``params``, or an array of another shape.
         TypeError: ``choice`` is none of the three.
 
     Examples:
@@ -220,6 +256,10 @@ def select(choice: Choice, params: PyTree, name: str = "prunable") -> PyTree:
         return jax.tree.map(is_floating, params)
     if is_boolean_tree(choice) or (not callable(choice) and not jax.tree.leaves(choice)):
         check_structure(choice, params, name)
+        for i, (leaf, model) in enumerate(zip(jax.tree.leaves(choice), jax.tree.leaves(params), strict=True)):
+            if jnp.ndim(leaf) and jnp.shape(leaf) != jnp.shape(model):
+                raise ValueError(f"{name} leaf {leaf_names(params)[i]!r} has shape {jnp.shape(leaf)}, but params has "
+                                 f"{jnp.shape(model)}: give one boolean, or one for each entry")
         leaves = [bool(leaf) if isinstance(leaf, bool | np.bool_) else leaf for leaf in jax.tree.leaves(choice)]
         return jax.tree.unflatten(jax.tree.structure(params), leaves)
     if callable(choice):

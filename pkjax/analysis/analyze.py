@@ -15,6 +15,7 @@ from pkjax.analysis.exactness import Analysis, Check, exactness
 from pkjax.analysis.report import Report
 from pkjax.analysis.spectra import data_spectrum, tangent_spectrum
 from pkjax.analysis.theorem1 import evaluate_claims
+from pkjax.linalg.memory import default_memory_limit
 from pkjax.network import Network
 from pkjax.path_kernel.estimates import rank_of
 from pkjax.path_kernel.gram import (
@@ -37,7 +38,7 @@ from pkjax.trees import ApplyFn, Choice, is_floating
 __all__ = ["analyze"]
 
 VECTOR_BYTES = 10**9
-"""Memory that the eigenvectors of Π may take by default where the spectrum is exact."""
+"""Memory that the eigenvectors of Π may take by default where the spectrum is exact, less where it is short."""
 ITERATIVE_PAIRS = 16
 """Eigenpairs of Π that an iterative solver finds by default,"""
 ITERATIVE_ENTRIES = 2**23
@@ -62,8 +63,8 @@ def analyze(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[ArrayLike, "N ..
         masks: booleans like ``params``; masked weights are absent.
         trainable: which parameters Θ and Π differentiate; all floating-point leaves by default.
         k: how many eigenpairs of Π to find. By default as many as there are λ (or all, if there are fewer) where the
-            spectrum is exact, within 1 GB; 16 where it comes from an iteration (large networks that are not fully
-            connected), fewer above half a million parameters, 1 above four million.
+            spectrum is exact, within 1 GB (less where memory is short); 16 where it comes from an iteration (large
+            networks that are not fully connected), fewer above half a million parameters, 1 above four million.
         x: (1, *input), the input of the path kernel; all ones by default. Integers (tokens, bytes) have no default.
         key: a typed random key for the estimate of the effective rank.
         progress: True prints the name of each part as it begins; a function is called with it.
@@ -142,7 +143,7 @@ def analyze(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[ArrayLike, "N ..
 def _default_k(parameters: int, eigenvalues: int, direct: bool) -> int:
     """How many eigenpairs of Π to find, of a network with so many parameters and λ."""
     if direct:
-        return min(parameters, eigenvalues, max(1, VECTOR_BYTES // (8 * parameters)))
+        return min(parameters, eigenvalues, max(1, min(VECTOR_BYTES, default_memory_limit() // 4) // (8 * parameters)))
     return min(parameters, ITERATIVE_PAIRS, max(1, ITERATIVE_ENTRIES // parameters))
 
 

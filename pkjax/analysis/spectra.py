@@ -104,23 +104,27 @@ def data_spectrum(apply_fn: ApplyFn, params: PyTree, X: PyTree, *, masks: PyTree
         raise FloatingPointError("the number of paths of this network is beyond what float64 holds")
     outputs = len(blocks)
     most = n * outputs if n * outputs <= WHOLE else LARGEST
-    converged, parts = True, []
-    for block in blocks:
+    converged, values, columns, sources = True, np.zeros(0), np.zeros((0, n)), np.zeros(0, int)
+    for k, block in enumerate(blocks):
         if n <= WHOLE:
             ascending, vectors = np.linalg.eigh(block)
-            parts.append((ascending[::-1][:most], vectors[:, ::-1][:, :most]))
+            found, rows = ascending[::-1][:most], vectors.T[::-1][:most]
         else:
             pairs = block_lanczos(partial(_times, block), n, min(n, most))
             converged &= pairs.converged
-            parts.append((pairs.values, pairs.vectors.T))
-    values = np.concatenate([nu for nu, _ in parts])
-    full = np.zeros((n, outputs, outputs, len(values) // outputs))
-    for k, (_, vectors) in enumerate(parts):
-        full[:, k, k] = vectors
+            found, rows = pairs.values, pairs.vectors
+        values = np.concatenate([values, found])
+        # What is not among the largest so far will not be later: its vector is not kept.
+        kept = values >= (np.partition(values, -most)[-most] if len(values) > most else -np.inf)
+        columns = np.concatenate([columns[kept[:len(columns)]], rows[kept[len(columns):]]])
+        values, sources = values[kept], np.append(sources, np.full(len(found), k))[kept]
     order = np.argsort(values, kind="stable")[::-1][:most]
+    full = np.zeros((n, outputs, len(order)))
+    for place, i in enumerate(order):
+        full[:, sources[i], place] = columns[i]
     trace = float(np.trace(blocks, axis1=1, axis2=2).sum())
     return DataSpectrum(n * outputs, np.maximum(values[order], 0.0), trace, converged,
-                        full.reshape(n * outputs, -1)[:, order])
+                        full.reshape(n * outputs, -1))
 
 
 def _times(matrix: np.ndarray, rows: np.ndarray) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,6 +9,7 @@ import numpy as np
 from jaxtyping import Float32, Int, UInt8
 
 from pkjax import tables
+from pkjax.data.images import Images
 from pkjax.extras import needed
 
 __all__ = ["Dataset", "load", "names"]
@@ -69,15 +69,18 @@ class Dataset:
         """Count the examples."""
         return len(self.labels)
 
-    @cached_property
-    def images(self) -> Float32[np.ndarray, "n h w c"]:
-        """The normalised images."""
-        return self.normalized(self.raw)
+    @property
+    def images(self) -> Any:
+        """The normalised images, an array (N, H, W, C) in float32 of which only what is read is computed; see `Images`.
+
+        Nothing is kept: take `jnp.asarray(data.images)` once to use all of them often.
+        """
+        return Images(self.pixels, self.levels, self.mean, self.std)
 
     @property
-    def raw(self) -> Float32[np.ndarray, "n h w c"]:
-        """The pixels in [0, 1]; their mean over examples is the input of the -Dist scores."""
-        return self.pixels.astype(np.float32) / np.float32(self.levels)
+    def raw(self) -> Any:
+        """The pixels in [0, 1], like `images`; their mean over examples is the input of the -Dist scores."""
+        return Images(self.pixels, self.levels, np.zeros_like(self.mean), np.ones_like(self.std))
 
     def normalized(self, raw: T) -> T:
         """Normalise pixels in [0, 1], an array of NumPy or JAX, like `images`."""
@@ -135,8 +138,8 @@ def load(name: str = "digits", *, split: str = "train", samples: int | None = No
     mean, std = np.zeros(channels), np.ones(channels)
     if normalize:
         mean, std = (np.array(v) for v in (_STATISTICS[name] if name in _STATISTICS else _digit_statistics()))
-    return Dataset(pixels.astype(np.uint8), labels, mean.astype(np.float32), std.astype(np.float32), _CLASSES[name],
-                   name, 16 if name == "digits" else 255)
+    return Dataset(pixels.astype(np.uint8, copy=False), labels, mean.astype(np.float32), std.astype(np.float32),
+                   _CLASSES[name], name, 16 if name == "digits" else 255)
 
 
 def _source(name: str, split: str, data_dir: str | os.PathLike[str] | None, download: bool) -> Any:

@@ -4,7 +4,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-import numpy as np
 from jax.nn import initializers
 from jaxtyping import Array, Float
 
@@ -24,7 +23,7 @@ class FC(nn.Module):
     param_dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array | np.ndarray, "n ..."], train: bool = False) -> Float[Array, "n k"]:
+    def __call__(self, x: Float[Any, "n ..."], train: bool = False) -> Float[Array, "n k"]:
         """Map a batch to logits; `train` has no effect, as there is no BatchNorm."""
         x = x.reshape(x.shape[0], -1)
         for width in (self.width,) * self.depth:

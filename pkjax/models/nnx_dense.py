@@ -4,7 +4,6 @@ import itertools
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -21,7 +20,7 @@ class NNXFC(nnx.Module):
         self.layers = nnx.List([nnx.Linear(a, b, kernel_init=kaiming_normal, param_dtype=param_dtype, rngs=rngs)
                                 for a, b in itertools.pairwise(sizes)])
 
-    def __call__(self, x: Float[Array | np.ndarray, "n ..."]) -> Float[Array, "n k"]:
+    def __call__(self, x: Float[Any, "n ..."]) -> Float[Array, "n k"]:
         """Map a batch to logits."""
         x = jnp.asarray(x).reshape(x.shape[0], -1)
         for layer in self.layers[:-1]:

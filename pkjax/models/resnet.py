@@ -4,7 +4,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from pkjax.models.dense import kaiming_normal
@@ -29,7 +28,7 @@ class ResNet(nn.Module):
     param_dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array | np.ndarray, "n h w c"], train: bool = False) -> Float[Array, "n k"]:
+    def __call__(self, x: Float[Any, "n h w c"], train: bool = False) -> Float[Array, "n k"]:
         """Map a batch of images to logits; BatchNorm uses running averages unless `train`."""
         y = nn.relu(self._conv(jnp.asarray(x), self.widths[0], 3, 1, train, "stem"))
         for stage, (width, count) in enumerate(zip(self.widths, self.blocks, strict=True)):

@@ -4,7 +4,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from pkjax.models.dense import kaiming_normal
@@ -25,7 +24,7 @@ class VGG(nn.Module):
     param_dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array | np.ndarray, "n h w c"], train: bool = False) -> Float[Array, "n k"]:
+    def __call__(self, x: Float[Any, "n h w c"], train: bool = False) -> Float[Array, "n k"]:
         """Map a batch of images to logits; BatchNorm uses running averages unless `train`."""
         if min(x.shape[1:3]) < 16:
             raise ValueError("a VGG halves its images four times and needs at least 16×16 pixels, "

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from pkjax.paths.dense_layers import DenseLayer
+from pkjax.paths.layers import Layer
 
 __all__ = ["Bundles", "EdgeChain", "Inner", "build", "gather", "lift", "lift_isolated", "matmul", "scatter"]
 
@@ -108,7 +108,7 @@ class EdgeChain:
         return sparse.csr_array((np.concatenate(entries), where), shape=(size, self.offsets[-1]))
 
 
-def build(layers: Sequence[DenseLayer], inputs: np.ndarray | None = None) -> EdgeChain:
+def build(layers: Sequence[Layer], inputs: np.ndarray | None = None) -> EdgeChain:
     """Assemble the chain from the layers of a network.
 
     Raises:
@@ -124,19 +124,23 @@ def build(layers: Sequence[DenseLayer], inputs: np.ndarray | None = None) -> Edg
     groups: list[tuple[np.ndarray, ...]] = []
     inner = []
     for l, layer in enumerate(layers):
+        if 0 < l < last:
+            layer = layer.matrices()
         a, beta = forward[l], backward[l + 1]
         trains = layer.index >= 0
-        d = layer.constant**2 * a[:, None] * beta
+        d = layer.constant**2 * layer.at_tails(a) * layer.at_heads(beta)
         column = np.full(trains.shape, -1)
         one_sided = trains & (layer.value == 0)
         if last == 0:
             one_sided, coupling = trains, np.zeros_like(d)
         elif l == 0:
-            one_sided, coupling = trains, layer.constant * layer.value * a[:, None] / gauge[l + 1]
-            column += 1 + offsets[0] + np.arange(widths[0])
+            coupling = layer.constant * layer.value * layer.at_tails(a) / layer.at_heads(gauge[l + 1])
+            one_sided = trains
+            column += 1 + offsets[0] + layer.at_heads(np.arange(widths[0]))
         elif l == last:
-            one_sided, coupling = trains, layer.constant * layer.value * beta * gauge[l][:, None]
-            column += 1 + offsets[l - 1] + widths[l - 1] + np.arange(widths[l - 1])[:, None]
+            coupling = layer.constant * layer.value * layer.at_heads(beta) * layer.at_tails(gauge[l])
+            one_sided = trains
+            column += 1 + offsets[l - 1] + widths[l - 1] + layer.at_tails(np.arange(widths[l - 1]))
         else:
             coupling = np.zeros_like(d)
             energy = layer.value**2 * gauge[l][:, None] / gauge[l + 1]
@@ -153,46 +157,38 @@ def build(layers: Sequence[DenseLayer], inputs: np.ndarray | None = None) -> Edg
     return _assemble(widths, offsets, bundles, tuple(inner))
 
 
-def _trim(layers: Sequence[DenseLayer], inputs: np.ndarray | None
-          ) -> tuple[list[DenseLayer], np.ndarray, np.ndarray]:
+def _trim(layers: Sequence[Layer], inputs: np.ndarray | None
+          ) -> tuple[list[Layer], np.ndarray, np.ndarray]:
     """Fold leading and trailing layers in which nothing trains into the energies at the two ends."""
     if not layers:
         raise ValueError("layers is empty: a network has at least one layer")
     for l, layer in enumerate(layers):
-        if l and layer.value.shape[0] != layers[l - 1].value.shape[1]:
-            raise ValueError(f"layer {l} has {layer.value.shape[0]} inputs, but the layer before has "
-                             f"{layers[l - 1].value.shape[1]} outputs")
+        if l and layer.shape[0] != layers[l - 1].shape[1]:
+            raise ValueError(f"layer {l} has {layer.shape[0]} inputs, but the layer before has "
+                             f"{layers[l - 1].shape[1]} outputs")
         for name in ("value", "constant", "bias_value", "bias_constant", "source"):
             if not np.isfinite(getattr(layer, name)).all():
                 raise ValueError(f"layer {l} holds NaN or infinity in its {name}")
     layers = list(layers)
-    width = layers[0].value.shape[0]
+    width = layers[0].shape[0]
     z = np.ones(width) if inputs is None else np.asarray(inputs, np.float64)
     if z.shape != (width,) or not (z >= 0).all() or not np.isfinite(z).all():
         raise ValueError(f"inputs must be {width} finite numbers >= 0, one for every input of the first layer")
-    outward = np.ones(layers[-1].value.shape[1])
-    while len(layers) > 1 and _fixed(layers[0]):
-        z = _forward(layers.pop(0), z)
-    while len(layers) > 1 and _fixed(layers[-1]):
-        outward = layers.pop().value ** 2 @ outward
+    outward = np.ones(layers[-1].shape[1])
+    while len(layers) > 1 and layers[0].fixed:
+        z = layers.pop(0).forward(z)
+    while len(layers) > 1 and layers[-1].fixed:
+        outward = layers.pop().backward(outward)
     return layers, z, outward
 
 
-def _fixed(layer: DenseLayer) -> bool:
-    return not ((layer.index >= 0).any() or (layer.bias_index >= 0).any())
-
-
-def _forward(layer: DenseLayer, a: np.ndarray) -> np.ndarray:
-    return a @ layer.value**2 + layer.bias_value**2 + layer.source
-
-
-def _flows(layers: Sequence[DenseLayer], z: np.ndarray, outward: np.ndarray
+def _flows(layers: Sequence[Layer], z: np.ndarray, outward: np.ndarray
            ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     forward, backward = [z], [outward]
     for layer in layers:
-        forward.append(_forward(layer, forward[-1]))
+        forward.append(layer.forward(forward[-1]))
     for layer in reversed(layers):
-        backward.append(layer.value**2 @ backward[-1])
+        backward.append(layer.backward(backward[-1]))
     return forward, backward[::-1]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from pkjax.path_kernel.dense_gram import EdgeChain, build, gather, scatter
 from pkjax.path_kernel.shifted_system import NEAR, ShiftedSystem, nearness, shifted_system
-from pkjax.paths.dense_layers import DenseLayer
+from pkjax.paths.layers import Layer
 
 __all__ = ["Elimination", "count_above", "eliminate", "one_thread", "solve_shifted"]
 
@@ -52,7 +52,7 @@ class _SingularError(ArithmeticError):
     """λ is an eigenvalue of a leading part of the system to the last digit."""
 
 
-def count_above(layers: Sequence[DenseLayer], thresholds: Any, *, inputs: np.ndarray | None = None) -> np.ndarray:
+def count_above(layers: Sequence[Layer], thresholds: Any, *, inputs: np.ndarray | None = None) -> np.ndarray:
     """Count the eigenvalues of Π that are greater than each threshold, multiplicities included.
 
         #{π > λ} = m − (#{d < λ} + #{negative pivots} − H)

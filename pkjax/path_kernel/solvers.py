@@ -12,7 +12,7 @@ from jaxtyping import Array, Float64, PyTree
 
 from pkjax import tables
 from pkjax.linalg.block_lanczos import NotConvergedWarning, block_lanczos
-from pkjax.linalg.memory import default_memory_limit
+from pkjax.linalg.memory import budget, default_memory_limit
 from pkjax.network import Network
 from pkjax.path_kernel.gram import (
     flat_product,
@@ -145,7 +145,7 @@ def _products(network: Network, z: Array) -> Multiply:
     # A slice where everything trains: picking millions of entries one by one takes as long as a product.
     where = slice(None) if train.all() else np.flatnonzero(train)
     wide = jnp.result_type(z) == np.float64
-    most = max(1, min(_ROWS, _AT_ONCE // train.size))
+    most = max(1, min(_ROWS, budget(_AT_ONCE, 8) // train.size))
 
     def multiply(rows: np.ndarray) -> np.ndarray:
         out = np.empty(rows.shape)

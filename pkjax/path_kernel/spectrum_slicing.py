@@ -13,7 +13,7 @@ import numpy as np
 
 from pkjax.path_kernel.dense_gram import EdgeChain, build, lift, lift_isolated, matmul
 from pkjax.path_kernel.inertia import eliminate, one_thread, solve_shifted
-from pkjax.paths.dense_layers import DenseLayer
+from pkjax.paths.layers import Layer
 
 __all__ = ["TopSpectrum", "top_spectrum"]
 
@@ -43,7 +43,7 @@ class _Slice:
     vectors: np.ndarray | None  # (unknowns, values)
 
 
-def top_spectrum(layers: Sequence[DenseLayer], k: int, *, inputs: np.ndarray | None = None, vectors: bool = False,
+def top_spectrum(layers: Sequence[Layer], k: int, *, inputs: np.ndarray | None = None, vectors: bool = False,
                  size: int | None = None, trained: np.ndarray | None = None,
                  dense_below: int = 500) -> TopSpectrum:
     """The k largest eigenvalues of Π with multiplicities, error bounds and eigenvectors of its dual Gram.
@@ -64,6 +64,7 @@ def top_spectrum(layers: Sequence[DenseLayer], k: int, *, inputs: np.ndarray | N
         ValueError: the layers do not fit together, or k exceeds the number of parameters that train.
 
     Examples:
+        >>> from pkjax.paths import DenseLayer
         >>> weights = np.array([[1.0], [1.0]])
         >>> zero, none = np.zeros(1), np.array([-1])
         >>> first = DenseLayer(weights, np.ones((2, 1)), np.array([[0], [1]]), zero, zero, none, zero)

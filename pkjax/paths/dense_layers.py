@@ -8,64 +8,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float64, Integer, PyTree, Shaped
+from jaxtyping import Array, PyTree, Shaped
 
-from pkjax import tables
 from pkjax.network import Network, read
+from pkjax.paths.entries import Constant, Entries, Leaf, Product
 from pkjax.paths.errors import NotFullyConnectedError
 from pkjax.paths.interpret import interpret
 from pkjax.paths.interpreter import PathSum
+from pkjax.paths.layers import DenseLayer, DiagonalLayer, Layer
 from pkjax.programs.meshes import automatic_axes
 from pkjax.trees import ApplyFn, Choice
 
-__all__ = ["DenseLayer", "dense_layers"]
-
-
-@dataclass(frozen=True, eq=False)
-class DenseLayer:
-    """One layer of edges of a fully connected network, between ``n_in`` nodes and ``n_out`` nodes.
-
-    An edge carries the factor ``value = c · θ``: a fixed constant times a parameter, or the constant alone. A bias is
-    an edge from a constant node of flow 1. Diagonal layers (a frozen BatchNorm scale) are square matrices whose
-    off-diagonal entries are not edges. Returned by ``dense_layers``.
-
-    Examples:
-        >>> (layer,) = dense_layers(lambda w, x: x @ w, jnp.ones((3, 2)), jnp.ones((1, 3)))
-        >>> layer.value.shape, layer.bias_index.tolist()
-        ((3, 2), [-1, -1])
-    """
-
-    value: Float64[np.ndarray, "n_in n_out"]
-    """``c · θ``, signed; 0 where there is no edge."""
-    constant: Float64[np.ndarray, "n_in n_out"]
-    """``c``; 0 where there is no edge."""
-    index: Integer[np.ndarray, "n_in n_out"]
-    """The position of θ among the flattened parameters; -1 where nothing trains (a fixed edge, or no edge)."""
-    bias_value: Float64[np.ndarray, "n_out"]
-    """``value`` of the edge from the constant node."""
-    bias_constant: Float64[np.ndarray, "n_out"]
-    """``constant`` of the edge from the constant node."""
-    bias_index: Integer[np.ndarray, "n_out"]
-    """``index`` of the edge from the constant node."""
-    source: Float64[np.ndarray, "n_out"]
-    """At least 0: energy that joins the forward flow from elsewhere, such as the square of a frozen
-    BatchNorm's mean."""
-
-    __repr__ = tables.brief
-
-
-@dataclass(frozen=True, eq=False)
-class Entries:
-    """A constant or parameter array: a position in a table of c·θ for each entry."""
-
-    position: np.ndarray
-    index: np.ndarray
-    constant: np.ndarray
-    value: np.ndarray
-
-    def at(self, position: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Look up (index, constant, value)."""
-        return self.index[position], self.constant[position], self.value[position]
+__all__ = ["DenseLayer", "Layer", "dense_layers", "network_layers"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +28,7 @@ class Signal:
 
     position: np.ndarray
     nodes: int
-    layers: tuple[DenseLayer, ...]
+    layers: tuple[Any, ...]
 
 
 REARRANGEMENTS = ("reshape", "transpose", "broadcast_in_dim", "slice", "rev", "squeeze", "expand_dims", "split",
@@ -89,10 +43,9 @@ class LayerAlgebra:
     known = False
     natural_max = False
 
-    def lift(self, constant: Any) -> Entries:
-        """Tabulate a constant: nothing trains."""
-        value = np.asarray(constant, dtype=np.float64).ravel()
-        return Entries(np.arange(value.size).reshape(np.shape(constant)), np.full(value.size, -1), value, value)
+    def lift(self, constant: Any) -> Any:
+        """Hold a constant: nothing trains."""
+        return Entries(Constant(constant))
 
     def gated(self, operand: PathSum, gate: Callable[[], Any]) -> Any:
         """Open the gate."""
@@ -108,80 +61,148 @@ class LayerAlgebra:
         if op in IDENTITIES:
             return held[0]
         if op in REARRANGEMENTS:
-            return self._rearranged(op, fn, held)
-        if op in ("add", "sub", "add_any") and len(held) == 2 and isinstance(held[0], Signal) != isinstance(
-                held[1], Signal):
-            signal, bias = held if isinstance(held[0], Signal) else held[::-1]
-            return _with_bias(signal, bias)
+            first = held[0]
+            if not all(type(h) is type(first) and _origin(h) is _origin(first) for h in held):
+                raise NotFullyConnectedError(f"the operation '{op}' joins values of different layers")
+            return self.rearranged(first, fn, held)
+        signals = [isinstance(h, Signal) for h in held]
+        if op in ("add", "sub", "add_any") and len(held) == 2 and sum(signals) == 1:
+            return self.biased(*(held if signals[0] else held[::-1]))
         if op == "add" and len(held) == 1:
             return held[0]
         raise NotFullyConnectedError(f"the operation '{op}' on operands of shapes {[s.shape for s in operands]} joins "
                                      "signals of different layers, or parameters of different paths")
 
-    def _rearranged(self, op: str, fn: Callable[..., Any], held: list[Any]) -> Any:
-        first = held[0]
-        same = all(type(h) is type(first) and (h.layers is first.layers if isinstance(h, Signal) else h is first)
-                   for h in held)
-        if not same:
-            raise NotFullyConnectedError(f"the operation '{op}' joins values of different layers")
-        position = np.asarray(fn(*(jnp.asarray(h.position, dtype=jnp.int32) for h in held)))
-        return replace(first, position=position)
-
     def bilinear(self, op: str, fn: Callable[..., Any], a: PathSum, b: PathSum) -> Any:
         """Scale a signal, multiply it by a matrix, or scale parameters by constants."""
-        x, w = (a.value, b.value) if isinstance(a.value, Signal) else (b.value, a.value)
-        if isinstance(x, Entries):
-            return _product(op, x, w)
+        first = isinstance(a.value, Signal)
+        (x, shape), w = ((a.value, a.shape), b.value) if first else ((b.value, b.shape), a.value)
+        if not isinstance(x, Signal):
+            if op != "mul":
+                raise NotFullyConnectedError(f"the operation '{op}' multiplies parameters before they meet a signal")
+            return self.product(x, w)
         if op == "mul":
-            nodes, entries = np.broadcast_arrays(x.position, w.position)
-            edges = (nodes.ravel(), np.arange(nodes.size), entries.ravel())
-            return _layer(x, w, edges, nodes.shape)
+            return self.scaled(x, w)
         if op == "dot_general":
             (contract_a, contract_b), batch = fn.keywords["dimension_numbers"]  # type: ignore[attr-defined]
-            of_x, of_w = (contract_a, contract_b) if x is a.value else (contract_b, contract_a)
-            free = [n for d, n in enumerate(x.position.shape) if d not in of_x]
+            of_x, of_w = (contract_a, contract_b) if first else (contract_b, contract_a)
+            free = [n for d, n in enumerate(shape) if d not in of_x]
             if all(len(axes) == 0 for axes in batch) and all(n == 1 for n in free):
-                nodes = np.moveaxis(x.position, of_x, range(len(of_x))).ravel()
-                matrix = np.moveaxis(w.position, of_w, range(len(of_w)))
-                tail = matrix.shape[len(of_w):]
-                matrix = matrix.reshape(nodes.size, -1)
-                to = np.broadcast_to(np.arange(matrix.shape[1]), matrix.shape)
-                start = np.broadcast_to(nodes[:, None], matrix.shape)
-                shape = (*free, *tail) if x is a.value else (*tail, *free)
-                return _layer(x, w, (start.ravel(), to.ravel(), matrix.ravel()), shape)
+                return self.multiplied(x, w, of_x, of_w, lambda tail: (*free, *tail) if first else (*tail, *free))
         raise NotFullyConnectedError(f"the operation '{op}' on operands of shapes {a.shape} and {b.shape} shares "
                                      "parameters between positions")
 
+    def rearranged(self, first: Any, fn: Callable[..., Any], held: list[Any]) -> Any:
+        """Move entries of one origin."""
+        position = np.asarray(fn(*(jnp.asarray(h.position, dtype=jnp.int32) for h in held)))
+        return replace(first, position=position) if isinstance(first, Signal) else Entries(first.table, position)
 
-def _product(op: str, a: Entries, b: Entries) -> Entries:
-    if op != "mul":
-        raise NotFullyConnectedError(f"the operation '{op}' multiplies parameters before they meet a signal")
-    at_a, at_b = (p.ravel() for p in np.broadcast_arrays(a.position, b.position))
-    (index_a, constant_a, value_a), (index_b, constant_b, value_b) = a.at(at_a), b.at(at_b)
-    if ((index_a >= 0) & (index_b >= 0)).any():
-        raise NotFullyConnectedError("two parameters are multiplied before they meet a signal")
-    shape = np.broadcast_shapes(a.position.shape, b.position.shape)
-    return Entries(np.arange(at_a.size).reshape(shape), np.maximum(index_a, index_b), constant_a * constant_b,
-                   value_a * value_b)
+    def product(self, a: Any, b: Any) -> Any:
+        """Scale parameters."""
+        return Entries(Product(a, b))
+
+    def scaled(self, x: Any, w: Any) -> Any:
+        """Append a layer of one edge to each node."""
+        start, entries = np.broadcast_arrays(x.position, w.position)
+        index, constant, value = w.table.read(entries.ravel())
+        none = np.zeros(start.size)
+        layer = DiagonalLayer(start.ravel(), x.nodes, value, constant, np.where(constant != 0, index, -1), none, none,
+                              np.full(start.size, -1), none)
+        return Signal(np.arange(start.size).reshape(start.shape), start.size, (*x.layers, layer))
+
+    def multiplied(self, x: Any, w: Any, of_x: Sequence[int], of_w: Sequence[int],
+                   shape: Callable[[tuple[int, ...]], tuple[int, ...]]) -> Any:
+        """Append a layer of an edge for each entry of a matrix."""
+        nodes = np.moveaxis(x.position, of_x, range(len(of_x))).ravel()
+        moved = np.moveaxis(w.position, of_w, range(len(of_w)))
+        entries = moved.reshape(nodes.size, -1)
+        n_out = entries.shape[1]
+        index, constant, value = w.table.read(entries)
+        index = np.where(constant != 0, index, -1)
+        if not (nodes.size == x.nodes and (nodes == np.arange(x.nodes)).all()):
+            joined = np.zeros((x.nodes, n_out), np.int32)
+            np.add.at(joined, nodes, constant != 0)
+            if (joined > 1).any():
+                raise NotFullyConnectedError("two edges join the same pair of nodes")
+            tables = []
+            for table, absent in ((index, -1), (constant, 0), (value, 0)):
+                out = np.full((x.nodes, n_out), absent, table.dtype)
+                np.maximum.at(out, nodes, table) if absent else np.add.at(out, nodes, table)
+                tables.append(out)
+            index, constant, value = tables
+        none = np.zeros(n_out)
+        layer = DenseLayer(value, constant, index, none, none, np.full(n_out, -1), none)
+        return Signal(np.arange(n_out).reshape(shape(moved.shape[len(of_w):])), n_out, (*x.layers, layer))
+
+    def biased(self, x: Any, bias: Any) -> Any:
+        """Add edges from the constant node to the last layer, or to a new one where some nodes have theirs already."""
+        nodes, entries = (p.ravel() for p in np.broadcast_arrays(x.position, bias.position))
+        shape = np.broadcast_shapes(x.position.shape, bias.position.shape)
+        index, constant, value = bias.table.read(entries)
+        trains = index >= 0
+        aligned = nodes.size == x.nodes and _distinct(nodes)
+        if not (aligned and x.layers and not (trains & (x.layers[-1].bias_constant[nodes] != 0)).any()):
+            x = _passed_on(x, nodes, shape)
+            nodes = np.arange(nodes.size)
+        last = x.layers[-1]
+        at, own = nodes[trains], {}
+        for name, new in (("bias_value", value), ("bias_constant", constant), ("bias_index", index)):
+            own[name] = getattr(last, name).copy()
+            own[name][at] = new[trains]
+        source = last.source.copy()
+        source[nodes[~trains]] += value[~trains] ** 2
+        return Signal(nodes.reshape(shape), x.nodes, (*x.layers[:-1], replace(last, source=source, **own)))
 
 
-def _layer(x: Signal, w: Entries, edges: tuple[np.ndarray, np.ndarray, np.ndarray], shape: tuple[int, ...]) -> Signal:
-    """Append a layer with these edges, each (from node, to node, entry of w)."""
-    start, to, entry = edges
-    index, constant, value = w.at(entry)
-    present = constant != 0
-    n_out = int(np.prod(shape))
-    start, to = start[present], to[present]
-    if not _distinct(start * n_out + to):
-        raise NotFullyConnectedError("two edges join the same pair of nodes")
+class ShapeAlgebra(LayerAlgebra):
+    """The same for shapes alone: refuses, before a number is read, whatever refuses itself by operations and shapes."""
 
-    def matrix(entries: np.ndarray, absent: int | float) -> np.ndarray:
-        out = np.full((x.nodes, n_out), absent, entries.dtype)
-        out[start, to] = entries[present]
-        return out
-    none = np.zeros(n_out)
-    layer = DenseLayer(matrix(value, 0), matrix(constant, 0), matrix(index, -1), none, none, np.full(n_out, -1), none)
-    return Signal(np.arange(n_out).reshape(shape), n_out, (*x.layers, layer))
+    def lift(self, constant: Any) -> Any:
+        """Hold nothing of a constant."""
+        return _Unread()
+
+    def rearranged(self, first: Any, fn: Callable[..., Any], held: list[Any]) -> Any:
+        """Keep the origin."""
+        return first
+
+    def product(self, a: Any, b: Any) -> Any:
+        """Make new entries."""
+        return _Unread()
+
+    def scaled(self, x: Any, w: Any) -> Any:
+        """Make a new layer."""
+        return _unread_signal()
+
+    def multiplied(self, x: Any, w: Any, *axes: Any) -> Any:
+        """Make a new layer."""
+        return _unread_signal()
+
+    def biased(self, x: Any, bias: Any) -> Any:
+        """Make a new layer."""
+        return _unread_signal()
+
+
+class _Unread:
+    """Entries of which nothing is read."""
+
+
+def _unread_signal() -> Signal:
+    return Signal(np.zeros(0, int), 0, tuple([object()]))     # layers of its own, to be told from any others
+
+
+def _origin(held: Any) -> Any:
+    """What rearranged values must share: a signal's layers, parameters' table."""
+    if isinstance(held, Signal):
+        return held.layers
+    return held.table if isinstance(held, Entries) else held
+
+
+def _passed_on(x: Signal, nodes: np.ndarray, shape: tuple[int, ...]) -> Signal:
+    """Append a layer that hands on these nodes."""
+    ones, none = np.ones(nodes.size), np.zeros(nodes.size)
+    never = np.full(nodes.size, -1)
+    layer = DiagonalLayer(nodes, x.nodes, ones, ones, never, none, none, never, none)
+    return Signal(np.arange(nodes.size).reshape(shape), nodes.size, (*x.layers, layer))
 
 
 def _distinct(positions: np.ndarray) -> bool:
@@ -189,27 +210,6 @@ def _distinct(positions: np.ndarray) -> bool:
     seen = np.zeros(int(positions.max(initial=-1)) + 1, bool)
     seen[positions] = True
     return int(seen.sum()) == positions.size
-
-
-def _with_bias(x: Signal, bias: Entries) -> Signal:
-    """Add edges from the constant node to the last layer, or to a new one where some nodes have theirs already."""
-    nodes, entries = (p.ravel() for p in np.broadcast_arrays(x.position, bias.position))
-    shape = np.broadcast_shapes(x.position.shape, bias.position.shape)
-    index, constant, value = bias.at(entries)
-    trains = index >= 0
-    aligned = nodes.size == x.nodes and _distinct(nodes)
-    if not (aligned and x.layers and not (trains & (x.layers[-1].bias_constant[nodes] != 0)).any()):
-        one = Entries(np.zeros((), int), np.array([-1]), np.ones(1), np.ones(1))
-        x = _layer(x, one, (nodes, np.arange(nodes.size), np.zeros(nodes.size, int)), shape)
-        nodes = np.arange(nodes.size)
-    last = x.layers[-1]
-    at, own = nodes[trains], {}
-    for name, new in (("bias_value", value), ("bias_constant", constant), ("bias_index", index)):
-        own[name] = getattr(last, name).copy()
-        own[name][at] = new[trains]
-    source = last.source.copy()
-    source[nodes[~trains]] += value[~trains] ** 2
-    return Signal(nodes.reshape(shape), x.nodes, (*x.layers[:-1], replace(last, source=source, **own)))
 
 
 @automatic_axes
@@ -246,36 +246,31 @@ def dense_layers(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, 
     x = network.batch(x, "x")
     if x.shape[0] != 1:
         raise ValueError(f"x must be a batch of one, of shape (1, *input), but has shape {x.shape}")
-    return network_layers(network, x)
+    return tuple(layer.matrices() for layer in network_layers(network, x))
 
 
-def network_layers(network: Network, x: Array) -> tuple[DenseLayer, ...]:
-    """Read the layers of a network that has been read, for one example."""
+def network_layers(network: Network, x: Array) -> tuple[Layer, ...]:
+    """Read the layers of a network that has been read, for one example; elementwise operations take no matrices.
+
+    Raises:
+        NotFullyConnectedError: the network is not a chain of layers; most often shapes alone say so.
+    """
     params, masks = network.params, network.masks
-    leaves = jax.tree.leaves(params)
-    trains = [np.broadcast_to(False if e is None else np.asarray(e), np.shape(leaf))
-              for e, leaf in zip(network.entries, leaves, strict=True)]
-    alive = [True] * len(trains) if masks is None else jax.tree.leaves(masks)
-    sizes = [int(np.size(leaf)) for leaf in jax.tree.leaves(params)]
-    offsets = np.cumsum([0, *sizes])
-
-    def source(i: int, leaf: Any) -> Entries:
-        present = np.broadcast_to(np.asarray(alive[i]), np.shape(leaf)).ravel().astype(np.float64)
-        value = np.asarray(leaf, dtype=np.float64).ravel() * present
-        learns = np.asarray(trains[i]).ravel()
-        index = np.where(learns, offsets[i] + np.arange(sizes[i]), -1)
-        # A parameter that does not train is a constant: its edge carries its value.
-        return Entries(np.arange(sizes[i]).reshape(np.shape(leaf)), index, np.where(learns, present, value), value)
-
-    out = interpret(LayerAlgebra(), network.fn, params, x, source,
+    interpret(ShapeAlgebra(), network.fn, params, x, lambda i, leaf: _Unread(), lambda z: _unread_signal())
+    alive = [True] * len(network.entries) if masks is None else jax.tree.leaves(masks)
+    trains = [entry is not None and entry for entry in network.entries]
+    offsets = np.cumsum([0, *(int(np.size(leaf)) for leaf in jax.tree.leaves(params))])
+    out = interpret(LayerAlgebra(), network.fn, params, x,
+                    lambda i, leaf: Entries(Leaf(leaf, trains[i], alive[i], int(offsets[i]))),
                     lambda z: Signal(np.arange(z.size).reshape(z.shape), z.size, ())).value
     if not isinstance(out, Signal):
         raise NotFullyConnectedError("the output does not depend on the input")
     nodes = out.position.ravel()
     if not out.layers or nodes.size != out.nodes or not _distinct(nodes):
-        one = Entries(np.zeros((), int), np.array([-1]), np.ones(1), np.ones(1))
-        out = _layer(out, one, (nodes, np.arange(nodes.size), np.zeros(nodes.size, int)), out.position.shape)
-    used = np.concatenate([i[i >= 0] for layer in out.layers for i in (layer.index, layer.bias_index)])
-    if not _distinct(used):
+        out = _passed_on(out, nodes, out.position.shape)
+    seen, count = np.zeros(int(offsets[-1]), bool), 0
+    for used in (i[i >= 0] for layer in out.layers for i in (layer.index, layer.bias_index)):
+        seen[used], count = True, count + used.size
+    if int(seen.sum()) != count:
         raise NotFullyConnectedError("a parameter lies on more than one edge: its edges are tied")
     return out.layers

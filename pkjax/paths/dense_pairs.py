@@ -158,5 +158,10 @@ def network_pairs(network: Network, X: Array, gates: Sequence[Array]) -> Float[A
     level, factor = out.value
     if factor is None:
         return jnp.broadcast_to(level, (out.shape[1], n, n))
-    ends = factor.reshape(n, -1).T
+    return _outer(level, factor.reshape(n, -1).T)
+
+
+@jax.jit
+def _outer(level: Array, ends: Array) -> Array:
+    """Scale s for each output, in one program: no copies of the result."""
     return level * ends[:, :, None] * ends[:, None, :]

@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from pkjax import tables
+from pkjax.linalg.memory import default_memory_limit
 from pkjax.network import Network, read
 from pkjax.paths.interpret import interpret
 from pkjax.paths.interpreter import PathSum
@@ -210,7 +211,7 @@ class Enumeration:
                              "pkjax.data_factor, which do not list paths")
 
     def _affordable(self, op: str, entries: int) -> None:
-        if entries > 2**28:
+        if entries > min(2**28, default_memory_limit() // 8):
             raise ValueError(f"enumeration tabulates '{op}' with {entries:,} entries, too many: enumerate a smaller "
                              "network, or use pkjax.path_kernel and pkjax.data_factor")
 

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from pkjax import paths
+from pkjax.linalg.memory import budget
 from pkjax.network import Network, read
 from pkjax.paths.algebras import Polynomial
 from pkjax.paths.dense_pairs import network_pairs
@@ -20,8 +21,11 @@ from pkjax.trees import ApplyFn, is_floating
 
 __all__ = ["data_blocks", "data_factor"]
 
-ENTRIES = 2**25
-"""Largest number of entries of the gates and inputs of the pairs taken at a time."""
+ENTRIES = 2**20
+"""Largest number of entries of the gates and inputs of the pairs that a CPU, which works within its cache, takes at a
+time; less where memory is short."""
+ACCELERATED = 32
+"""How many times as many an accelerator takes."""
 
 
 @automatic_axes
@@ -86,8 +90,7 @@ def data_blocks(apply_fn: ApplyFn, params: PyTree, X: PyTree, masks: PyTree | No
     if masks is None:
         with contextlib.suppress(paths.NotDensePairsError):
             # Where constants decide, they must be known, as they are outside of jit.
-            blocks = (_dense_pairs if not counted.fn.constants else network_pairs)(counted, Z, gates)
-            blocks = jnp.triu(blocks) + jnp.triu(blocks, 1).transpose(0, 2, 1)
+            blocks = _mirrored((_dense_pairs if not counted.fn.constants else network_pairs)(counted, Z, gates))
     if blocks is None:
         blocks = _pair_by_pair(counted, Z, gates)
     return blocks.reshape(*counted.outputs, len(Z), len(Z))
@@ -107,6 +110,13 @@ def _dense_pairs(network: Network, Z: Array, gates: tuple[Array, ...]) -> Array:
 
 
 @jax.jit
+def _mirrored(blocks: Array) -> Array:
+    """Write the upper triangles over the lower ones: within one program that takes one copy."""
+    first = jnp.arange(blocks.shape[1])
+    return jnp.where(first[:, None] <= first, blocks, blocks.transpose(0, 2, 1))
+
+
+@jax.jit
 def _pair_by_pair(network: Network, Z: Array, gates: tuple[Array, ...]) -> Array:
     """One forward pass of the path network for each pair, the gates and the inputs of the two multiplied."""
     n = len(Z)
@@ -120,7 +130,9 @@ def _pair_by_pair(network: Network, Z: Array, gates: tuple[Array, ...]) -> Array
 
     with jax.default_matmul_precision("highest"):
         each = sum(math.prod(leaf.shape[1:]) for leaf in (*gates, Z))
-        batch = max(1, min(len(rows), ENTRIES // max(1, each)))
+        most = ENTRIES if jax.default_backend() == "cpu" else ENTRIES * ACCELERATED
+        batch = max(1, min(len(rows), budget(most, Z.dtype.itemsize) // max(1, each)))
         values = jax.lax.map(pair, (jnp.asarray(rows), jnp.asarray(columns)), batch_size=batch)
-        half = jnp.zeros((values.shape[1], n, n), values.dtype).at[:, rows, columns].set(values.T)
-        return half + jnp.triu(half, 1).transpose(0, 2, 1)
+        number = np.zeros((n, n), np.int32)
+        number[rows, columns] = number[columns, rows] = np.arange(len(rows))
+        return jax.lax.map(lambda of_output: of_output[number], values.T)

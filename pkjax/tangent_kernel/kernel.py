@@ -114,6 +114,7 @@ def ntk_plan(apply_fn: ApplyFn, params: PyTree, X: Any, X2: Any = None, *, engin
         ('structured', 'Gram', 3)
     """
     _check(engine, tile, memory_limit)
+    X, X2 = jax.tree.map(lambda leaf: leaf, (X, X2))     # as `read` takes them: `Dataset.images` become one array
     network = read(apply_fn, params, X, masks=masks, trainable=trainable)
     return plan_kernel(network, (network.count(X), None if X2 is None else network.count(X2, "X2")), engine, tile=tile,
                        memory_limit=memory_limit, devices=devices)

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 from jaxtyping import PyTree
 
+from pkjax.linalg.memory import budget
 from pkjax.paths.errors import NotPathNetworkError
 from pkjax.paths.taps import Site, network_sites
 from pkjax.programs.program import Program
@@ -19,7 +20,7 @@ from pkjax.trees import shapes
 __all__ = ["Costs", "Route", "Use", "bands", "blocks", "cheapest_route", "masked_columns", "over_places", "use", "uses"]
 
 ENTRIES = 2**26
-"""Largest number of entries of an intermediate array: 256 MB in float32."""
+"""Largest number of entries of an intermediate array: 256 MB in float32, less where memory is short."""
 BALANCE = 32
 """Floating-point operations that take as long as writing a number and reading it again."""
 BAND = 512
@@ -129,7 +130,7 @@ def cheapest_route(n: int, m: int | None, k: int, size: int, used: list[Use], ma
 
 def masked_columns(n: int, m: int, k: int, i: int, j: int) -> int:
     """Return how many columns of a mask are contracted at a time."""
-    return max(1, min(j, ENTRIES // max(1, n * max(i, m * k))))
+    return max(1, min(j, budget(ENTRIES) // max(1, n * max(i, m * k))))
 
 
 def bands(n: int, k: int) -> list[tuple[slice, slice]]:
@@ -145,4 +146,4 @@ def bands(n: int, k: int) -> list[tuple[slice, slice]]:
 
 def blocks(examples: int, size: int) -> int:
     """Return for how many outputs the Jacobian of a leaf of that size is formed at a time."""
-    return max(1, ENTRIES // max(1, examples * size))
+    return max(1, budget(ENTRIES) // max(1, examples * size))

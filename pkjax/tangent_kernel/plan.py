@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from pkjax import tables
-from pkjax.linalg.memory import default_memory_limit
+from pkjax.linalg.memory import budget, default_memory_limit
 from pkjax.network import Network
 from pkjax.paths.taps import network_sites
 from pkjax.programs.program import Program
+from pkjax.tangent_kernel import leaf_costs
 from pkjax.tangent_kernel.leaf_costs import Costs, Use, cheapest_route, uses
 from pkjax.trees import accumulator, leaf_names, shapes
 
@@ -180,13 +181,14 @@ def plan_kernel(network: Network, examples: tuple[int, int | None], engine: str,
     limit = default_memory_limit(devices) if memory_limit is None else memory_limit
     trains = tuple(entry is not None for entry in network.entries)
     return _plan_kernel(network.fn.program, tuple(leaves), treedef, trains, network.whole, examples, engine, tile,
-                        limit, devices)
+                        limit, devices, budget(leaf_costs.ENTRIES))
 
 
 @lru_cache(maxsize=256)
 def _plan_kernel(program: Program, like: tuple[Any, ...], treedef: Any, trains: tuple[bool, ...],
                  whole: tuple[bool, ...], examples: tuple[int, int | None], engine: str, tile: int | None, limit: int,
-                 devices: int) -> NtkPlan:
+                 devices: int, entries: int) -> NtkPlan:
+    """Plan once for equal arguments; `entries` is what the costs of routes depend on besides."""
     params, x = jax.tree.unflatten(treedef, like)
     leaves = jax.tree.leaves(params)
     network_uses = uses(program, params, x)

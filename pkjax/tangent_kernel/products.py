@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree, Shaped
 
+from pkjax.linalg.memory import budget
 from pkjax.network import Network, read
 from pkjax.programs.meshes import automatic_axes
 from pkjax.tangent_kernel import layerwise
@@ -63,7 +64,8 @@ def ntk_matvec(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[Array | np.nd
         X: (N, *input), the inputs.
         masks: booleans like `params`; masked weights are absent and do not train.
         trainable: which parameters Θ differentiates, as in `ntk`.
-        batch_size: number of examples taken at a time; None means as many as have activations of 256 MB.
+        batch_size: number of examples taken at a time; None means as many as have activations of 256 MB
+            (less where memory is short).
 
     Returns:
         The map; it raises ValueError for a v of another shape than (N, K).
@@ -109,7 +111,7 @@ def examples_at_once(network: Network, X: Array, batch_size: int | None, outputs
     # Without paths the activations are unknown: count as many as inputs and parameters.
     each = sum(u.operand + 2 * outputs * u.output for u in network_uses[0]) if network_uses else (
         X[:1].size + outputs * sum(prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(network.params)))
-    return max(1, min(len(X), ENTRIES // max(1, each)))
+    return max(1, min(len(X), budget(ENTRIES) // max(1, each)))
 
 
 @jax.jit

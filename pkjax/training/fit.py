@@ -16,9 +16,10 @@ from pkjax import tables
 from pkjax.data.dataset import Dataset
 from pkjax.pruning.masks import apply_masks, masked
 from pkjax.training.augmentation import crop_and_flip
-from pkjax.training.checkpoints import Checkpoints, digest, read
+from pkjax.training.checkpoints import Checkpoints, read
 from pkjax.training.flax_modules import Forward, split_module
-from pkjax.training.loops import compiled_loop, one_by_one
+from pkjax.training.identity import Identity, data_identity, digest, module_fields, program_digest
+from pkjax.training.loops import compiled_loop, examples_at_once, one_by_one
 from pkjax.training.recipes import Recipe, recipe
 from pkjax.trees import check_masks
 
@@ -28,7 +29,7 @@ Measure = Callable[[PyTree, PyTree], Mapping[str, Any]]
 """Maps (params, state) to named numbers, which the history keeps beside the accuracies."""
 
 EVALUATED = 500
-"""Examples that are evaluated at a time."""
+"""Examples that are evaluated at a time, fewer where memory is short."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +114,8 @@ def fit(module: Any, train: Dataset, test: Dataset, *, recipe: Recipe, variables
         parameters, state, masks and history.
 
     Raises:
-        ValueError: the masks do not match, or the checkpoint belongs to another training.
+        ValueError: the masks do not match; the checkpoint belongs to another training, and the message says what
+            differs (data, module, beginning, recipe, masks, seed); or it is damaged.
         TypeError: `module` is not a Flax module.
         FloatingPointError: the loss is no longer finite; earlier checkpoints stay.
 
@@ -137,17 +139,17 @@ def fit(module: Any, train: Dataset, test: Dataset, *, recipe: Recipe, variables
     begin = {"params": params, "state": jax.tree.map(jnp.copy, net.state),     # an epoch overwrites its input
              "optimizer": jax.jit(recipe.optimizer(steps).init)(params)}
     apart = one_by_one(params)
-    run = _epoch(net.forward, recipe, size, steps, _scale(train), apart)
+    run, step = _epoch(net.forward, recipe, size, steps, _scale(train), apart)
     images, held = ((jnp.asarray(d.pixels), jnp.asarray(d.labels)) for d in (train, test))
 
     def row(epoch: int, now: dict[str, PyTree], **more: float) -> dict[str, Any]:
         loss, accuracy = _evaluate(net.forward, _scale(test), apart)(now["params"], now["state"], *held)
-        measured = measure(now["params"], now["state"]) if measure else {}
+        measured = {name: value.item() if hasattr(value, "item") else value
+                    for name, value in (measure(now["params"], now["state"]) if measure else {}).items()}
         return {"epoch": epoch, **more, "test_loss": float(loss), "test_accuracy": float(accuracy), **measured}
 
-    saved = None if checkpoint is None else Checkpoints(checkpoint, {
-        **asdict(recipe), "drops": list(recipe.drops), "seed": seed, "data": train.name, "examples": len(train),
-        "module": type(module).__name__, "beginning": digest((params, masks))})
+    saved = None if checkpoint is None else Checkpoints(checkpoint, _identity(
+        module, net.forward, train, test, recipe, seed, {**begin, "masks": masks}, step))
     resumed = saved.latest({**begin, "masks": masks}) if saved else None
     now, history = (begin, [row(0, begin)]) if resumed is None else (
         {name: resumed[0][name] for name in begin}, resumed[1])
@@ -175,7 +177,7 @@ def restore(checkpoint: Path | str) -> Fit:
 
     Raises:
         FileNotFoundError: there is no checkpoint.
-        ValueError: the checkpoint has another format.
+        ValueError: the checkpoint is damaged, or has another format.
 
     Examples:
         >>> import pkjax as pk, tempfile
@@ -187,7 +189,27 @@ def restore(checkpoint: Path | str) -> Fit:
     """
     trees, about = read(checkpoint)
     return Fit(trees["params"], trees["state"], trees["masks"], tuple(about["history"]),
-               len(about["history"]) > about["identity"]["epochs"])
+               len(about["history"]) > about["identity"]["values"]["epochs"])
+
+
+def _identity(module: Any, forward: Forward, train: Dataset, test: Dataset, recipe: Recipe, seed: int,
+              begin: Mapping[str, PyTree], step: Callable[..., Any]) -> Identity:
+    """Describe a training by whatever decides how it goes on."""
+    seen, held = data_identity(train, "training"), data_identity(test, "test")
+    values = {**asdict(recipe), "drops": list(recipe.drops), "recipe": type(recipe).__qualname__, "seed": seed,
+              **module_fields(module), **seen.values, **held.values, "jax": jax.__version__}
+    names = {"params": "initial parameters", "state": "initial state", "optimizer": "initial state of the optimizer"}
+    contents = {**seen.contents, **held.contents}
+    contents |= {names.get(name, name): digest(tree) for name, tree in begin.items()}
+    few, labels = (train.pixels[:1], np.asarray(train.labels[:1], np.int32))
+    batch = jnp.zeros(min(recipe.batch_size, len(train)), int), jax.random.key(0)
+    now = {name: tree for name, tree in begin.items() if name != "masks"}
+    with jax.numpy_dtype_promotion("standard"):
+        trains = program_digest(step, now, batch, begin["masks"], few, labels)
+    evaluates = program_digest(lambda params, state, x: forward(params, state, x, None)[0], begin["params"],
+                               begin["state"], _scale(test)(jnp.asarray(few)))
+    return Identity(values, contents, {"operations of a training step (its module, rates, loss, optimizer)": trains,
+                                       "operations of the evaluation": evaluates})
 
 
 class _Scale(NamedTuple):
@@ -216,10 +238,10 @@ def _losses(logits: Array, labels: Array) -> tuple[Array, Array]:
 
 @lru_cache(maxsize=32)
 def _epoch(forward: Forward, recipe: Recipe, size: int, steps: int, scale: _Scale, apart: bool
-           ) -> Callable[..., Any]:
+           ) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Compile an epoch: (state, masks, key, pixels, labels) → (state, (loss, accuracy)), means over the batches.
 
-    `apart` makes one call for each batch.
+    `apart` makes one call for each batch. The second function is what is done for each.
     """
     import optax
 
@@ -252,7 +274,7 @@ def _epoch(forward: Forward, recipe: Recipe, size: int, steps: int, scale: _Scal
             now, measured = loop(now, draw(key, labels), masks, pixels, labels)
         return now, jax.tree.map(jnp.mean, measured)
 
-    return run
+    return run, step
 
 
 @lru_cache(maxsize=32)
@@ -261,11 +283,14 @@ def _evaluate(forward: Forward, scale: _Scale, apart: bool) -> Callable[..., tup
     def evaluate_rows(carry: None, rows: Array, params: PyTree, state: PyTree, pixels: Array, labels: Array) -> Any:
         return carry, _losses(forward(params, state, scale(pixels[rows]), None)[0], labels[rows])
 
-    loop = compiled_loop(evaluate_rows, one_by_one=apart)
+    loop, sizes = compiled_loop(evaluate_rows, one_by_one=apart), dict[Any, int]()
 
     def evaluate(params: PyTree, state: PyTree, pixels: Array, labels: Array) -> tuple[Array, Array]:
         n = len(labels)
-        size = min(EVALUATED, n)
+        if pixels.shape not in sizes:
+            sizes[pixels.shape] = examples_at_once(lambda p, s, x: forward(p, s, scale(x), None)[0], params, state,
+                                                   pixels[:1], most=min(EVALUATED, n))
+        size = sizes[pixels.shape]
         full = -(-n // size) * size     # the last batch is filled with examples that are not counted
         rows = jnp.minimum(jnp.arange(full), n - 1).reshape(-1, size)
         _, (losses, right) = loop(None, rows, params, state, pixels, labels)

@@ -1,5 +1,6 @@
 """A compiled loop over batches, in the form that is fast on the device."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -7,7 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-__all__ = ["compiled_loop", "one_by_one"]
+from pkjax.linalg.memory import budget
+from pkjax.programs.equations import closed, opened
+
+__all__ = ["compiled_loop", "examples_at_once", "one_by_one"]
 
 Body = Callable[..., tuple[PyTree, PyTree]]
 """(carry, x, …) → (carry, y)."""
@@ -23,6 +27,25 @@ def one_by_one(params: PyTree) -> bool:
         False
     """
     return jax.default_backend() == "cpu" and any(jnp.ndim(leaf) > 2 for leaf in jax.tree.leaves(params))
+
+
+def examples_at_once(fn: Callable[..., Any], *arguments: PyTree, most: int) -> int:
+    """Return how many examples a network may take at a time, from what it computes for the arguments, one example.
+
+    Examples:
+        >>> examples_at_once(lambda x: x @ jnp.ones((3, 2)), jnp.ones((1, 3)), most=500)
+        500
+    """
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), arguments)
+    widest = _widest(jax.make_jaxpr(lambda *given: fn(*given))(*shapes).jaxpr)
+    return max(1, min(most, budget(2**30) // widest))
+
+
+def _widest(jaxpr: Any) -> int:
+    """The entries of the largest array that a program computes."""
+    sizes = [math.prod(v.aval.shape) for eqn in jaxpr.eqns for v in eqn.outvars]
+    inner = [_widest(opened(part)[0]) for eqn in jaxpr.eqns for part in closed(eqn.params)]
+    return max([1, *sizes, *inner])
 
 
 def compiled_loop(body: Body, *, one_by_one: bool) -> Callable[..., tuple[PyTree, PyTree]]:

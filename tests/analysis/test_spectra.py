@@ -1,6 +1,7 @@
 """Large matrices: the largest eigenvalues alone, from products; the same as of the whole ones."""
 
 import importlib
+import tracemalloc
 
 import jax
 import jax.numpy as jnp
@@ -90,3 +91,38 @@ def test_paths_beyond_float32_are_counted():
     np.testing.assert_allclose(data.values[0], 2 * 8.0**44, rtol=1e-12)
     with pytest.raises(FloatingPointError, match="beyond what float64 holds"):
         spectra.data_spectrum(deep, jnp.concatenate([w] * 8), jnp.ones((2, 8), jnp.float32), masks=None)
+
+
+def test_the_data_factors_spectrum_takes_a_few_times_its_own_memory():
+    def linear(w, x):
+        return x @ w
+
+    w, X = normal(0, (8, 50)), normal(1, (128, 8))
+    first = spectra.data_spectrum(linear, w, X[:3], masks=None)      # JAX and NumPy load what they keep
+    tracemalloc.start()
+    try:
+        data = spectra.data_spectrum(linear, w, X, masks=None)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert first.vectors.shape == (150, 150)
+    assert data.vectors.shape == (50 * 128, 256)
+    assert peak < 2 * data.vectors.nbytes
+    gram = np.asarray(X @ X.T, np.float64)
+    np.testing.assert_allclose(data.values[:50], np.linalg.eigvalsh(gram)[-1], rtol=1e-6)
+    images = np.tensordot(gram, data.vectors.reshape(128, 50, 256), 1).reshape(6400, 256)
+    np.testing.assert_allclose(images, data.vectors * data.values, atol=1e-6 * data.values[0])
+    np.testing.assert_allclose(data.vectors.T @ data.vectors, np.eye(256), atol=1e-9)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_blocks_of_the_data_factor_take_a_few_times_their_own_memory(masked):
+    factor = importlib.import_module("pkjax.tangent_kernel.data_factor")
+    w, X = [normal(0, (4, 6)), normal(1, (6, 40))], normal(2, (96, 4))
+    masks = [coins(i, 0.7, v.shape) for i, v in enumerate(w)] if masked else None
+    network = read(lambda w, x: jax.nn.relu(x @ w[0]) @ w[1], w, X, masks=masks, paths=True)
+    gates = factor._gates(network, X)
+    engine, blocks = factor._pair_by_pair if masked else factor._dense_pairs, 40 * 96 * 96 * X.dtype.itemsize
+    takes = [engine.lower(network, X, gates), factor._mirrored.lower(jax.ShapeDtypeStruct((40, 96, 96), X.dtype))]
+    for compiled in (lowered.compile().memory_analysis() for lowered in takes):
+        assert compiled.output_size_in_bytes + compiled.temp_size_in_bytes < 2.5 * blocks
