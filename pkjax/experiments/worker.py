@@ -8,6 +8,7 @@ the parent, and ends the process at once, wherever it is; an empty line ends it 
 import json
 import os
 import queue
+import shutil
 import sys
 import threading
 import traceback
@@ -27,6 +28,7 @@ from pkjax.experiments.environment import environment
 from pkjax.experiments.records import FORMAT, write_failure, write_record
 from pkjax.experiments.runs import run
 from pkjax.experiments.settings import Settings
+from pkjax.training.checkpoints import CheckpointError
 
 __all__ = ["IMAGES", "PARTIAL", "failure", "main", "tail", "work"]
 
@@ -98,10 +100,15 @@ def work(settings: Settings, folder: Path | None) -> tuple[dict[str, Any], PyTre
     """Run an experiment; return its record and masks, or the record of its failure and None.
 
     `folder` is the folder of results, where this process can see it: it keeps decoded images and unfinished trainings.
+    A training that cannot be continued, such as one of another version, begins again.
     """
+    checkpoint = None if folder is None else folder / PARTIAL / settings.key
     try:
-        record, masks = run(settings, load=_loader(folder),
-                            checkpoint=None if folder is None else folder / PARTIAL / settings.key)
+        try:
+            record, masks = run(settings, load=_loader(folder), checkpoint=checkpoint)
+        except CheckpointError:     # what a killed or older sweep left is of use to no other run
+            shutil.rmtree(checkpoint or "")
+            record, masks = run(settings, load=_loader(folder), checkpoint=checkpoint)
     except (Exception, SystemExit) as error:  # whatever a run raises is its result; the sweep continues
         return failure(settings, f"{type(error).__name__}: {error}", traceback.format_exc(), environment()), None
     return record, jax.tree.map(np.asarray, masks)

@@ -20,10 +20,14 @@ from pkjax.files import replacing
 from pkjax.training.identity import Identity, differences, digest
 from pkjax.trees import leaf_keys
 
-__all__ = ["Checkpoints", "read"]
+__all__ = ["CheckpointError", "Checkpoints", "read"]
 
 FORMAT = "pkjax training 2"
 MANIFEST = "manifest.json"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that this training cannot continue: damaged, of another format, or of another training."""
 
 
 class Checkpoints:
@@ -43,8 +47,8 @@ class Checkpoints:
         """Read the last state and its history; None where there is no checkpoint.
 
         Raises:
-            ValueError: the folder holds another training, which the message tells from this one, or is damaged; two
-                leaves have names that a checkpoint does not tell apart.
+            CheckpointError: the folder holds another training, which the message tells from this one, or is damaged.
+            ValueError: two leaves have names that a checkpoint does not tell apart.
         """
         for name, tree in like.items():
             _check_names(tree, name)
@@ -55,8 +59,8 @@ class Checkpoints:
         about = _about(self._folder, self._manager, epoch)
         differing = differences(self._identity, Identity(**about["identity"]))
         if differing:
-            raise ValueError(f"{self._folder} holds a checkpoint of another training, with {'; '.join(differing)}: "
-                             "use the same settings or another folder")
+            raise CheckpointError(f"{self._folder} holds a checkpoint of another training, with "
+                                  f"{'; '.join(differing)}: use the same settings or another folder")
         return _restore(self._folder, self._manager, epoch, about, like), about["history"]
 
     def save(self, epoch: int, now: Mapping[str, PyTree], history: Sequence[Mapping[str, Any]]) -> None:
@@ -106,7 +110,7 @@ class _DamageError(ValueError):
 
 @contextlib.contextmanager
 def _sound(folder: Path) -> Iterator[None]:
-    """Turn whatever a damaged checkpoint raises into one ValueError that says what to do."""
+    """Turn whatever a damaged checkpoint raises into one CheckpointError that says what to do."""
     try:
         with _quiet():
             yield
@@ -114,8 +118,8 @@ def _sound(folder: Path) -> Iterator[None]:
         raise
     except Exception as error:  # of a damaged file Orbax, TensorStore and JSON raise nearly anything
         reason = str(error) if isinstance(error, _DamageError) else f"{type(error).__name__}: {error}"
-        raise ValueError(f"the checkpoint in {folder} is damaged ({reason.strip().split(chr(10))[0][:300]}): delete "
-                         "the folder to start this training again") from error
+        raise CheckpointError(f"the checkpoint in {folder} is damaged ({reason.strip().split(chr(10))[0][:300]}): "
+                              "delete the folder to start this training again") from error
 
 
 def _manager(folder: Path, create: bool) -> Any:
@@ -138,8 +142,8 @@ def _about(folder: Path, manager: Any, epoch: int) -> dict[str, Any]:
         if kind == FORMAT and about.pop("checksum", None) != _checksum(about):
             raise _DamageError(f"the description of epoch {epoch} is not what was written")
     if kind != FORMAT:
-        raise ValueError(f"the checkpoint in {folder} has the format {kind!r}, but this version reads {FORMAT!r}: "
-                         "delete the folder to start this training again")
+        raise CheckpointError(f"the checkpoint in {folder} has the format {kind!r}, but this version reads {FORMAT!r}: "
+                              "delete the folder to start this training again")
     return about
 
 

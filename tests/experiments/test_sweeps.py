@@ -187,6 +187,15 @@ def dies(chosen, folder):
     return ORDINARY(chosen, folder)
 
 
+def test_a_checkpoint_that_cannot_be_continued_is_begun_again(tmp_path):
+    place = tmp_path / worker.PARTIAL / SWEPT[0].key
+    place.mkdir(parents=True)
+    (place / "manifest.json").write_text('{"epoch": 1')
+    record, masks = worker.work(SWEPT[0], tmp_path)
+    assert record["status"] == "done"
+    assert masks is not None
+
+
 def test_a_process_that_dies_twice_is_a_failure_of_its_run_alone(tmp_path, monkeypatch):
     starting(monkeypatch, "dies")
     assert sweeps.sweep(SWEPT[:2], tmp_path / "r", workers=2) == (2, 1, 0)
