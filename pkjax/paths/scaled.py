@@ -21,6 +21,7 @@ from pkjax.network import Network, read
 from pkjax.paths.algebras import Polynomial
 from pkjax.paths.interpreter import PathSum
 from pkjax.paths.polynomial import evaluate_paths, unit_weights
+from pkjax.programs.checks import check_parameters
 from pkjax.programs.meshes import automatic_axes
 from pkjax.programs.program import BoundProgram
 from pkjax.trees import ApplyFn, is_floating
@@ -153,7 +154,7 @@ def log_count(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N 
 
     Args:
       apply_fn: the network.
-      params: its parameters, for their shapes.
+      params: its parameters, finite numbers of which the shapes decide.
       x: (1, *input); zero entries start no path.
       masks: booleans like ``params``.
 
@@ -162,7 +163,7 @@ def log_count(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N 
 
     Raises:
       NotPathNetworkError: an operation has no paths.
-      ValueError: mismatched masks.
+      ValueError: masks that do not match or keep nothing; numbers that are not finite.
 
     Source: P of Gebhart, Saxena and Schrater (2021), section 3.
 
@@ -173,6 +174,7 @@ def log_count(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N 
         >>> float(log_count(net, w, jnp.ones((1, 5))))   # 5·4·5 paths
         2.0
     """
+    check_parameters(params)
     if any(isinstance(v, jax.core.Tracer) for v in jax.tree.leaves((params, x, masks))):
         network = read(apply_fn, unit_weights(params), x, masks=masks, paths=True)
         count, exponent = path_total(network, network.batch(x, "x"))

@@ -42,13 +42,14 @@ class DisconnectedWarning(UserWarning):
 
     Examples:
         >>> import warnings, jax.numpy as jnp, pkjax as pk
+        >>> net, weights = lambda w, x: x @ w[0] @ w[1], [jnp.ones((2, 2)), jnp.ones((2, 1))]
         >>> with warnings.catch_warnings(record=True, action="always") as given:
-        ...     pk.connectivity(lambda w, x: x @ w, jnp.ones((2, 1)), jnp.ones((1, 2)), masks=jnp.zeros((2, 1), bool))
+        ...     pk.connectivity(net, weights, jnp.ones((1, 2)), masks=[jnp.ones((2, 2), bool), jnp.zeros((2, 1), bool)])
         Connectivity(
             connected=False,
             log10_paths=-inf,
             log10_effective_paths=None,
-            layers=<1 of LayerReport>
+            layers=<2 of LayerReport>
         )
         >>> [warning.category.__name__ for warning in given]
         ['DisconnectedWarning']
