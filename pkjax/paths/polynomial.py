@@ -10,8 +10,10 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from pkjax.network import Network, read
-from pkjax.paths.algebras import Polynomial, TrueValues
+from pkjax.paths.algebras import Polynomial
+from pkjax.paths.exponents import plain
 from pkjax.paths.interpret import interpret
+from pkjax.paths.scaled_signals import ScaledSignals
 from pkjax.programs.meshes import automatic_axes
 from pkjax.programs.program import BoundProgram, Program
 from pkjax.trees import ApplyFn, as_array, is_floating, shapes
@@ -77,17 +79,19 @@ def path_sum(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, gates: Sequence
 
 def evaluate_paths(make: Callable[..., Polynomial], network: Network, x: Array, gates: Sequence[ArrayLike] | None,
                    pool: str = "sum", hold: Callable[[Any], Any] = lambda value: value,
-                   release: Callable[[Any], Any] = lambda held: held[0]) -> Any:
+                   release: Callable[[Any], Any] = lambda held: held[0],
+                   source: Callable[[int, Any], Any] | None = None) -> Any:
     """Walk a network for each example of x, under ``make(gates, whether maxima stay)``; stack the examples' values.
 
-    Parameters and input are held as ``hold`` says; ``release`` makes arrays of what the output (1, K) holds.
+    Parameters and input are held as ``hold`` says, or the former as ``source(index of the leaf, leaf)`` does;
+    ``release`` makes arrays of what the output (1, K) holds.
     """
     if pool not in ("sum", "max"):
         raise ValueError(f'pool must be "sum" or "max", but is {pool!r}')
 
     def one(x: Array, gates: tuple[Array, ...] | None) -> Any:
         algebra = make(gates, pool == "max")
-        out = interpret(algebra, network.fn, network.params, x[None], lambda _, leaf: hold(leaf), hold)
+        out = interpret(algebra, network.fn, network.params, x[None], source or (lambda _, leaf: hold(leaf)), hold)
         if algebra.gates is not None and algebra.used != len(algebra.gates):
             raise ValueError(f"gates holds {len(algebra.gates)} arrays, but this network uses {algebra.used}; record "
                              "them with pkjax.paths.gates on the same apply_fn")
@@ -147,11 +151,11 @@ def record(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *,
 
 
 def recorded_gates(network: Network, x: Array) -> tuple[Float[Array, "N ..."], tuple[Array, ...]]:
-    """Outputs and gates of a batch that the network took in."""
+    """Outputs and gates of a batch that the network took in; the gates are right where signals overflow or vanish."""
     def one(x: Array) -> tuple[Array, tuple[Array, ...]]:
-        algebra = TrueValues()
-        out = interpret(algebra, network.fn, network.params, x[None], lambda _, leaf: leaf, lambda z: z)
-        return out.value, tuple(algebra.recorded)
+        algebra = ScaledSignals()
+        out = interpret(algebra, network.fn, network.params, x[None], lambda _, leaf: algebra.hold(leaf), algebra.hold)
+        return plain(out.value.mantissa, out.value.exponent), tuple(algebra.recorded)
 
     if len(x) == 1:
         return one(x[0])

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from pkjax import paths
-from pkjax.paths.scaled import NOTHING, Scaled, exponent_of, normalized, shifted
+from pkjax.paths.exponents import NOTHING, Scaled, exponent_of, normalized, shifted
 from pkjax.programs.evaluate import evaluate
 from pkjax.programs.meshes import automatic_axes
 from pkjax.pruning.scores.batches import Inputs, Sums, add, fold, scored_network, zeros
