@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 __all__ = ["NOTHING", "Scaled", "added", "beyond", "combined", "exponent_of", "log_of", "multiplied", "normalized",

@@ -1,6 +1,6 @@
 """The path polynomial as a mantissa and a power of two, which leaves the range of its type at no depth."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,8 @@ from pkjax.programs.meshes import automatic_axes
 from pkjax.programs.program import BoundProgram
 from pkjax.trees import ApplyFn, is_floating
 
-__all__ = ["ScaledPolynomial", "held_as_is", "in_double", "log_count", "path_total", "scaled_polynomial", "scaled_values"]
+__all__ = ["ScaledPolynomial", "held_as_is", "in_double", "log_count", "path_total", "scaled_polynomial",
+           "scaled_values"]
 
 
 class ScaledPolynomial(Polynomial):
@@ -101,7 +102,7 @@ def scaled_polynomial(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayL
 
 
 def scaled_values(network: Network, x: Array, q: int, gates: Sequence[Any] | None = None, pool: str = "sum",
-                  skip_zeros: bool = False, held: Sequence[Scaled] | None = None
+                  skip_zeros: bool = False, held: Mapping[int, Scaled] | None = None
                   ) -> tuple[Float[Array, "N ..."], Int[Array, ""]]:
     """The scaled polynomial of a batch that the network took in.
 
@@ -112,7 +113,8 @@ def scaled_values(network: Network, x: Array, q: int, gates: Sequence[Any] | Non
         gates: factors on the path sums, as in ``polynomial``.
         pool: "sum" or "max", as in ``polynomial``.
         skip_zeros: let arrays of nothing but zeros have no say in the exponent of a sum.
-        held: φ, leaf by leaf, where it may leave the range of its type; the network's own parameters by default.
+        held: φ by the index of its leaf, where it may leave the range of its type; the network's own parameters by
+            default.
     """
     hold = partial(held_as_is, skip_zeros=skip_zeros)
     mantissa, exponents = evaluate_paths(
