@@ -14,7 +14,8 @@ from jaxtyping import Array, Float, Key, PyTree, Shaped
 from pkjax.linalg.stochastic import SpectralDensity, frobenius, inverse, quadrature
 from pkjax.network import Network
 from pkjax.path_kernel.gram import flat_product, make_problem, read_start
-from pkjax.path_kernel.traces import check_result, check_size, trace_number
+from pkjax.path_kernel.traces import check_size, trace_number
+from pkjax.programs.checks import check_result
 from pkjax.programs.meshes import automatic_axes
 from pkjax.trees import ApplyFn, Choice
 

@@ -21,7 +21,8 @@ from jaxtyping import Array, Float, PyTree, Shaped
 
 from pkjax.network import Network
 from pkjax.path_kernel.gram import flat_product, make_problem, product, read_paths, read_start, with_floating
-from pkjax.path_kernel.traces import Number, check_range, check_result, check_size, gated_trace_number, measured
+from pkjax.path_kernel.traces import Number, check_range, check_size, gated_trace_number, measured
+from pkjax.programs.checks import check_result
 from pkjax.programs.meshes import automatic_axes
 from pkjax.trees import ApplyFn, Choice, is_floating
 

@@ -34,9 +34,10 @@ from pkjax.paths.exponents import (
 from pkjax.paths.interpreter import PathSum
 from pkjax.paths.polynomial import evaluate_paths, network_tied, recorded_gates
 from pkjax.paths.scaled import ScaledPolynomial
+from pkjax.programs.checks import REMEDY
 from pkjax.trees import is_floating
 
-__all__ = ["Number", "check_range", "check_result", "check_size", "gated_trace_number", "measured", "trace_number"]
+__all__ = ["Number", "check_range", "check_size", "gated_trace_number", "measured", "trace_number"]
 
 Series = tuple[Scaled | None, ...]
 """Coefficients of 1, ε, ε² …; None where one is 0 whatever the numbers."""
@@ -194,11 +195,7 @@ def check_size(network: Network, z: Array) -> None:
     number = Number(*number)
     check_range(number, value.dtype, "Tr Π")
     if not float(value) / 100 <= float(plainly) < np.inf:      # a part alone, where weights are tied
-        raise FloatingPointError(f"{OUTSIDE} Π are outside of what {value.dtype} holds: {REMEDY}")
-
-
-OUTSIDE = "numbers on the way to"
-REMEDY = "pass float64 parameters and inputs (with jax_enable_x64), or rescale the weights"
+        raise FloatingPointError(f"numbers on the way to Π are outside of what {value.dtype} holds: {REMEDY}")
 
 
 def check_range(number: Number, dtype: Any, what: str) -> None:
@@ -208,11 +205,3 @@ def check_range(number: Number, dtype: Any, what: str) -> None:
         raise FloatingPointError(
             f"{what} is 10^{decades:.4g}, {'above' if decades > 0 else 'below'} what {jnp.dtype(dtype)} holds: "
             f"{REMEDY}; path_kernel.trace with log=True gives the logarithm of Tr Π at any size")
-
-
-def check_result(result: Any, what: str) -> None:
-    """Raise FloatingPointError where a result is not finite (traced ones pass)."""
-    for leaf in jax.tree.leaves(result):
-        if not isinstance(leaf, jax.core.Tracer) and is_floating(leaf) and not np.isfinite(leaf).all():
-            raise FloatingPointError(f"{what} is not finite: {OUTSIDE} it are outside of what {leaf.dtype} holds: "
-                                     f"{REMEDY}")

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree, Shaped
 
@@ -14,6 +15,7 @@ from pkjax.paths.algebras import Polynomial
 from pkjax.paths.exponents import plain
 from pkjax.paths.interpret import interpret
 from pkjax.paths.scaled_signals import ScaledSignals
+from pkjax.programs.checks import REMEDY, check_result
 from pkjax.programs.meshes import automatic_axes
 from pkjax.programs.program import BoundProgram, Program
 from pkjax.trees import ApplyFn, as_array, is_floating, shapes
@@ -48,6 +50,8 @@ def polynomial(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N
     Raises:
       NotPathNetworkError: an operation has no paths.
       ValueError: unknown ``pool``, mismatched masks or gates.
+      FloatingPointError: a value is outside of the range of its type (under jit it is infinite or 0 there);
+        ``scaled_polynomial`` has no such bound.
 
     Source: Gebhart, Saxena and Schrater (2021), equations 15 and 16.
 
@@ -59,7 +63,16 @@ def polynomial(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N
         Array([[13.]], ...)
     """
     network = read(apply_fn, params, x, masks=masks, paths=True)
-    return network.shaped(evaluate_paths(partial(Polynomial, q), network, network.batch(x, "x"), gates, pool), 1)
+    z = network.batch(x, "x")
+    values = evaluate_paths(partial(Polynomial, q), network, z, gates, pool)
+    remedy = f"paths.scaled_polynomial keeps the exponent aside; or {REMEDY}"
+    check_result(values, "R_q", remedy)
+    if not isinstance(values, jax.core.Tracer) and q == int(q) >= 0 and not np.all(values):
+        from pkjax.paths.scaled import scaled_values
+
+        if bool(((values == 0) & (scaled_values(network, z, int(q), gates, pool, True)[0] != 0)).any()):
+            raise FloatingPointError(f"R_q vanishes: it is not 0, but below what {values.dtype} holds: {remedy}")
+    return network.shaped(values, 1)
 
 
 @automatic_axes

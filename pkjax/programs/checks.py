@@ -14,7 +14,8 @@ from jaxtyping import PyTree
 from pkjax.programs.program import BoundProgram
 from pkjax.trees import check_finite, is_floating, leaf_names
 
-__all__ = ["check_constants", "check_parameters", "check_some_kept", "empty_constants", "unfit_constants"]
+__all__ = ["REMEDY", "check_constants", "check_parameters", "check_result", "check_some_kept", "empty_constants",
+           "unfit_constants"]
 
 
 def check_parameters(params: PyTree) -> None:
@@ -78,6 +79,21 @@ def unfit_constants(fn: BoundProgram) -> list[str]:
             if bad:
                 unfit.append(f"an array {_told(value)} that holds {bad} values that are NaN or infinite")
     return unfit
+
+
+REMEDY = "pass float64 parameters and inputs (with jax_enable_x64), or rescale the weights"
+"""What to do about numbers that leave the range of their type."""
+
+
+def check_result(result: PyTree, what: str, remedy: str = REMEDY) -> None:
+    """Raise FloatingPointError where a result is not finite (traced ones pass)."""
+    for leaf in jax.tree.leaves(result):
+        if not isinstance(leaf, jax.core.Tracer) and is_floating(leaf) and not bool(_finite(leaf)):
+            raise FloatingPointError(f"{what} is not finite: numbers on the way to it are outside of what {leaf.dtype} "
+                                     f"holds: {remedy}")
+
+
+_finite = jax.jit(lambda leaf: jnp.isfinite(leaf).all())
 
 
 def empty_constants(fn: BoundProgram) -> list[str]:
