@@ -10,9 +10,8 @@ from jaxtyping import Array, Float, PyTree, Shaped
 
 from pkjax.dynamics.arguments import batched, floats, matrix_of
 from pkjax.network import Network, read
-from pkjax.programs.checks import check_result
 from pkjax.programs.meshes import automatic_axes
-from pkjax.tangent_kernel.arguments import restrict
+from pkjax.tangent_kernel.arguments import check_kernel, restrict
 from pkjax.trees import ApplyFn, Choice, check_like
 
 __all__ = ["linearize", "predict", "weight_change"]
@@ -47,7 +46,7 @@ def linearize(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[Array | np.nda
     def tangent(params_t: PyTree) -> Float[Array, "N ..."]:
         check_like(params_t, params, "params_t")
         outputs = _push(network, X, params_t)
-        check_result(outputs, "the linearised network's output")
+        check_kernel(network, X, outputs, "the linearised network's output")
         return network.shaped(outputs, 1)
 
     return automatic_axes(tangent)

@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jaxtyping import Array, PyTree
 
+from pkjax.programs.checks import unfit_constants
 from pkjax.programs.meshes import automatic_axes
 from pkjax.programs.program import BoundProgram, trace
 from pkjax.pruning.plan import Layout, Plan, plan_pruning
@@ -134,6 +135,8 @@ def prune(
     alive = [_placed(mask, leaf) for mask, leaf in zip(alive, plan.layout.prunable(params), strict=True)]
     if not traced:
         account = jax.device_get(account)
+        if account.flags.any() and isinstance(scores, BoundProgram) and (unfit := unfit_constants(scores)):
+            raise ValueError(f"score_fn closes over {unfit[0]}, and scores are not finite")
         _raise_bad_scores(account.flags, plan.names)
     kept = account.kept
     number: Callable[[Any], Any] = jnp.asarray if traced else int
@@ -149,14 +152,14 @@ def prune(
                        zero_scores=number(account.zeros[0].sum()))
 
 
-def _first_zeros(scores: BoundProgram, layout: Layout, masks: PyTree | None, params: PyTree) -> int:
+def _first_zeros(scores: Callable[..., list[Array]], layout: Layout, masks: PyTree | None, params: PyTree) -> int:
     """How many live scores are 0 at the first step, of other parameters."""
     alive, fixed = _start(layout, params, masks)
     return int(_count_zeros(scores, params, _fill(layout, params, alive, fixed), alive))
 
 
 @jax.jit
-def _count_zeros(scores: BoundProgram, params: PyTree, masks: PyTree, alive: list[Array]) -> Array:
+def _count_zeros(scores: Callable[..., list[Array]], params: PyTree, masks: PyTree, alive: list[Array]) -> Array:
     zeros = [((s == 0) & a).sum(dtype=count_dtype()) for s, a in zip(scores(params, masks), alive, strict=True)]
     return jnp.stack(zeros).sum()
 
