@@ -15,6 +15,7 @@ pytestmark = pytest.mark.usefixtures("compile_quickly")
 KEY = jax.random.key(0)
 WEIGHTS = {"a": normal(0, (3, 4)), "b": normal(1, (4,)), "c": normal(2, (4, 2))}
 X = jnp.abs(normal(3, (3, 3))) + 0.1
+HOLES = jnp.asarray([1.0, np.nan], FLOAT)
 NOTHING = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, bool), WEIGHTS)
 SINGLE = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), (WEIGHTS, X))
 
@@ -93,14 +94,12 @@ def test_functions_of_parameters_alone_name_them_too(score):
                                   "prune again"])
 def test_arrays_that_a_network_holds_are_named_where_they_are_not_finite(name):
     with pytest.raises(ValueError, match=r"closes over an array float..\[2\] that holds 1 values"):
-        CALLS[name](lambda p, x, wrong=jnp.asarray([1, np.nan], FLOAT): net(p, x) * wrong, WEIGHTS, X)
+        CALLS[name](lambda p, x: net(p, x) * HOLES, WEIGHTS, X)
 
 
 def test_an_array_of_missing_values_that_never_come_through_is_no_error():
-    holes = jnp.asarray([1.0, np.nan], FLOAT)
-
     def filled(p, x):
-        return net(p, x) * jnp.where(jnp.isnan(holes), jnp.zeros((), FLOAT), holes)
+        return net(p, x) * jnp.where(jnp.isnan(HOLES), jnp.zeros((), FLOAT), HOLES)
     assert pk.path_kernel.trace(filled, WEIGHTS, ones(X)) > 0
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, PyTree
 
 from pkjax.network import Network, read
 from pkjax.paths.algebras import Polynomial
-from pkjax.paths.polynomial import evaluate_paths
+from pkjax.paths.evaluation import evaluate_paths
 from pkjax.programs.program import BoundProgram
 from pkjax.trees import ApplyFn, Choice, accumulator, is_floating
 

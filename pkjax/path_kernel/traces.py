@@ -19,6 +19,7 @@ from jaxtyping import Array
 
 from pkjax.network import Network
 from pkjax.path_kernel.gram import floating_leaves, make_problem
+from pkjax.paths.evaluation import evaluate_paths
 from pkjax.paths.exponents import (
     NOTHING,
     Scaled,
@@ -32,7 +33,7 @@ from pkjax.paths.exponents import (
     raised,
 )
 from pkjax.paths.interpreter import PathSum
-from pkjax.paths.polynomial import evaluate_paths, network_tied, recorded_gates
+from pkjax.paths.polynomial import network_tied, recorded_gates
 from pkjax.paths.scaled import ScaledPolynomial
 from pkjax.programs.checks import REMEDY
 from pkjax.trees import is_floating

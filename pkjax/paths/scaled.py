@@ -12,9 +12,9 @@ from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 from pkjax.network import Network, read
 from pkjax.paths.algebras import Polynomial
+from pkjax.paths.evaluation import evaluate_paths, unit_weights
 from pkjax.paths.exponents import Scaled, combined, multiplied, normalized, shifted
 from pkjax.paths.interpreter import PathSum
-from pkjax.paths.polynomial import evaluate_paths, unit_weights
 from pkjax.programs.checks import check_parameters
 from pkjax.programs.meshes import automatic_axes
 from pkjax.programs.program import BoundProgram
