@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from pkjax.adapters import ModuleFunction
+from pkjax.programs.checks import check_constants, check_parameters, check_some_kept
 from pkjax.programs.contents import contents
 from pkjax.programs.examples import EXAMPLES, Free, Joined, Rows, Uncertain
 from pkjax.programs.independence import follow
@@ -32,7 +33,6 @@ from pkjax.trees import (
     check_finite,
     check_masks,
     is_floating,
-    leaf_names,
     trained_entries,
 )
 
@@ -91,14 +91,14 @@ class Network:
         """
         X = jax.tree.map(as_array, X)
         self.count(X, name)
-        check_finite(X, name)
         return X if self.raw is None else encode(self.raw.program, self.raw.constants, self.params, X)
 
     def count(self, X: PyTree, name: str = "X") -> int:
-        """Check the shapes of a batch (``jax.ShapeDtypeStruct`` suffice), and return N; ValueError as of ``batch``."""
+        """Check a batch, of which shapes suffice (``jax.ShapeDtypeStruct``); return N, or raise as ``batch`` does."""
         if (structure := _structure(X, name)) != self.inputs:
             raise ValueError(f"{name} holds examples of {_told(structure)}, but the network was read for "
                              f"{_told(self.inputs)}")
+        check_finite(X, name)
         return int(jax.tree.leaves(X)[0].shape[0])
 
     def over(self, params: PyTree, X: Array) -> Array:
@@ -126,16 +126,23 @@ def read(apply_fn: ApplyFn, params: PyTree, x: PyTree, *, masks: PyTree | None =
             makes of them: casts to floating point, and one-hot vectors where they look up tables.
 
     Raises:
-        ValueError: whatever is wrong with these, in a message that names what was received.
+        ValueError: whatever is wrong with these, in a message that names what was received: parameters, inputs or
+            arrays that the function holds that are NaN or infinite (traced ones are not looked at), masks that keep
+            nothing, no example.
     """
     x = jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.ShapeDtypeStruct) else as_array(leaf), x)
-    _check_params(params)
+    check_parameters(params)
     check_masks(masks, params)
+    check_some_kept(masks, params)
     inputs = _structure(x, "X")
     fn, outputs = _traced(apply_fn, params, inputs)
+    if fn is not apply_fn:
+        check_constants(fn, params, _examples(inputs, 1))
     single = jax.tree_util.treedef_is_leaf(inputs[0])
     shapes = inputs[1]
     entries, whole = trained_entries(params, masks, trainable)
+    if masks is not None and all(each is None for each in entries):
+        raise ValueError("masks and trainable leave nothing to train: every parameter that trainable selects is masked")
     masked = apply_masks(params, masks)
     if single and (not paths or jnp.issubdtype(shapes[0].dtype, jnp.floating)):
         return Network(fn, masked, masks, entries, None, whole, inputs, outputs, shapes[0])
@@ -266,14 +273,6 @@ def _call(program: Any, constants: Any, params: PyTree, x: PyTree) -> Array:
 
 
 # -- checking --------------------------------------------------------------------------------------------------------
-
-
-def _check_params(params: PyTree) -> None:
-    for name, leaf in zip(leaf_names(params), jax.tree.leaves(params), strict=True):
-        if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
-            raise ValueError(f"params leaf {name!r} is complex ({jnp.result_type(leaf)}): parameters are real numbers; "
-                             "pass real and imaginary parts as two leaves")
-    check_finite(params, "params")
 
 
 def _structure(x: PyTree, name: str) -> tuple[Any, tuple[Any, ...]]:

@@ -120,10 +120,19 @@ def _dtype(leaf: Any) -> Any:
     return leaf.dtype if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) else jnp.result_type(leaf)
 
 
+_KERNELS = frozenset(("kernel", "w", "weight"))
+_OTHERS = frozenset(("bias", "scale", "offset", "embedding", "embeddings", "gamma", "beta"))
+
+
 def kernels(path: tuple[Any, ...], leaf: Any) -> bool:
     """Whether a leaf is the kernel of a dense or convolution layer (the default prunable parameters).
 
-    A floating-point leaf of two or more axes counts, unless its name is ``bias``, ``scale`` or ``embedding``.
+    A floating-point leaf of two or more axes counts, by its name and its shape. Names that libraries give to kernels
+    (``kernel`` in Flax, ``w`` in Haiku, ``weight`` in Equinox and PyTorch) count whatever the shape; ``bias``,
+    ``scale``, ``offset``, ``embedding``, ``embeddings``, ``gamma`` and ``beta`` do not. Under any other name a leaf of
+    three or more axes that is longer than 1 along one of them alone, such as (1, 1, 1, C) or (C, 1, 1), is a vector
+    made to be broadcast, and does not count. Embeddings named ``weight`` (``equinox.nn.Embedding``) count: leave them
+    out by a predicate or a tree of booleans of your own.
 
     Source: Gebhart, Saxena and Schrater (2021), appendix A.4.2: not biases, nor the parameters of BatchNorm.
 
@@ -133,9 +142,15 @@ def kernels(path: tuple[Any, ...], leaf: Any) -> bool:
         True
         >>> kernels((jax.tree_util.DictKey("bias"),), jnp.ones(2))
         False
+        >>> kernels((jax.tree_util.DictKey("offset"),), jnp.ones((1, 1, 1, 2)))     # of Haiku's BatchNorm
+        False
     """
-    name = _name(path).rsplit("/", 1)[-1] if path else ""
-    return is_floating(leaf) and jnp.ndim(leaf) >= 2 and name not in ("bias", "scale", "embedding")
+    names = _name(path).split("/") if path else [""]
+    name = names[-2] if names[-1] == "value" and len(names) > 1 else names[-1]      # a variable of Flax NNX
+    shape = jnp.shape(leaf)
+    if not is_floating(leaf) or len(shape) < 2 or name in _OTHERS:
+        return False
+    return name in _KERNELS or len(shape) == 2 or sum(n != 1 for n in shape) > 1
 
 
 def check_like(tree: PyTree, like: PyTree, what: str) -> None:

@@ -21,15 +21,13 @@ from pkjax.path_kernel.estimates import rank_of
 from pkjax.path_kernel.gram import (
     check_start,
     floating_leaves,
-    make_problem,
     read_paths,
-    trace_of,
     trained_positions,
     widened,
     with_floating,
 )
-from pkjax.path_kernel.kernel import gated_trace_of
 from pkjax.path_kernel.solvers import is_direct
+from pkjax.path_kernel.traces import Number, check_range, check_size, gated_trace_number, trace_number
 from pkjax.programs.meshes import automatic_axes
 from pkjax.pruning.connectivity import connectivity
 from pkjax.tables import Progress, reporter
@@ -73,8 +71,9 @@ def analyze(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[ArrayLike, "N ..
         A ``Report``. Claims that are false in general are reported as they turn out.
 
     Raises:
-        ValueError: shapes, masks or k that do not fit; parameters or inputs that are not finite.
-        FloatingPointError: the network has more paths than float64 counts.
+        ValueError: shapes, masks or k that do not fit; masks that keep nothing; numbers that are not finite.
+        FloatingPointError: the network has more paths than float64 counts; Tr Π, Tr Θ or numbers on the way to them are
+            outside of the range of the parameters' type.
         NotPathNetworkError: an operation has no paths.
 
     Source: Gebhart, Saxena and Schrater (2021), section 3.1, theorem 1 and equations 11 to 13.
@@ -105,6 +104,7 @@ def analyze(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[ArrayLike, "N ..
         seconds[name] = time.perf_counter() - began
         return out
 
+    check_size(network, z)
     tangent = part("tangent kernel", lambda: tangent_spectrum(network, signals, **options))
     lam = tangent.values
     direct = is_direct(network, z)
@@ -122,8 +122,9 @@ def analyze(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[ArrayLike, "N ..
     overlaps = np.where(scale > 1e-6 * scale.max(initial=0.0), energy / np.maximum(scale, 1e-300), 0.0)
     carried = (projected**2).sum(0) / (tangent.trace or 1.0)
     key = jax.random.key(0) if key is None else key
-
-    trace_pi, gated, rank = map(float, part("traces", lambda: _scalars(network, z, signals, key)))
+    whole, gated, rank = part("traces", lambda: _scalars(network, z, signals, key))
+    check_range(gated, gated.mantissa.dtype, "the gated path trace")
+    trace_pi = float(whole.value)
     links = part("paths", lambda: connectivity(network.fn, network.params, z, masks=masks))
     analysis = Analysis(network=network, signals=signals, options=options, tangent=tangent, data=data, pi=pi,
                         trace_pi=trace_pi, energy=energy, complete=count == m)
@@ -133,7 +134,7 @@ def analyze(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[ArrayLike, "N ..
         1e-6 if direct else 1e-3, "each π lies within its error bound of the eigenvalue of its rank")
     return Report(
         lam=lam, nu=nu, pi=pi, pi_bounds=np.asarray(pairs.bounds, np.float64), trace_ntk=tangent.trace,
-        trace_pi=trace_pi, gated_trace=gated, effective_rank=rank, log10_paths=links.log10_paths,
+        trace_pi=trace_pi, gated_trace=float(gated.value), effective_rank=float(rank), log10_paths=links.log10_paths,
         log10_effective_paths=links.log10_effective_paths, connected=links.connected, overlaps=overlaps,
         carried=carried, captured=float(carried.sum()),
         claims=evaluate_claims(lam, nu, pi, rest=(tangent.rest, data.rest)), checks=checks, layers=links.layers,
@@ -156,9 +157,10 @@ def _ones(X: PyTree) -> PyTree:
 
 
 @jax.jit
-def _scalars(network: Network, z: Array, signals: Array, key: Array) -> tuple[Array, Array, Array]:
+def _scalars(network: Network, z: Array, signals: Array, key: Array) -> tuple[Number, Number, Array]:
     """Tr Π, the gated path trace, and the effective rank of Π."""
-    return trace_of(make_problem(network, z)), gated_trace_of(network, signals), rank_of(network, z, key).value
+    trace = trace_number(network, z)
+    return trace, gated_trace_number(network, signals), rank_of(network, z, trace.value, key).value
 
 
 def _projected(network: Network, signals: Array, vectors: PyTree) -> np.ndarray:

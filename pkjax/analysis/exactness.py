@@ -13,7 +13,8 @@ from pkjax.analysis.spectra import DataSpectrum, TangentSpectrum
 from pkjax.network import Network
 from pkjax.path_kernel.gram import floating_entries, floating_leaves, with_floating
 from pkjax.paths.algebras import Polynomial
-from pkjax.paths.polynomial import evaluate_paths, recorded_gates
+from pkjax.paths.evaluation import evaluate_paths
+from pkjax.paths.polynomial import recorded_gates
 from pkjax.tangent_kernel.kernel import ntk, ntk_plan
 from pkjax.tangent_kernel.products import ntk_trace
 

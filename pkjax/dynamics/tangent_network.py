@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PyTree, Shaped
 from pkjax.dynamics.arguments import batched, floats, matrix_of
 from pkjax.network import Network, read
 from pkjax.programs.meshes import automatic_axes
-from pkjax.tangent_kernel.arguments import restrict
+from pkjax.tangent_kernel.arguments import check_kernel, restrict
 from pkjax.trees import ApplyFn, Choice, check_like
 
 __all__ = ["linearize", "predict", "weight_change"]
@@ -45,7 +45,9 @@ def linearize(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[Array | np.nda
 
     def tangent(params_t: PyTree) -> Float[Array, "N ..."]:
         check_like(params_t, params, "params_t")
-        return network.shaped(_push(network, X, params_t), 1)
+        outputs = _push(network, X, params_t)
+        check_kernel(network, X, outputs, "the linearised network's output")
+        return network.shaped(outputs, 1)
 
     return automatic_axes(tangent)
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from pkjax import tables
 
-__all__ = ["Estimate", "SpectralDensity", "frobenius", "quadrature", "trace"]
+__all__ = ["Estimate", "SpectralDensity", "frobenius", "inverse", "quadrature", "trace"]
 
 Product = Callable[[Array], Array]
 """Maps a flat vector to the operator's product with it."""
@@ -102,6 +102,17 @@ def frobenius(multiply: Product, probes: Array, scale: Array, batch_size: int | 
     return Estimate(squares.mean(), squares.std(ddof=1) / len(probes) ** 0.5)
 
 
+def inverse(mean: Array, error: Array) -> tuple[Array, Array]:
+    """Invert an estimate of `‖A‖_F² / Tr(A)²`: the effective rank with its standard error, both 0 where A is 0.
+
+    Examples:
+        >>> [float(v) for v in inverse(jnp.array(0.5), jnp.array(0.1))]
+        [2.0, 0.4]
+    """
+    safe = jnp.where(mean == 0, 1, mean)
+    return jnp.where(mean == 0, 0, 1 / safe), jnp.where(mean == 0, 0, error / safe**2)
+
+
 def quadrature(multiply: Product, probes: Array, mass: Array, key: Array, *, depth: int, points: int, decades: float,
                width: float) -> SpectralDensity:
     """Estimate a spectral density by stochastic Lanczos quadrature, with matfree's Lanczos vectors.
@@ -122,7 +133,9 @@ def quadrature(multiply: Product, probes: Array, mass: Array, key: Array, *, dep
 
     u = jax.random.normal(key, probes.shape[1:], probes.dtype) * jnp.abs(probes[0])
     # The operator's size to the nearest factor of a few keeps Lanczos in range.
-    scale = jnp.maximum(jnp.linalg.norm(multiply(u)) / jnp.linalg.norm(u), jnp.finfo(probes.dtype).tiny)
+    image = multiply(u)
+    peak = jnp.maximum(jnp.abs(image).max(), jnp.finfo(probes.dtype).tiny)     # lest the norm's squares overflow
+    scale = jnp.maximum(jnp.linalg.norm(image / peak) / jnp.linalg.norm(u) * peak, jnp.finfo(probes.dtype).tiny)
     lanczos = decomp.hessenberg(min(depth, probes.shape[1]), reortho="full", custom_vjp=False)
 
     def one(s: Array) -> tuple[Array, Array]:
@@ -134,7 +147,7 @@ def quadrature(multiply: Product, probes: Array, mass: Array, key: Array, *, dep
     nodes, weights = jax.lax.map(one, probes)
     top = nodes.max()
     decade = jnp.linspace(-decades, 0.2, points, dtype=probes.dtype)
-    level = jnp.log10(jnp.maximum(nodes / top, _MASSLESS))
+    level = jnp.log10(jnp.maximum(nodes / jnp.where(top == 0, 1, top), _MASSLESS))
     kept = jnp.where(nodes > _MASSLESS * top, weights, 0)
     bell = jnp.exp(-(((decade[:, None, None] - level) / width) ** 2) / 2) / (width * (2 * np.pi) ** 0.5)
     return SpectralDensity(top * 10**decade, (bell * kept).sum((1, 2)) / len(probes), nodes, weights)

@@ -7,12 +7,15 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Key, PyTree, Shaped
 
-from pkjax.linalg.stochastic import SpectralDensity, frobenius, quadrature
+from pkjax.linalg.stochastic import SpectralDensity, frobenius, inverse, quadrature
 from pkjax.network import Network
-from pkjax.path_kernel.gram import flat_product, make_problem, read_start, trace_of
+from pkjax.path_kernel.gram import flat_product, make_problem, read_start
+from pkjax.path_kernel.traces import check_size, trace_number
+from pkjax.programs.checks import check_result
 from pkjax.programs.meshes import automatic_axes
 from pkjax.trees import ApplyFn, Choice
 
@@ -55,11 +58,12 @@ def effective_rank(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike
         trainable: which parameters Π differentiates; all floating-point leaves by default.
 
     Returns:
-        A scalar of the parameters' dtype, float32 for narrower ones. Works under jit. ``effective_rank_estimate``
-        returns the standard error too.
+        A scalar of the parameters' dtype, float32 for narrower ones; 0 where Π is 0. Works under jit, where no number
+        can be checked. ``effective_rank_estimate`` returns the standard error too.
 
     Raises:
         ValueError: as for ``trace``, and for fewer than 2 probes.
+        FloatingPointError: Tr Π is outside of the range of its type (not checked under jit).
         NotPathNetworkError: an operation has no paths.
 
     Source: Hutchinson (1990) for the norm; the ratio is the participation ratio of Π's eigenvalues.
@@ -97,6 +101,7 @@ def effective_rank_estimate(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[
 
     Raises:
         ValueError: as for ``trace``, and for fewer than 2 probes.
+        FloatingPointError: Tr Π is outside of the range of its type (not checked under jit).
         NotPathNetworkError: an operation has no paths.
 
     Source: Hutchinson (1990) for the norm, the delta method for its error.
@@ -111,21 +116,26 @@ def effective_rank_estimate(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[
     """
     if probes < 2:
         raise ValueError(f"probes must be at least 2, got {probes}")
-    return _rank(*read_start(apply_fn, params, x, masks, trainable), key, probes=int(probes))
+    network, z = read_start(apply_fn, params, x, masks, trainable)
+    check_size(network, z)
+    estimate = _rank(network, z, key, probes=int(probes))
+    check_result(estimate, "the effective rank of Π")
+    return estimate
 
 
-def rank_of(network: Network, z: Array, key: Array, probes: int = 64) -> Estimate:
-    """Effective rank of a network that has been read."""
-    problem = make_problem(network, z)
-    multiply, flat, train = flat_product(problem)
-    scale = trace_of(problem)
+def rank_of(network: Network, z: Array, scale: Array, key: Array, probes: int = 64) -> Estimate:
+    """Effective rank of a network that has been read, of which ``scale`` is Tr Π."""
+    multiply, flat, train = flat_product(make_problem(network, z))
     # Products of G divided by its trace neither overflow nor vanish when squared. Signs are drawn as they are needed.
     mean, deviation = frobenius(lambda draw: multiply(jax.random.rademacher(draw, flat.shape, flat.dtype) * train),
-                                jax.random.split(key, probes), scale, batch_size=max(1, min(8, 2**22 // flat.size)))
-    return Estimate((1 / mean).astype(scale.dtype), (deviation / mean**2).astype(scale.dtype))
+                                jax.random.split(key, probes), jnp.where(scale > 0, scale, 1),
+                                batch_size=max(1, min(8, 2**22 // flat.size)))
+    return Estimate(*inverse(mean.astype(scale.dtype), deviation.astype(scale.dtype)))
 
 
-_rank = jax.jit(rank_of, static_argnames="probes")
+@partial(jax.jit, static_argnames="probes")
+def _rank(network: Network, z: Array, key: Array, *, probes: int) -> Estimate:
+    return rank_of(network, z, trace_number(network, z).value, key, probes)
 
 
 @automatic_axes
@@ -154,6 +164,7 @@ def density(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..
 
     Raises:
         ValueError: as for ``trace``.
+        FloatingPointError: Tr Π is outside of the range of its type (not checked under jit).
         NotPathNetworkError: an operation has no paths.
 
     Source: Ghorbani, Krishnan and Xiao (2019), section 3, for Hessians; Lanczos by matfree.
@@ -165,8 +176,12 @@ def density(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..
         >>> float(estimate.weights[0].sum().round(2))
         12.0
     """
-    return _density(*read_start(apply_fn, params, x, masks, trainable), key, probes=int(probes), depth=int(depth),
-                    points=int(points), decades=float(decades), width=float(width))
+    network, z = read_start(apply_fn, params, x, masks, trainable)
+    check_size(network, z)
+    estimate = _density(network, z, key, probes=int(probes), depth=int(depth), points=int(points),
+                        decades=float(decades), width=float(width))
+    check_result(estimate, "the spectral density of Π")
+    return estimate
 
 
 @partial(jax.jit, static_argnames=("probes", "depth", "points", "decades", "width"))

@@ -13,14 +13,12 @@ from jaxtyping import Array, PyTree
 
 from pkjax.network import Network, read
 from pkjax.paths.algebras import Polynomial
-from pkjax.paths.polynomial import evaluate_paths, network_tied
-from pkjax.paths.scaled import scaled_values
+from pkjax.paths.evaluation import evaluate_paths
 from pkjax.programs.program import BoundProgram
 from pkjax.trees import ApplyFn, Choice, accumulator, is_floating
 
-__all__ = ["Problem", "check_start", "flat_product", "floating_entries", "floating_leaves", "log_trace_of",
-           "make_problem", "product", "read_paths", "read_start", "trace_of", "trained_positions", "widened",
-           "with_floating"]
+__all__ = ["Problem", "check_start", "flat_product", "floating_entries", "floating_leaves", "make_problem", "product",
+           "read_paths", "read_start", "trained_positions", "widened", "with_floating"]
 
 Objective = Callable[[Network], Array]
 """A function of a network whose parameters are φ."""
@@ -34,7 +32,6 @@ class Problem:
     of_network: Objective
     leaves: list[Array]    # θ, floating-point leaves only
     train: list[Array]     # booleans like them
-    tied: list[bool]       # whether the parameters of a leaf may lie twice on a path
 
     def objective(self, phi: list[Array]) -> Array:
         """Evaluate the function."""
@@ -70,16 +67,14 @@ def trained_positions(network: Network) -> np.ndarray:
         for entries, leaf in zip(network.entries, jax.tree.leaves(network.params), strict=True)]))
 
 
-def make_problem(network: Network, x: Array, objective: Objective | None = None) -> Problem:
-    """Take R, or another function of φ, and the leaves that G has rows for."""
+def make_problem(network: Network, x: Array) -> Problem:
+    """Take R, and the leaves that G has rows for."""
     def total(at: Network) -> Array:
         return evaluate_paths(partial(Polynomial, 2), at, x, None).sum()
 
     leaves = floating_leaves(network)
     train = [jnp.broadcast_to(t, leaf.shape) for t, leaf in zip(floating_entries(network), leaves, strict=True)]
-    tied = [twice for twice, leaf in zip(network_tied(network), jax.tree.leaves(network.params), strict=True)
-            if is_floating(leaf)]
-    return Problem(network, total if objective is None else objective, leaves, train, tied)
+    return Problem(network, total, leaves, train)
 
 
 def read_paths(apply_fn: ApplyFn, params: PyTree, X: PyTree, masks: PyTree | None, trainable: Choice,
@@ -121,38 +116,6 @@ def check_start(z: Array, x: PyTree) -> None:
         raise ValueError(f"x must be a batch of one, (1, *input), got shape {jax.tree.map(jnp.shape, x)}")
     if not isinstance(z, jax.core.Tracer) and bool((np.asarray(z) < 0).any()):
         raise ValueError("x must be non-negative: it holds the start values z of R_2(θ², z); use its magnitude")
-
-
-def trace_of(problem: Problem) -> Array:
-    """Trace of G: ``Σ_j ∂R/∂φ_j``, and ``Σ_j φ_j ∂²R/∂φ_j²`` over the leaves that may lie twice on a path."""
-    return _trace(problem, jax.grad(problem.objective))
-
-
-def log_trace_of(problem: Problem, x: Array) -> Array:
-    """Natural logarithm of the trace of G, which cannot overflow or underflow."""
-    def scaled(phi: list[Array]) -> tuple[Array, Array]:
-        mantissa, exponent = scaled_values(problem.at(phi), x, 2)
-        return mantissa.sum(), exponent
-
-    slope = jax.grad(scaled, has_aux=True)
-    exponent = scaled([leaf**2 for leaf in problem.leaves])[1]
-    mantissa = _trace(problem, lambda phi: slope(phi)[0])
-    return jnp.log(mantissa) + exponent.astype(mantissa.dtype) * jnp.log(jnp.asarray(2, mantissa.dtype))
-
-
-def _trace(problem: Problem, slope: Callable[[list[Array]], list[Array]]) -> Array:
-    phi = [leaf**2 for leaf in problem.leaves]
-    parts = [jnp.where(t, g, 0).sum() for t, g in zip(problem.train, slope(phi), strict=True)]
-    for n, twice in enumerate(problem.tied):
-        if twice and phi[n].size:
-            def curvature(i: Array, n: int = n) -> Array:
-                unit = [jnp.zeros_like(p) for p in phi]
-                unit[n] = unit[n].ravel().at[i].set(1).reshape(phi[n].shape)
-                return jax.jvp(slope, (phi,), (unit,))[1][n].ravel()[i]
-            second = jax.lax.map(curvature, jnp.arange(phi[n].size), batch_size=64).reshape(phi[n].shape)
-            parts.append(jnp.where(problem.train[n], phi[n] * second, 0).sum())
-    dtype = jnp.result_type(*problem.leaves)
-    return sum((part.astype(dtype) for part in parts), jnp.zeros((), dtype))
 
 
 def product(problem: Problem) -> Callable[[list[Array]], list[Array]]:

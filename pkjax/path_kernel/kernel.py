@@ -20,28 +20,19 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from pkjax.network import Network
-from pkjax.path_kernel.gram import (
-    flat_product,
-    log_trace_of,
-    make_problem,
-    product,
-    read_paths,
-    read_start,
-    trace_of,
-    with_floating,
-)
-from pkjax.paths.algebras import Polynomial
-from pkjax.paths.polynomial import evaluate_paths, recorded_gates
+from pkjax.path_kernel.gram import flat_product, make_problem, product, read_paths, read_start, with_floating
+from pkjax.path_kernel.traces import Number, check_range, check_size, gated_trace_number, measured
+from pkjax.programs.checks import check_result
 from pkjax.programs.meshes import automatic_axes
 from pkjax.trees import ApplyFn, Choice, is_floating
 
-__all__ = ["dense", "gated_trace", "gated_trace_of", "matvec", "trace"]
+__all__ = ["dense", "gated_trace", "matvec", "trace"]
 
 
 @automatic_axes
 def trace(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]], *, masks: PyTree | None = None,
           trainable: Choice = None, log: bool = False) -> Float[Array, ""]:
-    """Trace of the path kernel, by one gradient of the path polynomial.
+    """Trace of the path kernel, by one derivative of the path polynomial.
 
         Tr Π = Σ_j ∂R_2(θ², x)/∂φ_j
 
@@ -53,14 +44,17 @@ def trace(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."
         x: (1, *input), the start values; of integer inputs one example, whose signals they are.
         masks: booleans like ``params``; a masked weight carries no path and does not train.
         trainable: which parameters Π differentiates; all floating-point leaves by default.
-        log: return the natural logarithm of the trace, which stays in range at any depth.
+        log: return the natural logarithm of the trace, which stays in range at any depth and any size of the weights;
+            −∞ where the trace is 0.
 
     Returns:
-        A scalar of the parameters' dtype, float32 for narrower ones. Works under jit and vmap.
+        A scalar of the parameters' dtype, float32 for narrower ones. Works under jit and vmap, where no number can be
+        checked: a trace outside of its type's range is infinite or 0 there.
 
     Raises:
-        ValueError: trees that do not match, numbers that are not finite, an ``x`` that is not a batch of one or has
-            negative entries.
+        ValueError: trees that do not match, masks that keep nothing, numbers that are not finite, an ``x`` that is not
+            a batch of one or has negative entries.
+        FloatingPointError: the trace is outside of the range of its type; with ``log`` there is no such bound.
         NotPathNetworkError: an operation has no paths.
 
     Source: Gebhart, Saxena and Schrater (2021), equations 14 and 15.
@@ -70,14 +64,11 @@ def trace(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."
         >>> float(trace(lambda w, x: jax.nn.relu(x @ w["a"]) @ w["b"], w, jnp.ones((1, 2))))
         10.0
     """
-    network, z = read_start(apply_fn, params, x, masks, trainable)
-    return _trace(network, z, log=bool(log))
-
-
-@partial(jax.jit, static_argnames="log")
-def _trace(network: Network, z: Array, *, log: bool) -> Array:
-    problem = make_problem(network, z)
-    return log_trace_of(problem, z) if log else trace_of(problem)
+    number, value, logarithm = measured(*read_start(apply_fn, params, x, masks, trainable))
+    if log:
+        return logarithm
+    check_range(number, value.dtype, "Tr Π")
+    return value
 
 
 @automatic_axes
@@ -100,6 +91,7 @@ def matvec(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ...
 
     Raises:
         ValueError: as for ``trace``; the returned function raises it for a u of another tree structure.
+        FloatingPointError: Tr Π or the product is outside of the range of its type (not checked under jit).
         NotPathNetworkError: an operation has no paths.
 
     Source: Gebhart, Saxena and Schrater (2021), equation 11 for Π, whose non-zero eigenvalues G has.
@@ -111,12 +103,15 @@ def matvec(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ...
         [[2.0], [2.0]]
     """
     network, z = read_start(apply_fn, params, x, masks, trainable)
+    check_size(network, z)
     structure: Any = jax.tree.structure(params)
 
     def multiply(u: PyTree) -> PyTree:
         if jax.tree.structure(u) != structure:
             raise ValueError(f"u must have the tree structure of params, {structure}, got {jax.tree.structure(u)}")
-        return _multiply(network, z, u)
+        result = _multiply(network, z, u)
+        check_result(result, "G u")
+        return result
 
     return automatic_axes(multiply)
 
@@ -150,6 +145,7 @@ def dense(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."
 
     Raises:
         ValueError: as for ``trace``.
+        FloatingPointError: Tr Π or an entry is outside of the range of its type (not checked under jit).
         NotPathNetworkError: an operation has no paths.
 
     Source: Gebhart, Saxena and Schrater (2021), the factor J_θ^v of equation 10.
@@ -159,7 +155,11 @@ def dense(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."
         >>> dense(lambda w, x: jax.nn.relu(x @ w["a"]) @ w["b"], w, jnp.ones((1, 2))).tolist()
         [[4.0, 0.0, 2.0], [0.0, 4.0, 2.0], [2.0, 2.0, 2.0]]
     """
-    return _dense(*read_start(apply_fn, params, x, masks, trainable))
+    network, z = read_start(apply_fn, params, x, masks, trainable)
+    check_size(network, z)
+    gram = _dense(network, z)
+    check_result(gram, "G")
+    return gram
 
 
 @jax.jit
@@ -182,13 +182,15 @@ def gated_trace(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[ArrayLike, "
         X: (N, *input), the examples.
         masks: booleans like ``params``; a masked weight carries no path and does not train.
         trainable: which parameters Π differentiates; all floating-point leaves by default.
-        batch_size: how many examples share one gradient.
+        batch_size: how many examples are taken at a time.
 
     Returns:
-        A scalar of the parameters' dtype, float32 for narrower ones. Works under jit and vmap.
+        A scalar of the parameters' dtype, float32 for narrower ones. Works under jit and vmap, where a trace outside
+        of its type's range is infinite or 0.
 
     Raises:
-        ValueError: trees that do not match, or numbers that are not finite.
+        ValueError: trees that do not match, masks that keep nothing, or numbers that are not finite.
+        FloatingPointError: the trace is outside of the range of its type.
         NotPathNetworkError: an operation has no paths.
 
     Source: Gebhart, Saxena and Schrater (2021), the terms p = p′ of Tr Θ in equation 11.
@@ -200,23 +202,12 @@ def gated_trace(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[ArrayLike, "
         7.0
     """
     network, signals = read_paths(apply_fn, params, X, masks, trainable)
-    return _gated_trace(network, signals, batch_size=int(batch_size))
+    number, value = _gated(network, signals, batch_size=int(batch_size))
+    check_range(Number(*number), value.dtype, "the gated path trace")
+    return value
 
 
-def gated_trace_of(network: Network, X: Array, batch_size: int = 16) -> Array:
-    """Gated path trace of a network that has been read."""
-    def trace_over(examples: Array) -> Array:
-        opened = tuple(g**2 for g in recorded_gates(network, examples)[1])
-
-        def total(at: Network) -> Array:    # summed over the examples, so that one gradient serves them all
-            return evaluate_paths(partial(Polynomial, 2), at, examples**2, opened).sum()
-
-        return trace_of(make_problem(network, examples[:1], total))
-
-    size = max(1, min(batch_size, len(X)))
-    whole = len(X) - len(X) % size
-    batches = jax.lax.map(trace_over, X[:whole].reshape(-1, size, *X.shape[1:])).sum()
-    return batches if whole == len(X) else batches + trace_over(X[whole:])
-
-
-_gated_trace = jax.jit(gated_trace_of, static_argnames="batch_size")
+@partial(jax.jit, static_argnames="batch_size")
+def _gated(network: Network, signals: Array, *, batch_size: int) -> tuple[Number, Array]:
+    number = gated_trace_number(network, signals, batch_size)
+    return number, number.value

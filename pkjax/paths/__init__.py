@@ -4,9 +4,11 @@ from pkjax.paths.dense_layers import dense_layers
 from pkjax.paths.dense_pairs import NotDensePairsError, dense_pairs
 from pkjax.paths.enumeration import Factorization, Path, factorize
 from pkjax.paths.errors import NotFullyConnectedError, NotPathNetworkError
+from pkjax.paths.evaluation import unit_weights
+from pkjax.paths.exponents import power_of_two
 from pkjax.paths.layers import DenseLayer
-from pkjax.paths.polynomial import gates, polynomial, tied, unit_weights
-from pkjax.paths.scaled import log_count, power_of_two, scaled_polynomial
+from pkjax.paths.polynomial import gates, polynomial, tied
+from pkjax.paths.scaled import log_count, scaled_polynomial
 from pkjax.paths.taps import Site, sites, tapped
 
 __all__ = [

@@ -94,7 +94,7 @@ def extremum(first_larger: bool) -> "Rule":
             return [interp.linear("max", partial(eqn.primitive.bind, **eqn.params), ins)]
 
         def weights() -> list[Any]:
-            a, b = (jnp.asarray(interp.true(v)) for v in ins)
+            a, b = map(jnp.asarray, interp.trues(ins))
             ahead = a > b if first_larger else a < b
             share = jnp.where(ahead, 1.0, jnp.where(a == b, 0.5, 0.0))
             return [share, 1 - share]
@@ -151,8 +151,9 @@ def gate(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
     shape, name = tuple(eqn.outvars[0].aval.shape), eqn.primitive.name
     if name == "is_finite" or (name in ("eq", "ne") and (ins[0] is ins[1] or any(map(_infinite, ins)))):
         return [Const(np.full(shape, name == "is_finite" or (name == "eq") == (ins[0] is ins[1])))]
-    known = interp.algebra.known and all(interp.true(v) is not None for v in ins)
-    return [Gate(eqn.primitive.bind(*(interp.true(v) for v in ins), **eqn.params) if known else None, shape)]
+    values = interp.trues(ins) if interp.algebra.known else [None]
+    known = all(v is not None for v in values)
+    return [Gate(eqn.primitive.bind(*values, **eqn.params) if known else None, shape)]
 
 
 def _infinite(value: Value) -> bool:

@@ -57,8 +57,8 @@ class TrueValues:
         """Give a custom activation the slope that its own derivative rule has: it settles ties (relu'(0) = 0)."""
         if len(ins) != 1 or len(outs) != 1 or self.last is None:
             return outs
-        (x,), (out,), (operand, index, product) = ins, outs, self.last
-        if not isinstance(out, PathSum) or x is not operand or self.true_value(out) is not product:
+        (x,), (out,), (operand, index, _) = ins, outs, self.last
+        if not isinstance(out, PathSum) or x is not operand or not self.is_last(out):
             return outs        # the function is not a gate on its operand alone
         assert isinstance(x, PathSum)
         self.recorded[index] = jax.lax.stop_gradient(slope(eqn, self.true_value(x)))
@@ -68,6 +68,10 @@ class TrueValues:
     def gated_again(self, operand: PathSum, gate: Array) -> Any:
         """Multiply by a gate that stands recorded already."""
         return operand.value * gate
+
+    def is_last(self, out: PathSum) -> bool:
+        """Whether a path sum is the last gate's product."""
+        return self.last is not None and self.true_value(out) is self.last[2]
 
 
 class Polynomial:

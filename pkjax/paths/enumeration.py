@@ -250,6 +250,7 @@ def factorize(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N 
 
     Raises:
         ValueError: the network has more than ``max_paths`` paths.
+        FloatingPointError: a product of weights overflows float64.
         NotPathNetworkError: an operation has no paths.
 
     Source: Gebhart, Saxena and Schrater (2021), equations 9 to 11.
@@ -289,7 +290,10 @@ def factorize(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N 
              for name, leaf in zip(leaf_names(params), leaves, strict=True) for i in range(np.size(leaf))]
     paths = tuple(Path(None if s < 0 else int(s), tuple(names[j] for j in f if j >= 0), int(k))
                   for s, f, k in zip(table.source, table.factors, table.node, strict=True))
-    return Factorization(jvf.reshape(-1, table.node.size), jtv, values, paths)
+    factors = Factorization(jvf.reshape(-1, table.node.size), jtv, values, paths)
+    if not all(np.isfinite(v).all() for v in (jvf, jtv, values)):
+        raise FloatingPointError("products of weights along paths are outside of what float64 holds: rescale them")
+    return factors
 
 
 @jax.jit

@@ -146,7 +146,7 @@ def scatter_extremum(largest: bool) -> Rule:
             require(interp, v, (0.0, -np.inf if largest else np.inf), f"one side of '{eqn.primitive.name}'")
 
         def shares() -> tuple[Array, Array]:
-            at = interp.true(operand), interp.true(updates)
+            at = interp.trues([operand, updates])
             out, pull = jax.vjp(lambda o, u: eqn.primitive.bind(o, indices.value, u, **eqn.params), *at)
             return pull(jnp.ones_like(out))     # each entry of an operand has a part in one entry of the result
 

@@ -18,6 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend import core as jex
 
 from pkjax.paths.errors import NotPathNetworkError
@@ -196,6 +197,14 @@ class Interpreter:
         """Return the network's own value of an operand (only where the algebra knows it)."""
         return self.algebra.true_value(value) if isinstance(value, PathSum) else value.value
 
+    def trues(self, values: Sequence[Value]) -> list[Any]:
+        """Return the network's own values of operands that are compared with each other."""
+        together = getattr(self.algebra, "true_values", None)
+        if together is None:
+            return [self.true(v) for v in values]
+        sums = iter(together([v for v in values if isinstance(v, PathSum)], any(map(_sized, values))))
+        return [next(sums) if isinstance(v, PathSum) else v.value for v in values]
+
     # -- errors ------------------------------------------------------------------------------------------------------
 
     def error(self, what: str, remedy: str = "") -> NotPathNetworkError:
@@ -208,6 +217,16 @@ class Interpreter:
             + (f" in {'/'.join(n for n in names[:-1] if n)}" if any(names[:-1]) else "")
             + f"\n  source: {where}" + (f"\n  module: {scope}" if scope else "")
             + f"\n  what to do: {remedy or advice(scope, names, self.operands)}")
+
+
+def _sized(value: Value) -> bool:
+    """Whether a comparison with a value asks for more than a sign: a constant that is neither 0 nor infinite."""
+    if not isinstance(value, Const):
+        return False
+    if isinstance(value.value, jax.core.Tracer):
+        return True
+    entries = np.asarray(value.value)
+    return bool(((entries != 0) & np.isfinite(entries.astype(np.float64))).any())
 
 
 Degree = dict[tuple[int, ...], int]

@@ -1,23 +1,26 @@
 """The path polynomial of a network, its gates, and what follows from them at once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache, partial
-from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from pkjax.network import Network, read
-from pkjax.paths.algebras import Polynomial, TrueValues
+from pkjax.paths.algebras import Polynomial
+from pkjax.paths.evaluation import evaluate_paths
+from pkjax.paths.exponents import plain
 from pkjax.paths.interpret import interpret
+from pkjax.paths.scaled import scaled_values
+from pkjax.paths.scaled_signals import ScaledSignals
+from pkjax.programs.checks import REMEDY, check_result
 from pkjax.programs.meshes import automatic_axes
 from pkjax.programs.program import BoundProgram, Program
-from pkjax.trees import ApplyFn, as_array, is_floating, shapes
+from pkjax.trees import ApplyFn, shapes
 
-__all__ = ["evaluate_paths", "gates", "network_tied", "path_sum", "polynomial", "record", "recorded_gates", "tied",
-           "unit_weights"]
+__all__ = ["gates", "network_tied", "path_sum", "polynomial", "record", "recorded_gates", "tied"]
 
 
 @automatic_axes
@@ -46,6 +49,8 @@ def polynomial(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N
     Raises:
       NotPathNetworkError: an operation has no paths.
       ValueError: unknown ``pool``, mismatched masks or gates.
+      FloatingPointError: a value is outside of the range of its type (under jit it is infinite or 0 there);
+        ``scaled_polynomial`` has no such bound.
 
     Source: Gebhart, Saxena and Schrater (2021), equations 15 and 16.
 
@@ -57,7 +62,16 @@ def polynomial(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N
         Array([[13.]], ...)
     """
     network = read(apply_fn, params, x, masks=masks, paths=True)
-    return network.shaped(evaluate_paths(partial(Polynomial, q), network, network.batch(x, "x"), gates, pool), 1)
+    z = network.batch(x, "x")
+    values = evaluate_paths(partial(Polynomial, q), network, z, gates, pool)
+    remedy = f"paths.scaled_polynomial keeps the exponent aside; or {REMEDY}"
+    check_result(values, "R_q", remedy)
+    checked = not isinstance(values, jax.core.Tracer) and q == int(q) >= 0
+    if checked and not np.all(values):
+        mantissas = scaled_values(network, z, int(q), gates, pool, True)[0]
+        if bool(((values == 0) & (mantissas != 0)).any()):
+            raise FloatingPointError(f"R_q vanishes: it is not 0, but below what {values.dtype} holds: {remedy}")
+    return network.shaped(values, 1)
 
 
 @automatic_axes
@@ -73,39 +87,6 @@ def path_sum(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, gates: Sequence
     """
     network = read(apply_fn, params, x, masks=masks, paths=True)
     return network.shaped(evaluate_paths(partial(Polynomial, None), network, network.batch(x, "x"), gates), 1)
-
-
-def evaluate_paths(make: Callable[..., Polynomial], network: Network, x: Array, gates: Sequence[ArrayLike] | None,
-                   pool: str = "sum", hold: Callable[[Any], Any] = lambda value: value,
-                   release: Callable[[Any], Any] = lambda held: held[0]) -> Any:
-    """Walk a network for each example of x, under ``make(gates, whether maxima stay)``; stack the examples' values.
-
-    Parameters and input are held as ``hold`` says; ``release`` makes arrays of what the output (1, K) holds.
-    """
-    if pool not in ("sum", "max"):
-        raise ValueError(f'pool must be "sum" or "max", but is {pool!r}')
-
-    def one(x: Array, gates: tuple[Array, ...] | None) -> Any:
-        algebra = make(gates, pool == "max")
-        out = interpret(algebra, network.fn, network.params, x[None], lambda _, leaf: hold(leaf), hold)
-        if algebra.gates is not None and algebra.used != len(algebra.gates):
-            raise ValueError(f"gates holds {len(algebra.gates)} arrays, but this network uses {algebra.used}; record "
-                             "them with pkjax.paths.gates on the same apply_fn")
-        return release(out.value)
-
-    if len(x) == 1:      # convolutions of one example have a faster form, which vmap would undo
-        values = one(x[0], None if gates is None else tuple(map(jnp.asarray, gates)))
-        return jax.tree.map(lambda v: v[None], values)
-    return jax.vmap(one)(x, None if gates is None else tuple(_by_example(g, i, len(x)) for i, g in enumerate(gates)))
-
-
-def _by_example(gate: ArrayLike, index: int, n: int) -> Array:
-    """One gate of a batch, (N·s, ...), as those of its examples, (N, s, ...)."""
-    gate = jnp.asarray(gate)
-    if gate.ndim == 0 or gate.shape[0] % n:
-        raise ValueError(f"gate {index} has shape {gate.shape}, but x holds {n} examples; record gates with "
-                         "pkjax.paths.gates on a batch of the same size")
-    return gate if gate.ndim == 1 else gate.reshape(n, gate.shape[0] // n, *gate.shape[1:])
 
 
 @automatic_axes
@@ -147,11 +128,11 @@ def record(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *,
 
 
 def recorded_gates(network: Network, x: Array) -> tuple[Float[Array, "N ..."], tuple[Array, ...]]:
-    """Outputs and gates of a batch that the network took in."""
+    """Outputs and gates of a batch that the network took in; the gates are right where signals overflow or vanish."""
     def one(x: Array) -> tuple[Array, tuple[Array, ...]]:
-        algebra = TrueValues()
-        out = interpret(algebra, network.fn, network.params, x[None], lambda _, leaf: leaf, lambda z: z)
-        return out.value, tuple(algebra.recorded)
+        algebra = ScaledSignals()
+        out = interpret(algebra, network.fn, network.params, x[None], lambda _, leaf: algebra.hold(leaf), algebra.hold)
+        return plain(out.value.mantissa, out.value.exponent), tuple(algebra.recorded)
 
     if len(x) == 1:
         return one(x[0])
@@ -201,17 +182,3 @@ def _tied(program: Program, leaves: tuple[jax.ShapeDtypeStruct, ...], x: jax.Sha
         return out.value
     jax.eval_shape(walk, program.shapes, list(leaves), x)
     return tuple(i in twice for i in range(len(leaves)))
-
-
-def unit_weights(params: PyTree) -> PyTree:
-    """Replace every floating leaf by ones: the parameters of a path network that counts paths.
-
-    Computed from the leaves: XLA's CPU compiler (jaxlib 0.10) multiplies a sum by a matrix wrongly where it knows that
-    all columns are alike, as in ``jit(lambda x: x.sum((1, 2)) @ jnp.ones((512, 10)))``.
-
-    Examples:
-        >>> import jax.numpy as jnp
-        >>> unit_weights({"kernel": jnp.array([-2., 0.]), "count": jnp.array(3)})
-        {'count': Array(3, ...), 'kernel': Array([1., 1.], ...)}
-    """
-    return jax.tree.map(lambda p: jnp.nan_to_num(as_array(p)) * 0 + 1 if is_floating(p) else p, params)

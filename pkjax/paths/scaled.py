@@ -1,15 +1,8 @@
-"""The path polynomial as a mantissa and a power of two, which leaves the range of its type at no depth.
+"""The path polynomial as a mantissa and a power of two, which leaves the range of its type at no depth."""
 
-Every value on the way is held as m · 2^e, with an array m whose largest entry lies between 1 and 2 and one exponent e.
-Sums bring their terms to the largest of their exponents; everything else multiplies mantissas and adds exponents.
-Multiplying by a power of two rounds nothing. Exponents are constants to differentiation, so that derivatives of the
-mantissa are those of the polynomial, over 2^e.
-"""
-
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,27 +12,16 @@ from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 from pkjax.network import Network, read
 from pkjax.paths.algebras import Polynomial
+from pkjax.paths.evaluation import evaluate_paths, unit_weights
+from pkjax.paths.exponents import Scaled, combined, multiplied, normalized, shifted
 from pkjax.paths.interpreter import PathSum
-from pkjax.paths.polynomial import evaluate_paths, unit_weights
+from pkjax.programs.checks import check_parameters
 from pkjax.programs.meshes import automatic_axes
 from pkjax.programs.program import BoundProgram
 from pkjax.trees import ApplyFn, is_floating
 
-__all__ = ["NOTHING", "Scaled", "exponent_of", "log_count", "normalized", "power_of_two", "scaled_polynomial",
-           "shifted"]
-
-class Scaled(NamedTuple):
-    """m · 2^e. ``growth`` bounds log2 of m's largest entry, which is 1 or more; NaN where neither is known."""
-
-    mantissa: Array
-    exponent: Array
-    growth: float = math.nan
-
-
-NOTHING = -(1 << 24)  # the exponent of zero: below any other, so that sums pass over it
-ENOUGH = 40.0  # the growth at which a mantissa is brought back
-REARRANGED = frozenset(("reshape", "transpose", "broadcast_in_dim", "squeeze", "expand_dims", "rev", "copy", "neg"))
-SUMMED = frozenset(("add", "add_any", "sub", "concatenate"))
+__all__ = ["ScaledPolynomial", "held_as_is", "in_double", "log_count", "path_total", "scaled_polynomial",
+           "scaled_values"]
 
 
 class ScaledPolynomial(Polynomial):
@@ -47,37 +29,27 @@ class ScaledPolynomial(Polynomial):
 
     def __init__(self, q: int, gates: Sequence[Any] | None, natural_max: bool, skip_zeros: bool):
         super().__init__(q, gates, natural_max)
-        self.normalized = partial(normalized, skip_zeros=skip_zeros)
+        self.skip_zeros = skip_zeros
 
     def lift(self, constant: Any) -> Scaled:
         """Return |c|^q."""
         assert self.q is not None
-        base = self.normalized(Scaled(jnp.asarray(constant), jnp.zeros((), jnp.int32)))
-        return self.normalized(Scaled(super().lift(base.mantissa), base.exponent * int(self.q)))
+        base = held_as_is(jnp.asarray(constant), self.skip_zeros)
+        return normalized(Scaled(super().lift(base.mantissa), base.exponent * int(self.q)), self.skip_zeros)
 
     def linear(self, op: str, fn: Callable[..., Any], operands: Sequence[PathSum]) -> Scaled:
         """Apply the operation to operands of one exponent."""
-        if len(operands) == 1:
-            held: Scaled = operands[0].value
-            out = held._replace(mantissa=fn(held.mantissa))
-            return out if op in REARRANGED else self.normalized(out)
-        terms = [self.normalized(s.value) if math.isnan(s.value.growth) else s.value for s in operands]
-        mantissas, top = _aligned([t.mantissa for t in terms], [t.exponent for t in terms])
-        joined = fn(*mantissas)
-        growth = max(t.growth for t in terms) + math.log2(len(terms))
-        out = Scaled(joined, top, growth)
-        return out if op in SUMMED and growth <= ENOUGH else self.normalized(out)
+        return combined(op, fn, [s.value for s in operands], self.skip_zeros)
 
     def bilinear(self, op: str, fn: Callable[..., Any], a: PathSum, b: PathSum) -> Scaled:
         """Apply the operation to the mantissas and add the exponents."""
-        x, y = a.value, b.value
-        return self.normalized(Scaled(fn(x.mantissa, y.mantissa), x.exponent + y.exponent))
+        return multiplied(fn, a.value, b.value, self.skip_zeros)
 
     def gated(self, operand: PathSum, gate: Callable[[], Any]) -> Scaled:
         """Multiply by the next of the given gates."""
         held: Scaled = operand.value
         opened = held._replace(mantissa=self.opened(held.mantissa, operand.shape))
-        return held if self.gates is None else self.normalized(opened)
+        return held if self.gates is None else normalized(opened, self.skip_zeros)
 
 
 @automatic_axes
@@ -130,15 +102,32 @@ def scaled_polynomial(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayL
 
 
 def scaled_values(network: Network, x: Array, q: int, gates: Sequence[Any] | None = None, pool: str = "sum",
-                  skip_zeros: bool = False) -> tuple[Float[Array, "N ..."], Int[Array, ""]]:
-    """The scaled polynomial of a batch that the network took in."""
-    zero = jnp.zeros((), jnp.int32)
+                  skip_zeros: bool = False, held: Mapping[int, Scaled] | None = None
+                  ) -> tuple[Float[Array, "N ..."], Int[Array, ""]]:
+    """The scaled polynomial of a batch that the network took in.
+
+    Args:
+        network: the network, whose parameters are φ.
+        x: the batch.
+        q: exponent of the fixed constants.
+        gates: factors on the path sums, as in ``polynomial``.
+        pool: "sum" or "max", as in ``polynomial``.
+        skip_zeros: let arrays of nothing but zeros have no say in the exponent of a sum.
+        held: φ by the index of its leaf, where it may leave the range of its type; the network's own parameters by
+            default.
+    """
+    hold = partial(held_as_is, skip_zeros=skip_zeros)
     mantissa, exponents = evaluate_paths(
-        lambda gates, natural: ScaledPolynomial(q, gates, natural, skip_zeros), network, x, gates, pool,
-        lambda value: Scaled(value, zero), lambda held: (held.mantissa[0], held.exponent))
+        lambda gates, natural: ScaledPolynomial(q, gates, natural, skip_zeros), network, x, gates, pool, hold,
+        lambda out: (out.mantissa[0], out.exponent), None if held is None else lambda i, _: held[i])
     top = exponents.max()
     return normalized(Scaled(shifted(mantissa, (exponents - top)[:, None]) if len(x) > 1 else mantissa, top),
                       skip_zeros)[:2]
+
+
+def held_as_is(value: Any, skip_zeros: bool) -> Scaled:
+    """Hold an array as it stands."""
+    return normalized(Scaled(value, jnp.zeros((), jnp.int32)), skip_zeros)
 
 
 @automatic_axes
@@ -153,7 +142,7 @@ def log_count(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N 
 
     Args:
       apply_fn: the network.
-      params: its parameters, for their shapes.
+      params: its parameters, finite numbers of which the shapes decide.
       x: (1, *input); zero entries start no path.
       masks: booleans like ``params``.
 
@@ -162,7 +151,7 @@ def log_count(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N 
 
     Raises:
       NotPathNetworkError: an operation has no paths.
-      ValueError: mismatched masks.
+      ValueError: masks that do not match or keep nothing; numbers that are not finite.
 
     Source: P of Gebhart, Saxena and Schrater (2021), section 3.
 
@@ -173,6 +162,7 @@ def log_count(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N 
         >>> float(log_count(net, w, jnp.ones((1, 5))))   # 5·4·5 paths
         2.0
     """
+    check_parameters(params)
     if any(isinstance(v, jax.core.Tracer) for v in jax.tree.leaves((params, x, masks))):
         network = read(apply_fn, unit_weights(params), x, masks=masks, paths=True)
         count, exponent = path_total(network, network.batch(x, "x"))
@@ -201,61 +191,3 @@ def path_total(network: Network, x: Array) -> tuple[Array, Array]:
 _counted = jax.jit(path_total)
 
 
-def normalized(held: Scaled, skip_zeros: bool) -> Scaled:
-    """Bring the largest entry between 1 and 2, by a power of two (whole numbers stay as they are)."""
-    if not jnp.issubdtype(held.mantissa.dtype, jnp.floating):
-        return held._replace(growth=0.0)
-    mantissa, exponent = _normalized(held.mantissa, held.exponent, skip_zeros)
-    return Scaled(mantissa, exponent, 1.0)
-
-
-@partial(jax.jit, static_argnames="skip_zeros")  # traced once a shape
-def _normalized(value: Array, exponent: Array, skip_zeros: bool) -> tuple[Array, Array]:
-    peak = jax.lax.stop_gradient(jnp.max(jnp.abs(value), initial=0))
-    shift = exponent_of(peak)
-    nothing = NOTHING if skip_zeros else exponent
-    return value * power_of_two(-shift, value.dtype), jnp.where(peak > 0, exponent + shift, nothing)
-
-
-def exponent_of(peak: Array) -> Array:
-    """The e with 2^e ≤ peak < 2^(e+1) within the exponents of normal numbers, and 0 for 0."""
-    whole, digits, bias = layout(peak.dtype)
-    field = (jax.lax.bitcast_convert_type(peak, whole) >> digits).astype(jnp.int32)
-    # Both this power of two and its inverse are normal numbers.
-    return jnp.where(peak > 0, jnp.clip(field - bias, 1 - bias, bias - 1), 0)
-
-
-def shifted(value: Array, by: Array) -> Array:
-    """Multiply by 2^by, in two steps: the power itself may lie outside of the type's range."""
-    half = by // 2
-    return value * power_of_two(half, value.dtype) * power_of_two(by - half, value.dtype)
-
-
-@jax.jit
-def _aligned(mantissas: list[Array], exponents: list[Array]) -> tuple[list[Array], Array]:
-    top = jnp.stack(exponents).max()
-    return [m * power_of_two(e - top, m.dtype) for m, e in zip(mantissas, exponents, strict=True)], top
-
-
-def power_of_two(exponent: Any, dtype: Any) -> Float[Array, "..."]:
-    """2^exponent in a floating type, 0 below its normal numbers, infinity above: its bits, written down.
-
-    Raises:
-        ValueError: the type is not floating.
-
-    Source: IEEE 754, section 3.4.
-
-    Examples:
-        >>> power_of_two(jnp.array([-3, 0, 2000]), jnp.float32).tolist()
-        [0.125, 1.0, inf]
-    """
-    whole, digits, bias = layout(dtype)
-    field = jnp.clip(jnp.asarray(exponent) + bias, 0, 2 * bias + 1).astype(whole)
-    return jax.lax.bitcast_convert_type(field << digits, dtype)
-
-
-def layout(dtype: Any) -> tuple[Any, Any, int]:
-    """Integer type, length of the fraction and bias of the exponent of a floating type."""
-    info = jnp.finfo(dtype)
-    whole = jnp.dtype(f"int{info.bits}")
-    return whole, whole.type(info.nmant), int(info.maxexp) - 1

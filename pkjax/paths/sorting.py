@@ -64,7 +64,7 @@ def sort(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
     known = fixed or interp.algebra.known
 
     def order() -> Array:
-        values = [jnp.asarray(interp.true(v)) for v in keys]
+        values = list(map(jnp.asarray, interp.trues(keys)))
         return lax.sort((*values, lax.broadcasted_iota(np.int32, shape, axis)), dimension=axis,
                         num_keys=len(keys), is_stable=True)[-1]
 

@@ -7,7 +7,7 @@ import jax
 
 from pkjax.programs.program import BoundProgram, trace
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "evaluate_program"]
 
 
 def evaluate(fn: Callable[..., Any], *arguments: Any) -> Any:
@@ -18,9 +18,10 @@ def evaluate(fn: Callable[..., Any], *arguments: Any) -> Any:
         >>> evaluate(lambda x: 2 * x, jnp.ones(2)).tolist()
         [2.0, 2.0]
     """
-    return _evaluated(BoundProgram(*trace(fn, *arguments, opaque=True)), *arguments)
+    return evaluate_program(BoundProgram(*trace(fn, *arguments, opaque=True)), *arguments)
 
 
 @jax.jit
-def _evaluated(program: BoundProgram, *arguments: Any) -> Any:
+def evaluate_program(program: BoundProgram, *arguments: Any) -> Any:
+    """Evaluate a program, compiled once for equal ones."""
     return program(*arguments)

@@ -17,8 +17,10 @@ from pkjax.pruning.scores import (
     synflow,
     synflow_l2,
 )
+from pkjax.pruning.zero_scores import ZeroScoresWarning
 
-__all__ = ["Connectivity", "DisconnectedWarning", "EmptiedLayerWarning", "LayerReport", "PruneResult", "apply_masks",
-           "connectivity", "erk_scope", "exponential", "global_scope", "grasp", "inverted", "layer_scope", "linear",
-           "load_masks", "magnitude", "masked", "ntk_trace_saliency", "path_exclusion", "prune", "random",
-           "reinitialize", "save_masks", "shuffle_masks", "snip", "synflow", "synflow_l2"]
+__all__ = ["Connectivity", "DisconnectedWarning", "EmptiedLayerWarning", "LayerReport", "PruneResult",
+           "ZeroScoresWarning", "apply_masks", "connectivity", "erk_scope", "exponential", "global_scope", "grasp",
+           "inverted", "layer_scope", "linear", "load_masks", "magnitude", "masked", "ntk_trace_saliency",
+           "path_exclusion", "prune", "random", "reinitialize", "save_masks", "shuffle_masks", "snip", "synflow",
+           "synflow_l2"]

@@ -12,10 +12,11 @@ import numpy as np
 from jaxtyping import Array, PyTree, Shaped
 
 from pkjax import paths, tables
-from pkjax.network import read
+from pkjax.network import Network, read
+from pkjax.paths.exponents import log_of, raised
+from pkjax.paths.scaled import scaled_values
 from pkjax.programs.evaluate import evaluate
 from pkjax.programs.meshes import automatic_axes
-from pkjax.programs.program import BoundProgram
 from pkjax.pruning.prunable import prunable_leaves
 from pkjax.pruning.result import DisconnectedWarning, LayerReport, layer_report, layers_table
 from pkjax.pruning.scores.leaves import widened
@@ -129,7 +130,7 @@ def connectivity(
     z = network.batch(x, "x")
     start = (z != 0).astype(z.dtype)
     chosen = prunable_leaves(params, prunable, required=False)
-    sums = jax.device_get(evaluate(partial(_sums, network.fn), params, start, masks))
+    sums = jax.device_get(evaluate(_sums, network, params, start, masks))
     from_inputs, second, fourth, flows = sums
     layers = tuple(
         layer_report(name, jnp.shape(mask), int(np.asarray(mask).sum()), float(flow))
@@ -153,18 +154,18 @@ def connectivity(
     )
 
 
-def _sums(fn: BoundProgram, params: PyTree, x: Array, masks: PyTree
+def _sums(network: Network, params: PyTree, x: Array, masks: PyTree
           ) -> tuple[Array, Array, Array, list[Array]]:
     """Scaled sum over the paths from inputs; decimal logarithms of R_2 and R_4; the share of R_1 in every leaf."""
 
     def total(phi: PyTree, z: Array, q: int) -> tuple[Array, Array]:
-        mantissa, exponent = paths.scaled_polynomial(fn, phi, z, q=q, masks=masks, skip_zeros=True)
+        mantissa, exponent = paths.scaled_polynomial(network.fn, phi, z, q=q, masks=masks, skip_zeros=True)
         return jnp.sum(mantissa), exponent
 
     def log_norm(q: int) -> Array:
-        power = jax.tree.map(lambda t: jnp.abs(t) ** q if is_floating(t) else t, params)
-        mantissa, exponent = total(power, x, q)
-        return jnp.log10(mantissa) + exponent.astype(mantissa.dtype) * jnp.log10(jnp.asarray(2, mantissa.dtype))
+        held = {i: raised(leaf, q) for i, leaf in enumerate(jax.tree.leaves(network.params)) if is_floating(leaf)}
+        mantissa, exponent = scaled_values(network, x, q, None, "sum", True, held)
+        return log_of(jnp.sum(mantissa), exponent) / math.log(10)
 
     # Positive weights of any size leave the same paths: with 1 / (weights kept per output) every layer passes on
     # about what it gets, so that paths from biases do not drown those from inputs.

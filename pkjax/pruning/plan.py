@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from pkjax.programs.checks import check_some_kept
 from pkjax.pruning.prunable import prunable_leaves
 from pkjax.pruning.schedules import Schedule
 from pkjax.pruning.scopes import Scope, apportion
@@ -52,6 +53,7 @@ def plan_pruning(params: PyTree, compression: SupportsFloat | None, density: Sup
                  masks: PyTree | None) -> Plan:
     """Check the arguments of ``prune`` and work out what they ask for."""
     check_masks(masks, params)
+    check_some_kept(masks, params)
     target, number = _density(compression, density), _whole("steps", steps, 1)
     floor = _whole("min_per_layer", min_per_layer, 0)
     chosen = _checked_leaves(params, prunable)

@@ -4,7 +4,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, SupportsFloat, SupportsInt
+from typing import Any, NamedTuple, SupportsFloat, SupportsInt
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +12,15 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jaxtyping import Array, PyTree
 
+from pkjax.programs.checks import unfit_constants
 from pkjax.programs.meshes import automatic_axes
 from pkjax.programs.program import BoundProgram, trace
 from pkjax.pruning.plan import Layout, Plan, plan_pruning
 from pkjax.pruning.result import EmptiedLayerWarning, PruneResult, layer_report
 from pkjax.pruning.schedules import Schedule, exponential
 from pkjax.pruning.scopes import Scope, global_scope
-from pkjax.pruning.top_k import keep_largest, not_finite, order_keys, reserve
+from pkjax.pruning.top_k import count_dtype, keep_largest, not_finite, order_keys, reserve
+from pkjax.pruning.zero_scores import warn_of_zero_scores
 from pkjax.tables import Progress, reporter
 from pkjax.trees import Choice, apply_masks, check_like, is_floating, kernels
 
@@ -26,6 +28,15 @@ __all__ = ["ScoreFn", "prune"]
 
 ScoreFn = Callable[..., PyTree]
 """Maps parameters to scores of the same tree; a higher score is kept. An argument named ``masks`` gets the masks."""
+
+
+class Account(NamedTuple):
+    """What is to be known of each step, leaf by leaf."""
+
+    kept: Any         # (steps, leaves) weights
+    flags: Any        # (steps, 2, leaves) whether live scores are NaN, or infinite
+    zeros: Any        # (steps, leaves) live scores that are 0
+    zeros_kept: Any   # (steps, leaves) weights kept with a score of 0
 
 
 @automatic_axes
@@ -59,7 +70,7 @@ def prune(
 
     Works inside ``jit`` and ``vmap``, say for the masks of several seeds at once. There the counts of the result are
     arrays, and what needs numbers is left out: the checks for NaN and infinity, the check that ``masks`` keep enough
-    (those that keep fewer stay as they are), the warning about emptied layers, and ``progress``.
+    (those that keep fewer stay as they are), the warnings about emptied layers and scores of 0, and ``progress``.
 
     Sharded parameters get masks of the same sharding, also on a mesh with explicit axes (outside of ``jit``); arrays
     of such a mesh that ``score_fn`` closes over must reach it through functions of this library.
@@ -81,7 +92,7 @@ def prune(
         progress: True for one line a step on the standard error stream, or a function that is given each line.
 
     Returns:
-        The masks, and how many weights are kept in the whole, in each leaf, and after each step.
+        The masks, how many weights are kept in the whole, in each leaf, and after each step, and how many scores are 0.
 
     Raises:
         ValueError: both or neither of compression and density are given; a value is out of range; the schedule rises or
@@ -94,6 +105,8 @@ def prune(
 
     Warns:
         EmptiedLayerWarning: a layer has lost all its weights.
+        ZeroScoresWarning: scores of exactly 0 decide what is kept: a leaf of zeros stands behind them, or weights with
+            a score of 0 are kept while others are pruned.
 
     Source: Tanaka et al. 2020, algorithm 1; Gebhart et al. 2021, appendix A.4.1.
 
@@ -116,21 +129,39 @@ def prune(
         traced = traced or _traced(scores)
     if traced or (jit and progress is False):
         loop = _loop if traced else _compiled_loop
-        alive, (kept, flags) = loop(scores, plan.layout, params, alive, fixed, plan.counts)
+        alive, account = loop(scores, plan.layout, params, alive, fixed, plan.counts)
     else:
-        alive, kept, flags = _one_by_one(scores, plan, params, alive, fixed, progress)
+        alive, account = _one_by_one(scores, plan, params, alive, fixed, progress)
     alive = [_placed(mask, leaf) for mask, leaf in zip(alive, plan.layout.prunable(params), strict=True)]
     if not traced:
-        kept, flags = jax.device_get((kept, flags))
-        _raise_bad_scores(flags, plan.names)
+        account = jax.device_get(account)
+        if account.flags.any() and isinstance(scores, BoundProgram) and (unfit := unfit_constants(scores)):
+            raise ValueError(f"score_fn closes over {unfit[0]}, and scores are not finite")
+        _raise_bad_scores(account.flags, plan.names)
+    kept = account.kept
     number: Callable[[Any], Any] = jnp.asarray if traced else int
     layers = tuple(layer_report(name, shape, number(k)) for name, shape, k in zip(plan.names, plan.shapes, kept[-1],
                                                                                  strict=True))
     if not traced:
         _warn_of_emptied(plan, [layer.name for layer in layers if layer.emptied])
+        first = partial(_first_zeros, scores, plan.layout, masks)
+        warn_of_zero_scores(account.zeros, account.zeros_kept, sum(plan.sizes), params, first if jit else None)
     history = tuple(number(k) for k in kept.sum(axis=1))
     kept_masks = _fill(plan.layout, params, alive, fixed)
-    return PruneResult(masks=kept_masks, kept=history[-1], total=sum(plan.sizes), layers=layers, history=history)
+    return PruneResult(masks=kept_masks, kept=history[-1], total=sum(plan.sizes), layers=layers, history=history,
+                       zero_scores=number(account.zeros[0].sum()))
+
+
+def _first_zeros(scores: Callable[..., list[Array]], layout: Layout, masks: PyTree | None, params: PyTree) -> int:
+    """How many live scores are 0 at the first step, of other parameters."""
+    alive, fixed = _start(layout, params, masks)
+    return int(_count_zeros(scores, params, _fill(layout, params, alive, fixed), alive))
+
+
+@jax.jit
+def _count_zeros(scores: Callable[..., list[Array]], params: PyTree, masks: PyTree, alive: list[Array]) -> Array:
+    zeros = [((s == 0) & a).sum(dtype=count_dtype()) for s, a in zip(scores(params, masks), alive, strict=True)]
+    return jnp.stack(zeros).sum()
 
 
 def _traced(tree: PyTree) -> bool:
@@ -174,17 +205,17 @@ def _scores(score_fn: ScoreFn, layout: Layout, params: PyTree, masks: PyTree) ->
 
 
 def _loop(scores: Callable[..., list[Array]], layout: Layout, params: PyTree, alive: list[Array], fixed: list[Array],
-          counts: Array | np.ndarray) -> tuple[list[Array], tuple[Array, Array]]:
+          counts: Array | np.ndarray) -> tuple[list[Array], Account]:
     """All steps in one program, which writes over the masks."""
-    def step(alive: list[Array], row: Array) -> tuple[list[Array], tuple[Array, Array]]:
+    def step(alive: list[Array], row: Array) -> tuple[list[Array], Account]:
         return _step(scores, layout, params, alive, fixed, row)
 
     return jax.lax.scan(step, alive, jnp.asarray(counts))
 
 
 def _step(scores: Callable[..., list[Array]], layout: Layout, params: PyTree, alive: list[Array], fixed: list[Array],
-          counts: Array | np.ndarray) -> tuple[list[Array], tuple[Array, Array]]:
-    """Score and threshold: the masks after it, the weights kept per leaf, and where live scores are not finite."""
+          counts: Array | np.ndarray) -> tuple[list[Array], Account]:
+    """Score and threshold: the masks after it, and what is to be known of the step."""
     return _best(layout, scores(params, _fill(layout, params, alive, fixed)), alive, counts)
 
 
@@ -193,28 +224,28 @@ _compiled_step = jax.jit(_step, static_argnames="layout", donate_argnames="alive
 
 
 def _one_by_one(scores: Callable[..., list[Array]], plan: Plan, params: PyTree, alive: list[Array], fixed: list[Array],
-                progress: Progress) -> tuple[list[Array], np.ndarray, np.ndarray]:
+                progress: Progress) -> tuple[list[Array], Account]:
     """Take the steps one at a time and report each; stop at the first bad score."""
     step: Callable[..., Any] = _compiled_step if isinstance(scores, BoundProgram) else _step
     report, total = reporter(progress), sum(plan.sizes)
-    kept, flags = [], []
+    accounts: list[Account] = []
     for number in range(1, len(plan.counts) + 1):
-        alive, reports = step(scores, plan.layout, params, alive, fixed, plan.counts[number - 1])
-        held, bad = jax.device_get(reports)
-        kept.append(held)
-        flags.append(bad)
-        report(f"pruning: step {number} of {len(plan.counts)}, {held.sum():,} of {total:,} weights kept")
-        if bad.any():
+        alive, account = step(scores, plan.layout, params, alive, fixed, plan.counts[number - 1])
+        accounts.append(jax.device_get(account))
+        report(f"pruning: step {number} of {len(plan.counts)}, {accounts[-1].kept.sum():,} of {total:,} weights kept")
+        if accounts[-1].flags.any():
             break
-    return alive, np.stack(kept), np.stack(flags)
+    return alive, Account(*map(np.stack, zip(*accounts, strict=True)))
 
 
 @partial(jax.jit, static_argnames="layout", donate_argnames="alive")
 def _best(layout: Layout, scores: list[Array], alive: list[Array],
-          counts: Array | np.ndarray) -> tuple[list[Array], tuple[Array, Array]]:
+          counts: Array | np.ndarray) -> tuple[list[Array], Account]:
     """Keep the best in every group."""
     keys = order_keys(scores, alive)
     flags = not_finite(keys)
+    zero = keys[0].dtype.type(1 << (8 * keys[0].dtype.itemsize - 1))     # the key of a score of 0
+    at_zero = [key == zero for key in keys]
     if layout.floor:
         keys = [reserve(key, layout.floor) for key in keys]
     kept: list[Any] = [None] * len(keys)
@@ -223,7 +254,9 @@ def _best(layout: Layout, scores: list[Array], alive: list[Array],
         marks, held = keep_largest([keys[i] for i in group], count)
         for i, mark, number in zip(group, marks, held, strict=True):
             kept[i], numbers[i] = mark, number
-    return kept, (jnp.stack(numbers), flags)
+    zeros = jnp.stack([z.sum(dtype=count_dtype()) for z in at_zero])
+    left = jnp.stack([(z & mark).sum(dtype=count_dtype()) for z, mark in zip(at_zero, kept, strict=True)])
+    return kept, Account(jnp.stack(numbers), flags, zeros, left)
 
 
 def _raise_bad_scores(flags: np.ndarray, names: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, PyTree
 
@@ -42,13 +43,14 @@ class DisconnectedWarning(UserWarning):
 
     Examples:
         >>> import warnings, jax.numpy as jnp, pkjax as pk
+        >>> net, weights = lambda w, x: x @ w[0] @ w[1], [jnp.ones((2, 2)), jnp.ones((2, 1))]
         >>> with warnings.catch_warnings(record=True, action="always") as given:
-        ...     pk.connectivity(lambda w, x: x @ w, jnp.ones((2, 1)), jnp.ones((1, 2)), masks=jnp.zeros((2, 1), bool))
+        ...     pk.connectivity(net, weights, jnp.ones((1, 2)), masks=[jnp.ones((2, 2), bool), jnp.zeros((2, 1), bool)])
         Connectivity(
             connected=False,
             log10_paths=-inf,
             log10_effective_paths=None,
-            layers=<1 of LayerReport>
+            layers=<2 of LayerReport>
         )
         >>> [warning.category.__name__ for warning in given]
         ['DisconnectedWarning']
@@ -107,7 +109,7 @@ def layer_report(name: str, shape: tuple[int, ...], kept: Count, flow: float | N
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["masks", "kept", "layers", "history"],
+    data_fields=["masks", "kept", "layers", "history", "zero_scores"],
     meta_fields=["total"],
 )
 @dataclass(frozen=True, eq=False)
@@ -124,7 +126,8 @@ class PruneResult:
             kept=2,
             total=4,
             layers=<1 of LayerReport>,
-            history=(2,)
+            history=(2,),
+            zero_scores=0
         )
     """
 
@@ -138,6 +141,8 @@ class PruneResult:
     """A report for each prunable leaf, in flattening order."""
     history: tuple[Count, ...]
     """Weights kept after each step."""
+    zero_scores: Count = 0
+    """Prunable weights whose score was exactly 0 when they were first scored, among those that were still there."""
 
     @property
     def density(self) -> Any:
@@ -145,8 +150,10 @@ class PruneResult:
         return self.kept / self.total
 
     @property
-    def compression(self) -> float:
+    def compression(self) -> Any:
         """Compression ρ = −log10(density), as achieved; infinite where nothing is kept."""
+        if isinstance(self.kept, jax.Array):
+            return -jnp.log10(self.density)
         return -math.log10(self.density) if self.kept else math.inf
 
     @property
@@ -165,8 +172,9 @@ class PruneResult:
         return {
             "kept": int(self.kept),
             "total": self.total,
+            "zero_scores": int(self.zero_scores),
             "density": float(self.density),
-            "compression": self.compression if self.kept else None,
+            "compression": float(self.compression) if self.kept else None,
             "history": [int(kept) for kept in self.history],
             "layers": [layer.to_dict() for layer in self.layers],
         }
@@ -177,6 +185,8 @@ class PruneResult:
         if np.ndim(self.kept) or isinstance(self.kept, jax.core.Tracer):
             return None
         caption = f"{self.kept:,} of {self.total:,} weights kept (density {self.density:.4g})"
+        if self.zero_scores:
+            caption += f"; {self.zero_scores:,} scores were 0"
         return layers_table(self.layers, caption)
 
 

@@ -1,15 +1,21 @@
 """A network as a function of what trains: the closure that everything about Θ differentiates."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from pkjax.network import Network
+from pkjax.paths import NotPathNetworkError
+from pkjax.paths.exponents import shifted
+from pkjax.paths.interpret import interpret
+from pkjax.paths.scaled_signals import ScaledSignals
 from pkjax.programs.program import BoundProgram
 
-__all__ = ["restrict"]
+__all__ = ["check_kernel", "restrict"]
 
 
 def restrict(fn: BoundProgram, params: PyTree, entries: list[Any]
@@ -34,3 +40,55 @@ def restrict(fn: BoundProgram, params: PyTree, entries: list[Any]
         return fn(jax.tree.unflatten(treedef, full), x[None])[0]
 
     return restricted, [jnp.asarray(leaves[i]) for i in moving]
+
+
+def check_kernel(network: Network, X: Array, values: PyTree, what: str, v: Array | None = None) -> None:
+    """Raise FloatingPointError where what was computed of Θ is not finite, or 0 because it vanished (traced: passes).
+
+    Outputs f are linear in the parameters of the last layer. So where everything trains, Θ is 0 only if f is, and Θ v
+    only if the inner product of v and f is.
+
+    Args:
+        network: the network.
+        X: the batch that it took in.
+        values: the result.
+        what: its name.
+        v: where the result is Θ v, (N, K).
+    """
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((network, X, values, v))):
+        return
+    finite, present = _state(values)
+    if finite and (present or not all(network.whole) or not _responds(network, X, v)):
+        return
+    fault = "vanishes" if finite else "is not finite"
+    raise FloatingPointError(f"{what} {fault}: numbers on the way to it are outside of what {network.fn.out.dtype} "
+                             "holds. Pass float64 parameters and inputs (with jax_enable_x64), or rescale the weights")
+
+
+@jax.jit
+def _state(values: PyTree) -> tuple[Array, Array]:
+    leaves = jax.tree.leaves(values)
+    return (jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all(),
+            jnp.stack([(leaf != 0).any() for leaf in leaves]).any())
+
+
+def _responds(network: Network, X: Array, v: Array | None) -> bool:
+    """Whether outputs (weighted by v) are not 0, however small; False where the network is not a sum over paths."""
+    try:
+        return bool(_response(network, X, jnp.ones((len(X), network.size), network.fn.out.dtype) if v is None else v,
+                              v is not None))
+    except NotPathNetworkError:
+        return False
+
+
+@partial(jax.jit, static_argnames="signed")
+def _response(network: Network, X: Array, v: Array, signed: bool) -> Array:
+    def one(x: Array) -> tuple[Array, Array]:
+        algebra = ScaledSignals()
+        out = interpret(algebra, network.fn, network.params, x[None], lambda _, leaf: algebra.hold(leaf), algebra.hold)
+        return out.value.mantissa[0], out.value.exponent
+
+    mantissas, exponents = jax.lax.map(one, X)
+    terms = shifted(mantissas, (exponents - exponents.max())[:, None]) * v
+    sizes = jnp.abs(terms).sum()
+    return jnp.abs(terms.sum()) > 1e-3 * sizes if signed else sizes > 0

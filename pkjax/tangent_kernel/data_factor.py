@@ -15,7 +15,8 @@ from pkjax.linalg.memory import budget
 from pkjax.network import Network, read
 from pkjax.paths.algebras import Polynomial
 from pkjax.paths.dense_pairs import network_pairs
-from pkjax.paths.polynomial import evaluate_paths, recorded_gates
+from pkjax.paths.evaluation import evaluate_paths
+from pkjax.paths.polynomial import recorded_gates
 from pkjax.programs.meshes import automatic_axes
 from pkjax.trees import ApplyFn, is_floating
 

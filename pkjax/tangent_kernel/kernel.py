@@ -14,7 +14,7 @@ from pkjax.programs.meshes import automatic_axes
 from pkjax.programs.program import BoundProgram
 from pkjax.tables import Progress
 from pkjax.tangent_kernel import layerwise, neural_tangents
-from pkjax.tangent_kernel.arguments import restrict
+from pkjax.tangent_kernel.arguments import check_kernel, restrict
 from pkjax.tangent_kernel.plan import NtkPlan, plan_kernel
 from pkjax.tangent_kernel.tiles import fill
 from pkjax.trees import ApplyFn, Choice, accumulator
@@ -63,6 +63,7 @@ def ntk(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[Array | np.ndarray, 
         ValueError: inputs differ in shape, outputs are not (N, K), the engine is unknown, `tile` or `memory_limit` is
             below 1, the kernel does not fit (the message says what would), a mesh is used under `jit`, masks or
             trainable have another structure, or params or inputs hold NaN or infinity.
+        FloatingPointError: Θ overflows or vanishes in the type of its numbers (not checked under `jit`).
         TypeError: masks are not booleans.
         NotPathNetworkError: the engine is "structured" and the network is not a sum over paths; "jacobian" and
             "neural-tangents" take any differentiable network.
@@ -87,6 +88,8 @@ def ntk(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[Array | np.ndarray, 
                        devices=1 if mesh is None else mesh.size)
     block = _Block(network.whole, plan.engine)
     theta = fill(block, (network.fn, network.params, network.entries), rows, columns, plan.tile, mesh, progress)
+    if columns is None:      # of other columns Θ may well be 0
+        check_kernel(network, rows, theta, "Θ")
     return network.shaped(theta, 2, 3)
 
 

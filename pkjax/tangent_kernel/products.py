@@ -13,7 +13,7 @@ from pkjax.linalg.memory import budget
 from pkjax.network import Network, read
 from pkjax.programs.meshes import automatic_axes
 from pkjax.tangent_kernel import layerwise
-from pkjax.tangent_kernel.arguments import restrict
+from pkjax.tangent_kernel.arguments import check_kernel, restrict
 from pkjax.tangent_kernel.leaf_costs import ENTRIES, uses
 from pkjax.trees import ApplyFn, Choice, accumulator
 
@@ -45,7 +45,10 @@ def ntk_trace(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[Array | np.nda
         Array(9., ...)
     """
     network = read(apply_fn, params, X, masks=masks, trainable=trainable)
-    return _trace(network, network.batch(X))
+    X = network.batch(X)
+    value = _trace(network, X)
+    check_kernel(network, X, value, "Tr Θ")
+    return value
 
 
 @automatic_axes
@@ -92,7 +95,9 @@ def ntk_matvec(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[Array | np.nd
         if v.shape != shape:
             raise ValueError(f"v must have the shape {shape} of the network's outputs, got {v.shape}")
         flat = v.reshape(len(X), network.size).astype(network.fn.out.dtype)
-        return network.shaped(theta_times(network, X, flat, size=size), 1)
+        product = theta_times(network, X, flat, size=size)
+        check_kernel(network, X, product, "Θ v", flat)
+        return network.shaped(product, 1)
 
     return automatic_axes(matvec)
 

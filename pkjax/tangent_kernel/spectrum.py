@@ -17,11 +17,12 @@ from jaxtyping import Array, Float64, Key, PyTree, Shaped
 
 from pkjax import tables
 from pkjax.linalg.block_lanczos import block_lanczos
-from pkjax.linalg.stochastic import Estimate, SpectralDensity, frobenius, quadrature, trace
+from pkjax.linalg.stochastic import Estimate, SpectralDensity, frobenius, inverse, quadrature, trace
 from pkjax.network import Network, read
 from pkjax.programs.meshes import automatic_axes
+from pkjax.tangent_kernel.arguments import check_kernel
 from pkjax.tangent_kernel.products import examples_at_once, ntk_trace, theta_times
-from pkjax.trees import ApplyFn, Choice
+from pkjax.trees import ApplyFn, Choice, accumulator
 
 __all__ = ["NtkEigenpairs", "ntk_density", "ntk_effective_rank", "ntk_eigenpairs", "ntk_frobenius",
            "ntk_trace_estimate", "theta_rows"]
@@ -100,7 +101,9 @@ def ntk_trace_estimate(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, key: Key
         9.0
     """
     network, X, size = _taken(apply_fn, params, X, masks, trainable, batch_size)
-    return _estimate(network, X, key, probes=min(_several(probes), len(X) * network.size), size=size)
+    estimate = _estimate(network, X, key, probes=min(_several(probes), len(X) * network.size), size=size)
+    check_kernel(network, X, estimate, "the estimate of Tr Θ")
+    return estimate
 
 
 @automatic_axes
@@ -138,7 +141,9 @@ def ntk_frobenius(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, key: Key[Arra
     scale = ntk_trace(network.fn, params, X, masks=masks, trainable=trainable).astype(network.fn.out.dtype)
     mean, error = _mean_square(network, X, key, scale, probes=_several(probes), size=size)
     norm = jnp.sqrt(mean)
-    return Estimate(norm * scale, error / (2 * norm) * scale)
+    estimate = Estimate(norm * scale, error / (2 * jnp.where(norm > 0, norm, 1)) * scale)
+    check_kernel(network, X, estimate, "the norm of Θ")
+    return estimate
 
 
 @automatic_axes
@@ -153,10 +158,11 @@ def ntk_effective_rank(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, key: Key
     arguments and errors this function shares.
 
     Returns:
-        The estimate with its standard error, scalars of the outputs' dtype.
+        The estimate with its standard error, scalars of the outputs' dtype; 0 where Θ is 0.
 
     Raises:
         ValueError: as for `ntk_frobenius`.
+        FloatingPointError: Θ overflows or vanishes in the type of its numbers (not checked under `jit`).
 
     Examples:
         >>> import jax, jax.numpy as jnp
@@ -167,7 +173,9 @@ def ntk_effective_rank(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, key: Key
     network, X, size = _taken(apply_fn, params, X, masks, trainable, batch_size)
     scale = ntk_trace(network.fn, params, X, masks=masks, trainable=trainable).astype(network.fn.out.dtype)
     mean, error = _mean_square(network, X, key, scale, probes=_several(probes), size=size)
-    return Estimate(1 / mean, error / mean**2)
+    estimate = Estimate(*inverse(mean, error))
+    check_kernel(network, X, estimate, "the effective rank of Θ")
+    return estimate
 
 
 @automatic_axes
@@ -207,6 +215,8 @@ def ntk_eigenpairs(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, k: int, mask
     rows, dtype = len(X) * network.size, network.fn.out.dtype
     if not 1 <= k <= rows:
         raise ValueError(f"k must be between 1 and NK = {rows}, got {k}")
+    check_kernel(network, X, theta_times(network, X, jnp.ones((len(X), network.size), dtype), size=size), "Θ v",
+                 jnp.ones((len(X), network.size), dtype))
     pairs = block_lanczos(lambda v: np.asarray(theta_rows(network, X, jnp.asarray(v, dtype), size=size), np.float64),
                           rows, k, tolerance=100 * float(jnp.finfo(dtype).eps) if tolerance is None else tolerance)
     return NtkEigenpairs(np.maximum(pairs.values, 0), pairs.vectors.reshape(k, len(X), *network.outputs),
@@ -248,8 +258,10 @@ def ntk_density(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, key: Key[Array,
         6.0
     """
     network, X, size = _taken(apply_fn, params, X, masks, trainable, batch_size)
-    return _density(network, X, key, probes=probes, size=size, depth=depth, points=points, decades=decades,
-                    width=width)
+    estimate = _density(network, X, key, probes=probes, size=size, depth=depth, points=points, decades=decades,
+                        width=width)
+    check_kernel(network, X, (estimate.nodes, estimate.density), "the spectral density of Θ")
+    return estimate
 
 
 def _taken(apply_fn: ApplyFn, params: PyTree, X: Inputs, masks: PyTree | None, trainable: Choice,
@@ -281,14 +293,15 @@ def _estimate(network: Network, X: Array, key: Array, *, probes: int, size: int)
 def _mean_square(network: Network, X: Array, key: Array, scale: Array, *, probes: int, size: int
                  ) -> tuple[Array, Array]:
     """The estimate of `‖Θ‖_F² / scale²`, and its standard error."""
-    return frobenius(_times(network, X, size), _signs(key, probes, network, X), scale)
+    return frobenius(_times(network, X, size), _signs(key, probes, network, X), jnp.where(scale > 0, scale, 1))
 
 
 @partial(jax.jit, static_argnames=("probes", "size", "depth", "points", "decades", "width"))
 def _density(network: Network, X: Array, key: Array, *, probes: int, size: int, **options: Any) -> SpectralDensity:
-    signs = _signs(key, probes, network, X)
-    mass = jnp.asarray(signs.shape[1], signs.dtype)
-    return quadrature(_times(network, X, size), signs, mass, key, **options)
+    wide, multiply = accumulator(network.fn.out.dtype), _times(network, X, size)     # in which eigenvalues are found
+    signs = _signs(key, probes, network, X).astype(wide)
+    return quadrature(lambda v: multiply(v.astype(network.fn.out.dtype)).astype(wide), signs,
+                      jnp.asarray(signs.shape[1], wide), key, **options)
 
 
 def _several(probes: int) -> int:

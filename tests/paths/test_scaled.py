@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pkjax as pk
 import pytest
-from pkjax.paths.scaled import NOTHING, Scaled, normalized, power_of_two, shifted
+from pkjax.paths.exponents import NOTHING, Scaled, normalized, power_of_two, shifted
 from pkjax.pruning.scores import synflow_l2_scaled, synflow_scaled
 
 VARIANTS = ("synflow", "paper", "conserved", "released")

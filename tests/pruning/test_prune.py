@@ -19,6 +19,7 @@ from pkjax.pruning.schedules import exponential, linear
 from pkjax.pruning.scopes import global_scope, layer_scope
 from pkjax.pruning.scores.data_free import magnitude, random
 from pkjax.pruning.top_k import keep_largest, order_keys
+from pkjax.pruning.zero_scores import ZeroScoresWarning
 from pkjax.trees import kernels
 
 from tests.cases import FLOAT
@@ -120,6 +121,7 @@ def test_exactly_the_rounded_share_is_kept_at_every_density(scores, density):
     scores = jax.tree.map(jnp.asarray, split(scores, np.float32))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", EmptiedLayerWarning)
+        warnings.simplefilter("ignore", ZeroScoresWarning)
         result = prune(itself, scores, density=density, prunable=everything)
     k = round(density * TOTAL)
     assert result.kept == flatten(result.masks).sum() == sum(layer.kept for layer in result.layers) == k

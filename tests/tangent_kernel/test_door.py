@@ -190,12 +190,14 @@ def test_complex_parameters_are_refused_and_integers_and_empty_leaves_are_no_par
 @pytest.mark.parametrize("engine", ["auto", "structured", "jacobian", "neural-tangents"])
 def test_the_kernel_is_zero_where_no_entry_trains(case, engine):
     params, X = case
-    masks = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, bool), params)
-    np.testing.assert_array_equal(pk.ntk(mlp, params, X, X[:3], masks=masks, engine=engine), np.zeros((4, 3, 2, 2)))
     empty = jnp.zeros((0, 2))
     np.testing.assert_array_equal(pk.ntk(lambda w, x: 2.0 * x[:, :1] * (1 + w.sum()), empty, X, engine=engine),
                                   np.zeros((4, 4, 1, 1)))
-    assert pk.ntk_plan(mlp, params, X, masks=masks, engine=engine).tiles == 1
+    assert pk.ntk_plan(lambda w, x: 2.0 * x[:, :1] * (1 + w.sum()), empty, X, engine=engine).tiles == 1
+    masks = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, bool), params)
+    for call in (pk.ntk, pk.ntk_plan):
+        with pytest.raises(ValueError, match="masks keep no parameter"):
+            call(mlp, params, X, X[:3], masks=masks, engine=engine)
 
 
 @calls

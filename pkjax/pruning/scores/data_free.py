@@ -5,6 +5,7 @@ kept. All are pure and run under ``jit``. Leaves without a score of their own (i
 parameters narrower than float32 are computed and returned in float32.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -12,11 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Key, PyTree, Shaped
 
-from pkjax import paths
+from pkjax.network import Network, read
+from pkjax.paths.exponents import NOTHING, Scaled, exponent_of, plain, raised
+from pkjax.paths.scaled import scaled_values
 from pkjax.programs.evaluate import evaluate
 from pkjax.programs.meshes import automatic_axes
 from pkjax.pruning.scores.leaves import finite, split, widened
-from pkjax.trees import ApplyFn
+from pkjax.trees import ApplyFn, is_floating
 
 __all__ = ["ScaledScores", "magnitude", "random", "synflow", "synflow_l2", "synflow_l2_scaled", "synflow_scaled"]
 
@@ -165,7 +168,8 @@ def synflow_l2(
         S = θ² ∘ ∂R_1/∂|θ|     variant "released": the authors' code
 
     with R_2 = Σ_k R_2(θ², x)_k, the squared ℓ2 path norm. With x the mean of the inputs it is SynFlow-L2-Dist. Scores
-    are scaled as those of ``synflow`` are; ``synflow_l2_scaled`` returns the power of two.
+    are scaled as those of ``synflow`` are (and further where weights are so large or small that the largest score does
+    not fit its type); ``synflow_l2_scaled`` returns the power of two.
 
     Args:
         apply_fn: maps (params, inputs (N, *input)) to outputs (N, K).
@@ -216,40 +220,55 @@ def synflow_l2_scaled(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[Array 
     return _path_scores(apply_fn, params, x, power, q, pool, f"synflow_l2(variant={variant!r})")
 
 
-def _path_scores(apply_fn: ApplyFn, params: PyTree, x: Array | np.ndarray, power: int, q: int, pool: str,
+def _path_scores(apply_fn: ApplyFn, params: PyTree, x: PyTree, power: int, q: int, pool: str,
                  name: str) -> ScaledScores:
     """|θ|^power ∘ ∂R_q/∂φ at φ = |θ|^q, and the power of two that it is over."""
-    x = widened(_checked_input(x))
     leaves, rebuild = split(params)
-
-    def scaled(leaves: list[Array], params: PyTree, x: Array) -> tuple[list[Array], Array]:
-        sizes = [jnp.abs(leaf) for leaf in leaves]
-
-        def objective(phi: list[Array]) -> tuple[Array, Array]:
-            mantissa, exponent = paths.scaled_polynomial(apply_fn, rebuild(phi, params), x, q=q, pool=pool,
-                                                         skip_zeros=True)
-            return jnp.sum(mantissa), exponent
-
-        total, pull, exponent = jax.vjp(objective, [t * t if q == 2 else t for t in sizes], has_aux=True)
-        largest = jnp.finfo(total.dtype).maxexp // 2
-        kept = jnp.clip(exponent, -largest // 2, largest)
-        (slopes,) = pull(paths.power_of_two(kept, total.dtype))
-        return [(t * t if power == 2 else t) * g for t, g in zip(sizes, slopes, strict=True)], exponent - kept
-
-    scores, exponent = evaluate(scaled, leaves, params, x)
+    _check_input(x)
+    x = widened(x)
+    network = read(apply_fn, widened(params), x, paths=True)
+    scores, exponent = evaluate(partial(_scaled_scores, power=power, q=q, pool=pool), network, network.batch(x, "x"),
+                                leaves)
     return ScaledScores(finite(rebuild(scores), name), exponent)
 
 
-def _checked_input(x: Array | np.ndarray) -> Array:
-    if isinstance(x, jax.core.Tracer):
-        return x
-    values = np.asarray(x)
-    if not np.isfinite(values).all():
-        raise ValueError("x holds NaN or infinity: the input of a path norm is finite and not negative")
-    if (values < 0).any():
-        raise ValueError(
-            f"x must not be negative, but its smallest entry is {values.min()}: a path norm weighs "
-            "each path by its input. Pass ones, the mean of the raw inputs, or absolute values "
-            "(pk.mean_input)"
-        )
-    return jnp.asarray(x)
+def _scaled_scores(network: Network, z: Array, leaves: list[Array], *, power: int, q: int, pool: str
+                   ) -> tuple[list[Array], Array]:
+    """Scores of the floating-point leaves over a power of two, and its exponent."""
+    sizes = [raised(leaf, 1) for leaf in leaves]
+    exponents = [jnp.where(held.exponent == NOTHING, 0, held.exponent) for held in sizes]
+    floating = [i for i, leaf in enumerate(jax.tree.leaves(network.params)) if is_floating(leaf)]
+
+    def objective(phi: list[Array]) -> tuple[Array, Array]:
+        held = {i: Scaled(p, jnp.maximum(q * size.exponent, NOTHING), float(q))
+                for i, p, size in zip(floating, phi, sizes, strict=True)}
+        mantissa, exponent = scaled_values(network, z, q, None, pool, True, held)
+        return jnp.sum(mantissa), exponent
+
+    total, pull, exponent = jax.vjp(objective, [held.mantissa**q for held in sizes], has_aux=True)
+    (slopes,) = pull(jnp.ones_like(total))
+    scores = [held.mantissa**power * g for held, g in zip(sizes, slopes, strict=True)]
+    largest = jnp.finfo(total.dtype).maxexp // 2
+    kept = jnp.clip(exponent, -largest // 2, largest)
+    by = [kept + (power - q) * e for e in exponents]
+    if power != q:      # the leaves' own scales remain: the largest score must fit, too
+        tops = [jnp.where((s > 0).any(), b + exponent_of(s.max(initial=0)), 0) for s, b in zip(scores, by, strict=True)]
+        extra = jnp.clip(jnp.stack(tops).max(), -largest, 2 * largest - 2) - jnp.stack(tops).max()
+        by, kept = [b + extra for b in by], kept + extra
+    return [plain(s, b) for s, b in zip(scores, by, strict=True)], exponent - kept
+
+
+def _check_input(x: PyTree) -> None:
+    """Raise ValueError where an input is negative or not finite (traced ones pass)."""
+    for leaf in jax.tree.leaves(x):
+        if isinstance(leaf, jax.core.Tracer):
+            continue
+        values = np.asarray(leaf)
+        if is_floating(values) and not np.isfinite(values).all():
+            raise ValueError("x holds NaN or infinity: the input of a path norm is finite and not negative")
+        if (values < 0).any():
+            raise ValueError(
+                f"x must not be negative, but its smallest entry is {values.min()}: a path norm weighs "
+                "each path by its input. Pass ones, the mean of the raw inputs, or absolute values "
+                "(pk.mean_input)"
+            )

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from pkjax.programs.checks import check_parameters
 from pkjax.pruning.prunable import prunable_leaves
 from pkjax.trees import Choice, accumulator, is_floating, leaf_names
 
@@ -38,7 +39,11 @@ def split(params: PyTree, prunable: Choice = None) -> tuple[list[Array], Callabl
 
     ``rebuild(leaves)`` fills the rest with zeros (scores), ``rebuild(leaves, params)`` with the parameters'
     own, widened too.
+
+    Raises:
+        ValueError: parameters are complex, NaN or infinite (traced ones pass).
     """
+    check_parameters(params)
     everything, structure = jax.tree.flatten(widened(params))
     chosen = prunable_leaves(params, prunable, required=prunable is not None)
 

@@ -11,8 +11,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from pkjax.programs.evaluate import evaluate
+from pkjax.programs.checks import empty_constants, unfit_constants
+from pkjax.programs.evaluate import evaluate_program
 from pkjax.programs.meshes import automatic_axes
+from pkjax.programs.program import BoundProgram, trace
 from pkjax.pruning.scores.batches import mean
 from pkjax.pruning.scores.leaves import finite, split
 from pkjax.trees import Choice, kernels
@@ -42,7 +44,8 @@ def snip(loss_fn: Loss, params: PyTree, batches: Iterable[PyTree] | None = None)
     Raises:
         TypeError: the loss is not a scalar, ``batches`` is not an iterable, or a field of a batch does not hold numbers
             (the message names both).
-        ValueError: ``batches`` is empty, or a batch is empty, has leaves of different lengths, or holds NaN.
+        ValueError: parameters are NaN or infinite; ``batches`` is empty, or a batch (of ``batches``, or held by the
+            loss) is empty, has leaves of different lengths, or holds NaN.
         FloatingPointError: a score is not finite.
 
     Source: SNIP, Lee et al. 2019, without the normalisation, which changes no order; Gebhart et al. 2021, section 4.1.
@@ -54,7 +57,7 @@ def snip(loss_fn: Loss, params: PyTree, batches: Iterable[PyTree] | None = None)
     """
     leaves, rebuild = split(params)
     if batches is None:
-        gradient = evaluate(jax.grad(lambda part: loss_fn(rebuild(part, params))), leaves)
+        gradient = _derivative(jax.grad(lambda part: loss_fn(rebuild(part, params))), leaves)
     else:
         gradient, _ = mean(lambda part, batch: jax.grad(lambda t: loss_fn(rebuild(t, params), batch))(part),
                            batches, leaves)
@@ -103,7 +106,7 @@ def grasp(loss_fn: Loss, params: PyTree, batches: Iterable[PyTree] | None = None
         def hessian_gradient(leaves: list[Array]) -> list[Array]:
             return jax.jvp(gradient_fn(), (leaves,), (gradient_fn()(leaves),))[1]
 
-        product = evaluate(hessian_gradient, leaves)
+        product = _derivative(hessian_gradient, leaves)
     else:
         if isinstance(batches, Iterator):
             raise TypeError(f"grasp reads batches twice, but a {type(batches).__name__} can be read only once: pass a "
@@ -115,3 +118,15 @@ def grasp(loss_fn: Loss, params: PyTree, batches: Iterable[PyTree] | None = None
             raise ValueError(f"batches gave {first} examples when read first and {second} when read again; grasp needs "
                              "the same examples twice")
     return finite(rebuild([t * h for t, h in zip(leaves, product, strict=True)]), "grasp")
+
+
+def _derivative(fn: Callable[[list[Array]], list[Array]], leaves: list[Array]) -> list[Array]:
+    """Evaluate a derivative of a loss that holds its batch; ValueError where that is empty, or the cause of NaN."""
+    program = BoundProgram(*trace(fn, leaves, opaque=True))
+    if empty := empty_constants(program):
+        raise ValueError(f"loss_fn closes over an array {empty[0]}, a batch that holds no example")
+    values: list[Array] = evaluate_program(program, leaves)
+    unfit = unfit_constants(program)
+    if unfit and not all(isinstance(v, jax.core.Tracer) or bool(jnp.isfinite(v).all()) for v in values):
+        raise ValueError(f"loss_fn closes over {unfit[0]}, and its derivatives are not finite")
+    return values

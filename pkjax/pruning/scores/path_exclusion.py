@@ -5,12 +5,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from pkjax import paths
-from pkjax.paths.scaled import NOTHING, Scaled, exponent_of, normalized, shifted
+from pkjax.paths.exponents import NOTHING, Scaled, exponent_of, normalized, raised, shifted
+from pkjax.paths.scaled import scaled_values
 from pkjax.programs.evaluate import evaluate
 from pkjax.programs.meshes import automatic_axes
 from pkjax.pruning.scores.batches import Inputs, Sums, add, fold, scored_network, zeros
 from pkjax.pruning.scores.leaves import finite
-from pkjax.trees import ApplyFn
+from pkjax.trees import ApplyFn, is_floating
 
 __all__ = ["path_exclusion"]
 
@@ -76,17 +77,20 @@ def path_exclusion(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, pool: str = 
         term = shifted(z1, (exponents - top)[:, None]).sum(0)
         return add(([shifted(total, by)], [shifted(lost, by)]), [term]), top
 
-    def score(state: tuple[Sums, Array], leaves: list[Array], masks: PyTree | None) -> list[Array]:
+    floating = [i for i, leaf in enumerate(jax.tree.leaves(params)) if is_floating(leaf)]
+
+    def score(state: tuple[Sums, Array], leaves: list[Array]) -> list[Array]:
         ((total,), _), exponent = state
         weights, exponent, _ = normalized(Scaled(total, exponent), skip_zeros=True)
         ones = jnp.ones(network.example.shape, network.example.dtype)
 
         def objective(phi: list[Array]) -> tuple[Array, Array]:
-            z2, exponent = paths.scaled_polynomial(fn, rebuild(phi, params), ones, q=2, pool=pool, masks=masks,
-                                                   skip_zeros=True)
+            held = {i: s._replace(mantissa=p) for i, s, p in zip(floating, sizes, phi, strict=True)}
+            z2, exponent = scaled_values(network, ones, 2, None, pool, True, held)
             return jnp.sum(weights * z2[0].astype(weights.dtype)), exponent
 
-        squares = [t * t for t in leaves]
+        sizes = [raised(t, 2) for t in leaves]
+        squares = [s.mantissa for s in sizes]
         (whole, more), slopes = jax.value_and_grad(objective, has_aux=True)(squares)
         # No score exceeds the whole. The exponent is applied as far as that stays in the middle of its type's range.
         types = [jnp.finfo(t.dtype) for t in [whole, *leaves]]
@@ -97,4 +101,4 @@ def path_exclusion(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, pool: str = 
     with jax.default_matmul_precision("highest"):
         start = (zeros([jnp.zeros(out.shape[1:], out.dtype)]), jnp.asarray(NOTHING, jnp.int32))
         state, _ = fold(energy, start, stream, leaves, masks)
-        return finite(rebuild(evaluate(score, state, leaves, masks)), "path_exclusion")
+        return finite(rebuild(evaluate(score, state, leaves)), "path_exclusion")

@@ -379,8 +379,12 @@ def test_wrong_data_are_named(score, relus):
         score(relu_net, {**params, "b": params["b"] * jnp.nan}, X)
     with pytest.raises(ValueError, match="leaf 'c' is missing"):
         score(relu_net, params, X, masks={"a": params["a"] > 0, "b": params["b"] > 0})
-    with pytest.raises(FloatingPointError, match="not finite"):
-        score(relu_net, jax.tree.map(lambda v: v * jnp.float32(1e30), narrow(params)), narrow(X))
+    huge = jax.tree.map(lambda v: v * jnp.float32(1e30), narrow(params))
+    if score is path_exclusion:     # squares that float32 does not hold are over a power of two
+        assert all(np.isfinite(s).all() and s.any() for s in jax.tree.leaves(score(relu_net, huge, narrow(X))))
+    else:
+        with pytest.raises(FloatingPointError, match="not finite"):
+            score(relu_net, huge, narrow(X))
 
 
 def test_wrong_streams_of_inputs_are_named(relus):

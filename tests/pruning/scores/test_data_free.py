@@ -224,11 +224,27 @@ def test_scores_beyond_float32_prune_as_in_float64(params):
     assert all((a == b).all() for a, b in zip(jax.tree.leaves(narrow), jax.tree.leaves(wide), strict=True))
 
 
+@pytest.mark.parametrize("size", [1e25, 1e-25])
+def test_squares_of_weights_that_float32_does_not_hold_are_scored_like_any_others(params, size):
+    # Without biases one factor for all kernels leaves the order of their scores as it is.
+    bare = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf.astype(jnp.float32) * np.float32("bias" not in jax.tree_util.keystr(path)), params)
+    scaled, ones = jax.tree.map(lambda p: p * jnp.float32(size), bare), ONES.astype(jnp.float32)
+    for variant in ("paper", "conserved", "released"):
+        def score(p, variant=variant):
+            return synflow_l2(network, p, ones, variant=variant)
+        a, b = (prune(score, tree, density=0.5) for tree in (bare, scaled))
+        assert (a.zero_scores, b.zero_scores) == (0, 0)
+        assert all((x == y).all() for x, y in zip(jax.tree.leaves(a.masks), jax.tree.leaves(b.masks), strict=True))
+
+
 def test_scores_that_are_not_finite_are_an_error_alone_and_inside_prune(params):
     """Squares of weights beyond 1e19 do not fit into float32."""
     huge = jax.tree.map(lambda p: (1e25 * p).astype(jnp.float32), params)
-    ones = ONES.astype(jnp.float32)
-    with pytest.raises(FloatingPointError, match=r"synflow_l2.* gives scores that are not finite.*float64"):
-        synflow_l2(network, huge, ones)
+
+    def loss(p):
+        return (network(p, ONES.astype(jnp.float32)) ** 2).sum()
+    with pytest.raises(FloatingPointError, match=r"snip gives scores that are not finite.*float64"):
+        snip(loss, huge)
     with pytest.raises(FloatingPointError, match=r"scores are (infinite|NaN) at step 1 in .*float64"):
-        prune(lambda p: synflow_l2(network, p, ones), huge, density=0.5)
+        prune(lambda p: snip(loss, p), huge, density=0.5)

@@ -1,0 +1,208 @@
+"""Traces of the path kernel and of its gated parts as mantissas and exponents, in range at any depth.
+
+With φ = θ² the trace is a derivative of the path polynomial along what trains, t ∈ {0, 1}^m:
+
+    Tr Π = d/dε R_2(φ + ε t),   and over parameters that may lie twice on a path also Σ_j φ_j ∂²R_2/∂φ_j²
+
+So the polynomial is evaluated on truncated power series in ε. Each of their coefficients is a scaled array with its own
+exponent, and all terms are positive: nothing overflows, and nothing vanishes beside what does not belong to it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from pkjax.network import Network
+from pkjax.path_kernel.gram import floating_leaves, make_problem
+from pkjax.paths.evaluation import evaluate_paths
+from pkjax.paths.exponents import (
+    NOTHING,
+    Scaled,
+    added,
+    beyond,
+    combined,
+    log_of,
+    multiplied,
+    normalized,
+    plain,
+    raised,
+)
+from pkjax.paths.interpreter import PathSum
+from pkjax.paths.polynomial import network_tied, recorded_gates
+from pkjax.paths.scaled import ScaledPolynomial
+from pkjax.programs.checks import REMEDY
+from pkjax.trees import is_floating
+
+__all__ = ["Number", "check_range", "check_size", "gated_trace_number", "measured", "trace_number"]
+
+Series = tuple[Scaled | None, ...]
+"""Coefficients of 1, ε, ε² …; None where one is 0 whatever the numbers."""
+
+
+class Number(NamedTuple):
+    """A number mantissa · 2^exponent, of which the mantissa lies between 1 and 2, or is 0."""
+
+    mantissa: Array
+    exponent: Array
+
+    @property
+    def value(self) -> Array:
+        """The number in its type: infinity or 0 where it is outside of that type's range."""
+        return plain(self.mantissa, self.exponent)
+
+
+class SeriesPolynomial(ScaledPolynomial):
+    """The path polynomial on truncated power series."""
+
+    def __init__(self, gates: Sequence[Any] | None, natural_max: bool):
+        super().__init__(2, gates, natural_max, True)
+
+    def lift(self, constant: Any) -> Any:
+        """Return |c|²."""
+        return (super().lift(constant),)
+
+    def linear(self, op: str, fn: Callable[..., Any], operands: Sequence[PathSum]) -> Any:
+        """Apply the operation, coefficient by coefficient."""
+        orders = range(max(len(s.value) for s in operands))
+
+        def of_order(n: int) -> Scaled | None:
+            terms = [s.value[n] if n < len(s.value) else None for s in operands]
+            if all(t is None for t in terms):
+                return None
+            return combined(op, fn, [_zero(s) if t is None else t for s, t in zip(operands, terms, strict=True)], True)
+
+        return tuple(map(of_order, orders))
+
+    def bilinear(self, op: str, fn: Callable[..., Any], a: PathSum, b: PathSum) -> Any:
+        """Multiply the two series, up to the degree of the longer one."""
+        degree = max(len(a.value), len(b.value)) - 1
+
+        def of_order(n: int) -> Scaled | None:
+            pairs = [(x, y) for i, x in enumerate(a.value) for j, y in enumerate(b.value)
+                     if i + j == n and x is not None and y is not None]
+            terms = [multiplied(fn, x, y, True) for x, y in pairs]
+            return combined("add", lambda *vs: sum(vs[1:], vs[0]), terms, True) if terms else None
+
+        return tuple(map(of_order, range(degree + 1)))
+
+    def gated(self, operand: PathSum, gate: Callable[[], Any]) -> Any:
+        """Multiply by the next of the given gates."""
+        used, coefficients = self.used, []
+        for held in operand.value:
+            self.used = used
+            coefficients.append(None if held is None else super().gated(replace(operand, value=held), gate))
+        return tuple(coefficients)
+
+
+def _zero(like: PathSum) -> Scaled:
+    return Scaled(jnp.zeros(like.shape, like.dtype), jnp.asarray(NOTHING, jnp.int32))
+
+
+def trace_number(network: Network, z: Array) -> Number:
+    """Tr Π of a network that has been read, with start values z."""
+    return _trace(network, z, None)
+
+
+def gated_trace_number(network: Network, X: Array, batch_size: int = 16) -> Number:
+    """The gated path trace, of which ``batch_size`` examples are taken at a time."""
+    def trace_over(examples: Array) -> Number:
+        return _trace(network, examples, tuple(g**2 for g in recorded_gates(network, examples)[1]), squared=True)
+
+    size = max(1, min(batch_size, len(X)))
+    whole = len(X) - len(X) % size
+    parts = jax.lax.map(trace_over, X[:whole].reshape(-1, size, *X.shape[1:]))
+    if whole < len(X):
+        parts = jax.tree.map(lambda many, one: jnp.append(many, one[None]), parts, trace_over(X[whole:]))
+    return Number(*added(*parts))
+
+
+def _trace(network: Network, x: Array, gates: Sequence[Array] | None, squared: bool = False) -> Number:
+    leaves = jax.tree.leaves(network.params)
+    phi = [raised(leaf, 2) if is_floating(leaf) else None for leaf in leaves]
+    one = jnp.zeros((), jnp.int32)
+
+    def signal(value: Array) -> Series:
+        return (raised(value, 2) if squared else normalized(Scaled(value, one), True),)
+
+    def coefficient(order: int, directions: Sequence[Array | None]) -> Number:
+        """Sum over examples and outputs of the coefficient of ε^order of R_2(φ + ε · directions)."""
+        def source(i: int, leaf: Array) -> Series:
+            along = directions[i]
+            return (phi[i], None if along is None else Scaled(along, one), *(None,) * (order - 1))
+
+        def release(series: Series) -> Number:
+            held = series[order] if order < len(series) else None
+            return Number(jnp.zeros(network.size, network.fn.out.dtype), jnp.asarray(NOTHING, jnp.int32)) if (
+                held is None) else Number(held.mantissa[0], held.exponent)
+
+        each = evaluate_paths(SeriesPolynomial, network, x, gates, "sum", signal, release, source)
+        return Number(*added(each.mantissa.sum(1), each.exponent))
+
+    train = [None if entries is None or not is_floating(leaf) else
+             jnp.broadcast_to(jnp.asarray(entries), jnp.shape(leaf)).astype(leaf.dtype)
+             for entries, leaf in zip(network.entries, leaves, strict=True)]
+    parts = [coefficient(1, train)]
+    for n, (twice, along) in enumerate(zip(network_tied(network), train, strict=True)):
+        if twice and along is not None and along.size:
+            def curvature(j: Array, n: int = n, along: Array = along) -> Number:
+                unit = jnp.zeros_like(along).ravel().at[j].set(along.ravel()[j]).reshape(along.shape)
+                second = coefficient(2, [unit if i == n else None for i in range(len(leaves))])
+                at = phi[n]
+                assert at is not None
+                return Number(2 * second.mantissa * at.mantissa.ravel()[j].astype(second.mantissa.dtype),
+                              second.exponent + at.exponent)
+            parts.append(Number(*added(*jax.lax.map(curvature, jnp.arange(along.size), batch_size=64))))
+    dtype = jnp.result_type(*floating_leaves(network))
+    mantissa, exponent = added(*(jnp.stack(each) for each in zip(*parts, strict=True)))
+    return Number(mantissa.astype(dtype), exponent)
+
+
+@jax.jit
+def _measured(network: Network, z: Array) -> tuple[Number, Array, Array]:
+    number = trace_number(network, z)
+    return number, number.value, log_of(*number)
+
+
+def measured(network: Network, z: Array) -> tuple[Number, Array, Array]:
+    """Tr Π as mantissa and exponent, as a plain number, and its natural logarithm."""
+    number, value, logarithm = _measured(network, z)
+    return Number(*number), value, logarithm
+
+
+@jax.jit
+def _compared(network: Network, z: Array) -> tuple[Number, Array, Array]:
+    """Tr Π, and that part of it which comes from a gradient in the parameters' type."""
+    problem = make_problem(network, z)
+    slopes = jax.grad(problem.objective)([leaf**2 for leaf in problem.leaves])
+    number = trace_number(network, z)
+    dtype = number.mantissa.dtype
+    parts = [jnp.where(t, g, 0).sum().astype(dtype) for t, g in zip(problem.train, slopes, strict=True)]
+    return number, number.value, sum(parts, jnp.zeros((), dtype))
+
+
+def check_size(network: Network, z: Array) -> None:
+    """Raise FloatingPointError where products with G are outside of their type's range (traced networks pass).
+
+    They are where Tr Π is, or where numbers on the way to it overflow or vanish.
+    """
+    if any(isinstance(v, jax.core.Tracer) for v in jax.tree.leaves((network, z))):
+        return
+    number, value, plainly = _compared(network, z)
+    number = Number(*number)
+    check_range(number, value.dtype, "Tr Π")
+    if not float(value) / 100 <= float(plainly) < np.inf:      # a part alone, where weights are tied
+        raise FloatingPointError(f"numbers on the way to Π are outside of what {value.dtype} holds: {REMEDY}")
+
+
+def check_range(number: Number, dtype: Any, what: str) -> None:
+    """Raise FloatingPointError where a number is outside of the normal numbers of a type (traced ones pass)."""
+    decades = beyond(number.mantissa, number.exponent, dtype)
+    if decades is not None:
+        raise FloatingPointError(
+            f"{what} is 10^{decades:.4g}, {'above' if decades > 0 else 'below'} what {jnp.dtype(dtype)} holds: "
+            f"{REMEDY}; path_kernel.trace with log=True gives the logarithm of Tr Π at any size")
