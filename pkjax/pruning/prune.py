@@ -105,8 +105,8 @@ def prune(
 
     Warns:
         EmptiedLayerWarning: a layer has lost all its weights.
-        ZeroScoresWarning: scores of exactly 0 decide what is kept: a leaf of zeros stands behind them, or weights with
-            a score of 0 are kept while others are pruned.
+        ZeroScoresWarning: scores of exactly 0 decide what is kept: a leaf of zeros stands behind them, or half of all
+            scores or more are 0, and some of their weights are kept while others are pruned.
 
     Source: Tanaka et al. 2020, algorithm 1; Gebhart et al. 2021, appendix A.4.1.
 

@@ -37,7 +37,7 @@ class ZeroScoresWarning(UserWarning):
 
 def warn_of_zero_scores(zeros: np.ndarray, kept: np.ndarray, total: int, params: PyTree,
                         count: Callable[[PyTree], int] | None) -> None:
-    """Warn where weights with a score of 0 are pruned because a leaf is 0, or while others with a score of 0 are kept.
+    """Warn where weights with a score of 0 are pruned because a leaf is 0, or as most are, while others of 0 are kept.
 
     Args:
         zeros: (steps, leaves), live scores of 0.
@@ -52,7 +52,7 @@ def warn_of_zero_scores(zeros: np.ndarray, kept: np.ndarray, total: int, params:
     first = int(zeros[0].sum())
     behind = leaves_behind(params, first, count) if first and count is not None else []
     names = behind if count is not None else [name for name, _ in _empty(params)]
-    if not names and not left:
+    if not names and not (left and 2 * first >= total):      # a few dead weights, which none knows better than others
         return
     told = f"{first:,} of {total:,} scores are exactly 0"
     if left:

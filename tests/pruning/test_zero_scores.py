@@ -58,6 +58,7 @@ def test_nothing_is_said_where_zeros_decide_nothing():
     with warnings.catch_warnings(action="error"):
         assert pk.prune(synflow, dead, density=0.5).zero_scores == 4
         assert pk.prune(synflow, dead, density=0.1, steps=3).zero_scores == 4
+        assert pk.prune(synflow, dead, density=0.95).zero_scores == 4       # of which two are kept
         assert pk.prune(synflow, weights(0, 1), density=1.0).zero_scores == 16
         assert pk.prune(pk.magnitude, weights(0, 0), density=0.5).zero_scores == 0
 
