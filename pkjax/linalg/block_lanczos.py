@@ -47,8 +47,8 @@ def block_lanczos(multiply: Callable[[np.ndarray], np.ndarray], dimension: int, 
         multiply: maps a block of rows (block, dimension) to the operator's products with them.
         dimension: dimension of the operator.
         k: number of pairs.
-        block: rows per block. A search that finds copies which the searches before it missed doubles them for the next,
-        most_rows: up to this many; None means no more than ``block``.
+        block: rows per block. A search that finds copies which those before it missed doubles them for the next one.
+        most_rows: the number of rows at which that ends; None means ``block``.
         tolerance: the residual, relative to the largest eigenvalue, at which a pair has converged.
         most_products: stop after this many products with single vectors; None means 60 k + 3000.
         seed: seed of the random starting blocks.
@@ -72,17 +72,18 @@ def block_lanczos(multiply: Callable[[np.ndarray], np.ndarray], dimension: int, 
     search = _Search(multiply, dimension, tolerance, 60 * k + 3000 if most_products is None else most_products,
                      np.random.default_rng(seed))
     locked, values, residuals = np.zeros((0, dimension)), np.zeros(0), np.zeros(0)
-    complete = False
+    complete, more = False, 1
     while not complete and len(locked) < dimension:
-        # Once k pairs are locked, one value above the k-th is enough to go on.
-        missing = max(k - len(locked), 1)
+        # Once k pairs are locked, one value above the k-th is enough to go on; then twice as many, rows and pairs.
+        missing = max(k - len(locked), more)
         floor = np.sort(values)[-k] if len(locked) >= k else -np.inf
         fresh = search.run(locked, missing, min(block, dimension - len(locked)), floor)
         if fresh is None:
             complete = True
         else:
             new_values, new_vectors, new_residuals = fresh
-            block = min(2 * block, most_rows) if len(locked) else block
+            if len(locked):
+                block, more = min(2 * block, most_rows), 2 * more
             locked = np.concatenate([locked, new_vectors])
             values, residuals = np.append(values, new_values), np.append(residuals, new_residuals)
             if search.spent >= search.most:
