@@ -10,7 +10,6 @@ import pytest
 
 from tests.cases import FLOAT, normal
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 KEY = jax.random.key(0)
 WEIGHTS = {"a": normal(0, (3, 4)), "b": normal(1, (4,)), "c": normal(2, (4, 2))}
