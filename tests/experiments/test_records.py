@@ -109,6 +109,14 @@ BAD = {
     "no history": ({"history": "remove"}, "it lacks 'history'"),
     "an empty history": ({"history": []}, "its history is empty"),
     "a history of null": ({"history": [{"epoch": 0, "ln_trace_pi": None}]}, "its history holds"),
+    "a history of truth values": ({"history": [{"epoch": 0, "ln_trace_pi": True}]}, "its history holds"),
+    "a number that no column takes": ({"history": [{"epoch": 0, "ln_trace_pi": 10**400}]}, "its history holds"),
+    "a text for a number": ({"initial": {"trace_ntk": "abc"}}, "its trace_ntk is 'abc', where numbers belong"),
+    "null for a number": ({"initial": {"trace_ntk": None}}, "its trace_ntk is None, where numbers belong"),
+    "a list for a number": ({"steps": [1]}, "its steps is [1], where numbers belong"),
+    "an integer beyond 64 bits": ({"steps": 2**63}, f"its steps is {2**63}, where numbers belong"),
+    "a text for shares": ({"spectra": {"captured": "abc"}}, "its captured is 'abc', where numbers belong"),
+    "a table for shares": ({"spectra": {"captured": [[1.0]]}}, "its captured is [[1.0]], where numbers belong"),
     "a history without traces": ({"history": [{"epoch": 0}]}, "it lacks 'ln_trace_pi'"),
     "no pruning": ({"pruning": None}, "record.json is not the record of a run"),
 }
@@ -123,7 +131,7 @@ def test_what_is_not_the_record_of_its_run_is_refused_by_name_everywhere(results
 
 def refused(results, message, named):
     for read in (records.table, records.epochs_table, records.export, lambda folder: sweeps.sweep(RUNS, folder)):
-        with pytest.raises(ValueError, match=message.replace("(", r"\(")) as info:
+        with pytest.raises(ValueError, match=message.replace("(", r"\(").replace("[", r"\[")) as info:
             read(results)
         assert named in str(info.value)
 
