@@ -39,7 +39,7 @@ class Checkpoints:
         Raises:
             ValueError: there is a file of that name, or what is in the folder cannot be read.
         """
-        self._folder = Path(folder)
+        self._folder = Path(folder).absolute()
         self._identity = Identity(**json.loads(json.dumps(identity._asdict(), default=float)))
         self._manager = _manager(self._folder, create=True)
 

@@ -136,6 +136,30 @@ def test_a_checkpoint_of_another_training_is_refused_by_what_differs(kept, name)
         train(kept[0], **changes)
 
 
+def test_a_checkpoint_of_another_measure_is_refused_by_name(kept, tmp_path):
+    with pytest.raises(ValueError, match=r"other measurements, norm nothing, not 1\.0 before training"):
+        train(kept[0], measure=lambda params, state: {"norm": 1.0})
+    train(tmp_path, measure=lambda params, state: {"norm": jnp.float32(1.0), "nan": np.nan})
+    again = train(tmp_path, measure=lambda params, state: {"nan": jnp.nan, "norm": 1.0 + 1e-6})
+    assert [row["norm"] for row in again.history] == [1.0, 1.0]
+    for other in ({"norm": 2.0, "nan": np.nan}, {"norm": 1.0, "nan": 0.0}, {"norm": 1.0}):
+        with pytest.raises(ValueError, match=r"other measurements, .* before training: use the same measure"):
+            train(tmp_path, measure=lambda params, state, other=other: other)
+
+
+def test_a_checkpoint_stays_in_its_folder_wherever_the_process_goes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+
+    def moving(params, state):
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        return {}
+
+    train("run", measure=moving)
+    assert (tmp_path / "run" / "manifest.json").exists()
+    assert len(restore(tmp_path / "run").history) == 2
+
+
 def test_what_changes_nothing_is_the_same_training(kept, copy):
     aside = (dataclasses.replace(DATA[0], pixels=DATA[0].pixels[::-1].copy()[::-1], labels=DATA[0].labels.astype(int)),
              DATA[1])
