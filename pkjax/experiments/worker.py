@@ -30,9 +30,11 @@ from pkjax.experiments.runs import run
 from pkjax.experiments.settings import Settings
 from pkjax.training.checkpoints import CheckpointError
 
-__all__ = ["IMAGES", "PARTIAL", "failure", "main", "tail", "work"]
+__all__ = ["IMAGES", "PARTIAL", "UNABLE", "failure", "main", "tail", "work"]
 
 PARTIAL, IMAGES = "partial", "images"
+UNABLE = 86
+"""Exit code of a worker that cannot start or write a record; a run that ends its process may use any of the usual."""
 TAIL = 4000
 """Bytes of a worker's standard error stream that a record keeps at most."""
 
@@ -56,7 +58,7 @@ def main(output: str, slot: int, workers: int) -> None:
             _record(Settings(**json.loads(line)), Path(output))
     except BaseException:      # not a failure of the run, but of this process, such as a full disk
         traceback.print_exc()
-        code = 1
+        code = UNABLE
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)      # no library's threads are waited for
