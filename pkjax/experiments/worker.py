@@ -5,6 +5,7 @@ a run is done: nothing is handed over, so neither side ever waits for the other 
 the parent, and ends the process at once, wherever it is; an empty line ends it between two runs.
 """
 
+import errno
 import json
 import os
 import queue
@@ -112,8 +113,14 @@ def work(settings: Settings, folder: Path | None) -> tuple[dict[str, Any], PyTre
             shutil.rmtree(checkpoint or "")
             record, masks = run(settings, load=_loader(folder), checkpoint=checkpoint)
     except (Exception, SystemExit) as error:  # whatever a run raises is its result; the sweep continues
+        if isinstance(error, OSError) and error.errno in _DISK:
+            raise
         return failure(settings, f"{type(error).__name__}: {error}", traceback.format_exc(), environment()), None
     return record, jax.tree.map(np.asarray, masks)
+
+
+_DISK = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""Errors of a disk that is full or broken: no run can be blamed for them."""
 
 
 def failure(settings: Settings, error: str, trace: str, where: dict[str, str], stderr: str = "") -> dict[str, Any]:

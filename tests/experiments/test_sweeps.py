@@ -331,6 +331,31 @@ def test_a_worker_that_cannot_write_its_record_stops_the_sweep_and_no_run_fails(
     assert records.recorded(tmp_path / "s") == (set(), set())
 
 
+def fills(chosen, folder):
+    def full(*_, **__):
+        raise ValueError("RESOURCE_EXHAUSTED: No space left on device")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("orbax.checkpoint.CheckpointManager.save", full)
+        return ORDINARY(chosen, folder)
+
+
+def test_no_run_fails_on_a_full_disk(tmp_path, monkeypatch):
+    starting(monkeypatch, "fills")
+    with pytest.raises(ChildProcessError, match=r"cannot be written .ValueError: RESOURCE_EXHAUSTED: No space left"):
+        sweeps.sweep(SWEPT[:1], tmp_path / "r")
+    assert records.recorded(tmp_path / "r") == (set(), set())
+
+
+@pytest.mark.parametrize("workers", [0, True])
+def test_arguments_of_no_sweep_are_refused_before_anything_runs(tmp_path, workers):
+    with pytest.raises(ValueError, match=f"workers must be a whole number of at least 1, got {workers}"):
+        sweeps.sweep(SWEPT[:1], tmp_path / "r", workers=workers)
+    with pytest.raises(ValueError, match="is not UTF-8"):
+        sweeps.sweep(SWEPT[:1], tmp_path / "\udcff")
+    assert not list(tmp_path.iterdir())
+
+
 def test_equal_settings_are_one_run(undisturbed):
     again = Settings(**{**TINY, "prune_steps": None, "traces": 2}, compression=0, drops=())
     assert sweeps.sweep([*SWEPT, again, SWEPT[0], *SWEPT], undisturbed) == (0, 0, 4)

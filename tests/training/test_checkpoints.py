@@ -147,6 +147,23 @@ def test_a_checkpoint_of_another_measure_is_refused_by_name(kept, tmp_path):
             train(tmp_path, measure=lambda params, state, other=other: other)
 
 
+def test_a_checkpoint_that_cannot_be_written_is_one_clear_error_and_the_last_one_stays(copy, kept, monkeypatch):
+    def full(*_, **__):
+        raise ValueError("RESOURCE_EXHAUSTED: No space left on device [os_error_code='28']\nand more")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("orbax.checkpoint.CheckpointManager.save", full)
+        with pytest.raises(OSError, match=r"of epoch 2 cannot be written \(ValueError: RESOURCE.*'28'\]\): ") as info:
+            train(copy, epochs=None)
+        assert info.value.filename == str(copy)
+    assert same(restore(copy).params, kept[1].params)
+
+
+def test_a_folder_that_no_checkpoint_can_be_written_to_is_refused_first(tmp_path):
+    with pytest.raises(ValueError, match=r"udcff' is not UTF-8, which checkpoints need: name another folder"):
+        train(tmp_path / "\udcff")
+
+
 def test_a_checkpoint_stays_in_its_folder_wherever_the_process_goes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "elsewhere").mkdir()
