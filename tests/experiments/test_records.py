@@ -86,6 +86,21 @@ def test_diverged_runs_are_left_out_of_figures_and_findings_with_their_number(re
     assert "1 diverged run left out" in figures.figure3(older).get_supxlabel().replace("\n", " ")
 
 
+def test_figures_of_failed_runs_alone_say_that_all_failed(tmp_path):
+    table = records.table(write(tmp_path, *map(failure, RUNS[:2])))
+    for draw in (figures.figure1, figures.figure2, figures.figure3, figures.predictors, figures.captured, judge_claims):
+        with pytest.raises(ValueError, match="all 2 runs of the table failed"):
+            draw(table)
+
+
+@pytest.mark.parametrize("column", ["weight_change", "diverged"])
+def test_a_column_without_numbers_is_refused_by_name(results, column):
+    table = records.table(results).astype({column: object})
+    table.loc[0, column] = "no"
+    with pytest.raises(ValueError, match=f"the column '{column}' of the table of runs does not hold numbers"):
+        figures.figure2(table)
+
+
 def tampered(path, **changes):
     content = json.loads(path.read_text())
     path.write_text(json.dumps({name: value for name, value in {**content, **changes}.items() if value != "remove"}))
