@@ -210,10 +210,10 @@ def _check_files(folder: Path) -> None:
         raise _DamageError(f"{MANIFEST} is not what was written")
     epoch = manifest["epoch"]
     step = folder / str(epoch)
+    if any(later.name.isdecimal() and int(later.name) > epoch for later in folder.iterdir()):
+        return      # the process ended once a later one was complete, in the middle of deleting this one perhaps
     if not step.is_dir():
-        if not any(later.name.isdecimal() and int(later.name) > epoch for later in folder.iterdir()):
-            raise _DamageError(f"the folder of epoch {epoch} is missing")
-        return
+        raise _DamageError(f"the folder of epoch {epoch} is missing")
     have = _files(step)
     for name, content in manifest["files"].items():
         if name not in have:

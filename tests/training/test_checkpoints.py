@@ -159,6 +159,15 @@ def test_a_checkpoint_that_cannot_be_written_is_one_clear_error_and_the_last_one
     assert same(restore(copy).params, kept[1].params)
 
 
+def test_a_kill_while_the_last_checkpoint_is_deleted_loses_nothing(copy, tmp_path):
+    done = train(shutil.copytree(copy, tmp_path / "later"), epochs=None)
+    shutil.copytree(tmp_path / "later" / "2", copy / "2")       # complete, and the manifest is that of epoch 1
+    (copy / "1" / "_CHECKPOINT_METADATA").unlink()
+    for again in (restore(copy), train(copy, epochs=None), restore(copy)):
+        assert len(again.history) == 3
+        assert same(again.params, done.params)
+
+
 def test_a_folder_that_no_checkpoint_can_be_written_to_is_refused_first(tmp_path):
     with pytest.raises(ValueError, match=r"udcff' is not UTF-8, which checkpoints need: name another folder"):
         train(tmp_path / "\udcff")
