@@ -86,7 +86,8 @@ def _operator(name: str) -> Any:
 
 
 _TWO = ("add", "sub", "mul", "truediv", "floordiv", "mod", "divmod", "pow", "matmul")
-for _name in (*_TWO, *(f"r{name}" for name in _TWO), "neg", "pos", "abs", "lt", "le", "gt", "ge", "eq", "ne"):
+_COMPARING = ("lt", "le", "gt", "ge", "eq", "ne", "contains")
+for _name in (*_TWO, *(f"r{name}" for name in _TWO), *_COMPARING, "neg", "pos", "abs"):
     setattr(Images, f"__{_name}__", _operator(f"__{_name}__"))
 
 # A tree of one array, so that JAX's transformations take images as an argument.

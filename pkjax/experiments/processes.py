@@ -15,7 +15,7 @@ from pathlib import Path
 from pkjax.experiments.environment import versions
 from pkjax.experiments.records import FAILED, RUNS, write_failure
 from pkjax.experiments.settings import Settings
-from pkjax.experiments.worker import failure, tail
+from pkjax.experiments.worker import UNABLE, failure, tail
 
 __all__ = ["run_locally"]
 
@@ -27,14 +27,19 @@ PATIENCE = 30.0
 """Seconds that an idle worker may take to end."""
 TRIES = 2
 """How often a run is begun whose process dies."""
-START = """
-import ctypes, json, signal, sys
-signal.signal(signal.SIGINT, signal.SIG_IGN)
-if sys.platform == "linux":
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-sys.path[:], arguments = json.loads(sys.argv[1])
-from pkjax.experiments.worker import main
-main(*arguments)
+START = f"""
+import os, traceback
+try:
+    import ctypes, json, signal, sys
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    sys.path[:], arguments = json.loads(sys.argv[1])
+    from pkjax.experiments.worker import main
+    main(*arguments)
+except BaseException:
+    traceback.print_exc()
+    os._exit({UNABLE})
 """
 """What a worker runs: a command line, so that it imports nothing of the user's script.
 
@@ -149,7 +154,7 @@ def run_locally(pending: Sequence[Settings], output: Path, workers: int
 def _died(settings: Settings, code: int, worker: _Worker, begun: int) -> str | None:
     """Record the failure of a run whose process died, and say so; None where it may be begun once more."""
     stderr = tail(worker.log.fileno())
-    if code == 1:       # Python could not start, or the worker met an error outside of its run
+    if code == UNABLE:
         last = stderr.strip().splitlines()[-1:] or ["nothing on its standard error stream"]
         raise ChildProcessError(f"a worker process cannot work: {last[0]}")
     if begun < TRIES:

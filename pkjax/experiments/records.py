@@ -123,9 +123,27 @@ def _check(record: dict[str, Any], key: str, status: str) -> None:
         if not record["history"]:
             raise ValueError("its history is empty")
         for row in record["history"]:
-            if "epoch" not in row or not all(isinstance(value, int | float) for value in row.values()):
+            if "epoch" not in row or not all(map(_is_number, row.values())):
                 raise ValueError(f"its history holds {row}, where numbers with their names belong")
-    _row(record)
+    elif not isinstance(record["error"], str):
+        raise ValueError(f"its error is {record['error']!r}, where a text belongs")
+    for name, value in _row(record).items():
+        numbers = value if name == "captured" else [value]
+        unmeasured = value is None and name in _SPECTRA
+        if not (name in {*record["settings"], *_TEXTS} or unmeasured or (
+                isinstance(numbers, list) and all(map(_is_number, numbers)))):
+            raise ValueError(f"its {name} is {value!r}, where numbers belong")
+
+
+_TEXTS = {"key", "status", "error", "broken_claims", "diverged"}
+"""Columns that do not hold numbers, beside the settings."""
+_SPECTRA = {"bound", "captured", "effective_rank", "per_index"}
+"""Columns without a value where the spectra were not measured."""
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value is a number that a column of a table takes."""
+    return isinstance(value, float) or (type(value) is int and abs(value) < 2**63)
 
 
 def table(results: Path | str) -> "pd.DataFrame":

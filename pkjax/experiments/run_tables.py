@@ -68,15 +68,15 @@ def succeeded(table: "DataFrame", *columns: str) -> tuple[Any, int]:
     Raises:
         ValueError: the table has no runs, all its runs failed, or it lacks one of `columns`, which the error names.
     """
-    missing = [name for name in columns if name not in table.columns]
-    if missing:
-        raise ValueError(f"the table of runs lacks {', '.join(map(repr, missing))}")
     if len(table) == 0:
         raise ValueError("the table has no runs")
     good = table["status"].ne("failed").to_numpy(bool, na_value=True) if "status" in table.columns else \
         np.ones(len(table), bool)
     if not good.any():
         raise ValueError(f"all {len(table)} runs of the table failed")
+    missing = [name for name in columns if name not in table.columns]      # failed runs alone have few columns
+    if missing:
+        raise ValueError(f"the table of runs lacks {', '.join(map(repr, missing))}")
     return table[good], int(np.sum(~good))
 
 
@@ -84,7 +84,7 @@ def diverging(runs: Any) -> np.ndarray:
     """Tell which runs diverged: by the column `diverged`, or because an outcome of training is NaN or infinite."""
     marked = np.zeros(len(runs), bool)
     if "diverged" in runs.columns:
-        marked |= runs["diverged"].to_numpy(dtype=np.float64, na_value=0.0) != 0
+        marked |= np.nan_to_num(floats(runs, "diverged")) != 0
     for name in QUANTITIES:
         if name in runs.columns:
             marked |= ~np.isfinite(floats(runs, name))
@@ -92,8 +92,15 @@ def diverging(runs: Any) -> np.ndarray:
 
 
 def floats(runs: Any, column: str) -> np.ndarray:
-    """Return a column as float64, with NaN where it has no value."""
-    return runs[column].to_numpy(dtype=np.float64, na_value=np.nan)
+    """Return a column as float64, with NaN where it has no value.
+
+    Raises:
+        ValueError: the column holds something else than numbers.
+    """
+    try:
+        return runs[column].to_numpy(dtype=np.float64, na_value=np.nan)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ValueError(f"the column {column!r} of the table of runs does not hold numbers: {error}") from error
 
 
 def _natural(name: object) -> list[Any]:

@@ -279,4 +279,4 @@ def _fitting(name: str, value: Any, annotation: Any) -> Any:
                                                               if kind in allowed)
     if type(value).__name__ != wanted:
         raise TypeError(f"{name} must be {wanted}, got {value!r}")
-    return value
+    return value + 0.0 if isinstance(value, float) else value      # -0.0 is 0.0

@@ -13,6 +13,7 @@ from pkjax.experiments.settings import Settings, unique
 from pkjax.experiments.worker import IMAGES, PARTIAL
 from pkjax.extras import needed
 from pkjax.tables import Progress, reporter
+from pkjax.training.checkpoints import check_folder
 
 __all__ = ["Outcome", "sweep"]
 
@@ -55,13 +56,13 @@ def sweep(runs: Sequence[Settings], output: Path | str, *, workers: int = 1, ray
         how many runs this call did, how many of them failed, and how many were recorded before.
 
     Raises:
-        ValueError: there is less than one worker, the address or the number of GPUs is malformed, or the folder holds
-            a record that cannot be read; the message names it.
+        ValueError: there is less than one worker, the address or the number of GPUs is malformed, the folder's name is
+            not UTF-8, or it holds a record that cannot be read; the message names it.
         NotADirectoryError: `output` is a file.
         BlockingIOError: another sweep is writing to the folder.
         ImportError: filelock or Ray is missing; the message names the extra.
         ConnectionError: there is no cluster.
-        ChildProcessError: a worker cannot start or cannot write its records.
+        ChildProcessError: a worker cannot start or cannot write its records or checkpoints, as on a full disk.
 
     Source: Gebhart, Saxena and Schrater (2021), section 5, is such a sweep.
 
@@ -71,11 +72,12 @@ def sweep(runs: Sequence[Settings], output: Path | str, *, workers: int = 1, ray
         ...     sweep([], folder)
         Outcome(run=0, failed=0, before=0)
     """
-    if workers < 1:
-        raise ValueError(f"workers must be at least 1, got {workers}")
+    if type(workers) is not int or workers < 1:
+        raise ValueError(f"workers must be a whole number of at least 1, got {workers!r}")
     if not 0 <= gpus < float("inf"):
         raise ValueError(f"gpus must be a number of at least 0, got {gpus}")
     output, runs, tell = Path(output).absolute(), unique(runs), reporter(progress)
+    check_folder(output)
     with _alone(output):
         _tidy(output)
         check_records(output, again={settings.key for settings in runs})

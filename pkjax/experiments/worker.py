@@ -5,6 +5,7 @@ a run is done: nothing is handed over, so neither side ever waits for the other 
 the parent, and ends the process at once, wherever it is; an empty line ends it between two runs.
 """
 
+import errno
 import json
 import os
 import queue
@@ -30,9 +31,11 @@ from pkjax.experiments.runs import run
 from pkjax.experiments.settings import Settings
 from pkjax.training.checkpoints import CheckpointError
 
-__all__ = ["IMAGES", "PARTIAL", "failure", "main", "tail", "work"]
+__all__ = ["IMAGES", "PARTIAL", "UNABLE", "failure", "main", "tail", "work"]
 
 PARTIAL, IMAGES = "partial", "images"
+UNABLE = 86
+"""Exit code of a worker that cannot start or write a record; a run that ends its process may use any of the usual."""
 TAIL = 4000
 """Bytes of a worker's standard error stream that a record keeps at most."""
 
@@ -56,7 +59,7 @@ def main(output: str, slot: int, workers: int) -> None:
             _record(Settings(**json.loads(line)), Path(output))
     except BaseException:      # not a failure of the run, but of this process, such as a full disk
         traceback.print_exc()
-        code = 1
+        code = UNABLE
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)      # no library's threads are waited for
@@ -110,8 +113,14 @@ def work(settings: Settings, folder: Path | None) -> tuple[dict[str, Any], PyTre
             shutil.rmtree(checkpoint or "")
             record, masks = run(settings, load=_loader(folder), checkpoint=checkpoint)
     except (Exception, SystemExit) as error:  # whatever a run raises is its result; the sweep continues
+        if isinstance(error, OSError) and error.errno in _DISK:
+            raise
         return failure(settings, f"{type(error).__name__}: {error}", traceback.format_exc(), environment()), None
     return record, jax.tree.map(np.asarray, masks)
+
+
+_DISK = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""Errors of a disk that is full or broken: no run can be blamed for them."""
 
 
 def failure(settings: Settings, error: str, trace: str, where: dict[str, str], stderr: str = "") -> dict[str, Any]:

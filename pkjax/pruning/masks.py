@@ -251,6 +251,8 @@ def _layers(archive: zipfile.ZipFile, want: list[tuple[str, ...]]) -> list[tuple
     if any(type(n) is not int or n < 0 for _, shape in layers for n in shape):
         raise ValueError("the shape of a leaf is not a list of whole numbers")
     if kind == JOINED:      # key paths were joined, with the name "(root)" for a tree that is one leaf
+        if not all(isinstance(name, str) for name, _ in layers):
+            raise ValueError("the name of a leaf is not a string")
         keys = {"/".join(key) or "(root)": key for key in want}
         if len(keys) != len(want):
             raise ValueError(f"its format, {JOINED!r}, does not tell leaves of like apart whose joined key paths are "

@@ -5,6 +5,7 @@ Orbax reads any; the checkpoint itself says what its arrays were, also in the mo
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -20,7 +21,7 @@ from pkjax.files import replacing
 from pkjax.training.identity import Identity, differences, digest
 from pkjax.trees import leaf_keys
 
-__all__ = ["CheckpointError", "Checkpoints", "read"]
+__all__ = ["CheckpointError", "Checkpoints", "check_folder", "read"]
 
 FORMAT = "pkjax training 2"
 MANIFEST = "manifest.json"
@@ -39,7 +40,7 @@ class Checkpoints:
         Raises:
             ValueError: there is a file of that name, or what is in the folder cannot be read.
         """
-        self._folder = Path(folder)
+        self._folder = Path(folder).absolute()
         self._identity = Identity(**json.loads(json.dumps(identity._asdict(), default=float)))
         self._manager = _manager(self._folder, create=True)
 
@@ -64,7 +65,11 @@ class Checkpoints:
         return _restore(self._folder, self._manager, epoch, about, like), about["history"]
 
     def save(self, epoch: int, now: Mapping[str, PyTree], history: Sequence[Mapping[str, Any]]) -> None:
-        """Write the state after an epoch."""
+        """Write the state after an epoch.
+
+        Raises:
+            OSError: it cannot be written, as on a full disk; the earlier state stays.
+        """
         import orbax.checkpoint as ocp
 
         full = {name: tree for name, tree in now.items() if jax.tree.leaves(tree)}
@@ -72,9 +77,15 @@ class Checkpoints:
                  "empty": sorted(set(now) - set(full)), "digests": {name: digest(tree) for name, tree in now.items()}}
         about["checksum"] = _checksum(about)
         items = {name: ocp.args.StandardSave(tree) for name, tree in full.items()}
-        with _quiet():
-            self._manager.save(epoch, args=ocp.args.Composite(about=ocp.args.JsonSave(about), **items))
-            self._manager.wait_until_finished()
+        try:
+            with _quiet():
+                self._manager.save(epoch, args=ocp.args.Composite(about=ocp.args.JsonSave(about), **items))
+                self._manager.wait_until_finished()
+        except MemoryError:
+            raise
+        except Exception as error:  # of a full disk Orbax and TensorStore make ValueErrors
+            raise OSError(errno.EIO, f"the checkpoint of epoch {epoch} cannot be written ({_reason(error)})",
+                          str(self._folder)) from error
         manifest: dict[str, Any] = {"epoch": epoch, "files": _files(self._folder / str(epoch))}
         with replacing(self._folder / MANIFEST) as part:
             part.write_text(json.dumps({**manifest, "checksum": _checksum(manifest)}))
@@ -117,9 +128,26 @@ def _sound(folder: Path) -> Iterator[None]:
     except MemoryError:
         raise
     except Exception as error:  # of a damaged file Orbax, TensorStore and JSON raise nearly anything
-        reason = str(error) if isinstance(error, _DamageError) else f"{type(error).__name__}: {error}"
-        raise CheckpointError(f"the checkpoint in {folder} is damaged ({reason.strip().split(chr(10))[0][:300]}): "
-                              "delete the folder to start this training again") from error
+        raise CheckpointError(f"the checkpoint in {folder} is damaged ({_reason(error)}): delete the folder to start "
+                              "this training again") from error
+
+
+def _reason(error: Exception) -> str:
+    reason = str(error) if isinstance(error, _DamageError) else f"{type(error).__name__}: {error}"
+    return reason.strip().split("\n")[0][:300]
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a name that Orbax cannot write to.
+
+    Raises:
+        ValueError: the name is not UTF-8.
+    """
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the name {str(folder)!r} is not UTF-8, which checkpoints need: name another folder"
+                         ) from error
 
 
 def _manager(folder: Path, create: bool) -> Any:
@@ -127,6 +155,7 @@ def _manager(folder: Path, create: bool) -> Any:
 
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file, where a folder of checkpoints is expected: name another folder")
+    check_folder(folder)
     with _sound(folder):
         _check_files(folder)
         return ocp.CheckpointManager(folder.absolute(), options=ocp.CheckpointManagerOptions(
@@ -181,10 +210,10 @@ def _check_files(folder: Path) -> None:
         raise _DamageError(f"{MANIFEST} is not what was written")
     epoch = manifest["epoch"]
     step = folder / str(epoch)
+    if any(later.name.isdecimal() and int(later.name) > epoch for later in folder.iterdir()):
+        return      # the process ended once a later one was complete, in the middle of deleting this one perhaps
     if not step.is_dir():
-        if not any(later.name.isdecimal() and int(later.name) > epoch for later in folder.iterdir()):
-            raise _DamageError(f"the folder of epoch {epoch} is missing")
-        return
+        raise _DamageError(f"the folder of epoch {epoch} is missing")
     have = _files(step)
     for name, content in manifest["files"].items():
         if name not in have:
@@ -211,7 +240,7 @@ def _quiet() -> Iterator[None]:
     """Silence Orbax's log of its steps; its errors are raised all the same."""
     logger = logging.getLogger("absl")
     level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:

@@ -16,9 +16,16 @@ from pkjax import tables
 from pkjax.data.dataset import Dataset
 from pkjax.pruning.masks import apply_masks, masked
 from pkjax.training.augmentation import crop_and_flip
-from pkjax.training.checkpoints import Checkpoints, read
+from pkjax.training.checkpoints import CheckpointError, Checkpoints, read
 from pkjax.training.flax_modules import Forward, split_module
-from pkjax.training.identity import Identity, data_identity, digest, module_fields, program_digest
+from pkjax.training.identity import (
+    Identity,
+    data_identity,
+    digest,
+    measured_differences,
+    module_fields,
+    program_digest,
+)
 from pkjax.training.loops import compiled_loop, examples_at_once, one_by_one
 from pkjax.training.recipes import Recipe, recipe
 from pkjax.trees import check_masks
@@ -103,7 +110,8 @@ def fit(module: Any, train: Dataset, test: Dataset, *, recipe: Recipe, variables
         variables: a Linen module's variables to start from; None initialises them by the seed.
         masks: booleans like the parameters, as `pk.prune` returns them; None trains all weights.
         seed: seed of initialisation, permutations, augmentation and Dropout.
-        measure: (params, state) → numbers to keep in the history, before training and after each epoch.
+        measure: (params, state) → numbers to keep in the history, before training and after each epoch. A checkpoint is
+            continued with the measure that it began with.
         checkpoint: a folder for the last state. If it holds a checkpoint of the same training, that training resumes,
             with the same result as without the interruption.
         save_seconds: seconds between checkpoints, written at the ends of epochs; the last epoch always writes one.
@@ -144,13 +152,15 @@ def fit(module: Any, train: Dataset, test: Dataset, *, recipe: Recipe, variables
 
     def row(epoch: int, now: dict[str, PyTree], **more: float) -> dict[str, Any]:
         loss, accuracy = _evaluate(net.forward, _scale(test), apart)(now["params"], now["state"], *held)
-        measured = {name: value.item() if hasattr(value, "item") else value
-                    for name, value in (measure(now["params"], now["state"]) if measure else {}).items()}
-        return {"epoch": epoch, **more, "test_loss": float(loss), "test_accuracy": float(accuracy), **measured}
+        return {"epoch": epoch, **more, "test_loss": float(loss), "test_accuracy": float(accuracy),
+                **_measured(measure, now)}
 
     saved = None if checkpoint is None else Checkpoints(checkpoint, _identity(
         module, net.forward, train, test, recipe, seed, {**begin, "masks": masks}, step))
     resumed = saved.latest({**begin, "masks": masks}) if saved else None
+    if resumed and (differing := measured_differences(_measured(measure, begin), resumed[1][0])):
+        raise CheckpointError(f"{checkpoint} holds a checkpoint with other measurements, {'; '.join(differing)} before "
+                              "training: use the same measure or another folder")
     now, history = (begin, [row(0, begin)]) if resumed is None else (
         {name: resumed[0][name] for name in begin}, resumed[1])
     last = recipe.epochs if epochs is None else min(epochs, recipe.epochs)
@@ -210,6 +220,12 @@ def _identity(module: Any, forward: Forward, train: Dataset, test: Dataset, reci
                                begin["state"], _scale(test)(jnp.asarray(few)))
     return Identity(values, contents, {"operations of a training step (its module, rates, loss, optimizer)": trains,
                                        "operations of the evaluation": evaluates})
+
+
+def _measured(measure: Measure | None, now: Mapping[str, PyTree]) -> dict[str, Any]:
+    """Measure a state, in numbers that JSON takes."""
+    return {name: value.item() if hasattr(value, "item") else value
+            for name, value in (measure(now["params"], now["state"]) if measure else {}).items()}
 
 
 class _Scale(NamedTuple):

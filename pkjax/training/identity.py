@@ -20,7 +20,8 @@ from jaxtyping import PyTree
 from pkjax.data.dataset import Dataset
 from pkjax.programs.keys import program_key
 
-__all__ = ["Identity", "data_identity", "differences", "digest", "module_fields", "program_digest"]
+__all__ = ["Identity", "data_identity", "differences", "digest", "measured_differences", "module_fields",
+           "program_digest"]
 
 _ROWS = 4096        # examples that are hashed at a time
 _LONGEST = 100      # characters of a value that is written as it is
@@ -54,6 +55,24 @@ def differences(mine: Identity, other: Identity) -> list[str]:
     contents, programs = ([f"other {name}" for name in dict.fromkeys([*one, *two]) if one.get(name) != two.get(name)]
                           for one, two in ((mine.contents, other.contents), (mine.programs, other.programs)))
     return values + contents or programs
+
+
+def measured_differences(mine: Mapping[str, Any], first: Mapping[str, Any]) -> list[str]:
+    """Name where a history begins with other measurements than `mine`, but for rounding, as on another machine.
+
+    Examples:
+        >>> measured_differences({"norm": 2.0}, {"epoch": 0, "norm": 1.0})
+        ['norm 1.0, not 2.0']
+    """
+    def alike(one: Any, two: Any) -> bool:
+        numbers = isinstance(one, int | float) and isinstance(two, int | float)
+        return bool(np.isclose(one, two, rtol=1e-3, atol=1e-6, equal_nan=True) if numbers else one == two)
+
+    other = {name: value for name, value in first.items()
+             if name in mine or name not in ("epoch", "test_loss", "test_accuracy")}
+    return [f"{name} {other.get(name, 'nothing')}, not {mine.get(name, 'nothing')}"
+            for name in dict.fromkeys([*mine, *other])
+            if name not in mine or name not in other or not alike(mine[name], other[name])]
 
 
 def digest(tree: PyTree) -> str:

@@ -46,6 +46,7 @@ USES = {
     "jax @": lambda x: jnp.ones((3, 5)) @ x, "@ jax": lambda x: x @ jnp.ones((3, 2)),
     "+": lambda x: x + x, "-": lambda x: 1 - x, "neg": lambda x: -x, "*": lambda x: np.ones(3) * x * 2,
     "/": lambda x: 1 / x, "**": lambda x: x**2, "> jax": lambda x: x > jnp.zeros(3), "==": lambda x: x == np.array(x),
+    "in": lambda x: (np.array(x)[1, 2, 3, 0] in x, 1e9 in x),
     "concatenate": lambda x: np.concatenate([x, x]), "stack": lambda x: jnp.stack([x, x]),
     "where": lambda x: jnp.where(x > 0, x, 0), "shape": lambda x: (x.shape, x.ndim, x.size, len(x)),
     "jnp.shape": lambda x: (jnp.shape(x), jnp.result_type(x) == np.float32)}

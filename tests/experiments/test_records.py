@@ -86,6 +86,21 @@ def test_diverged_runs_are_left_out_of_figures_and_findings_with_their_number(re
     assert "1 diverged run left out" in figures.figure3(older).get_supxlabel().replace("\n", " ")
 
 
+def test_figures_of_failed_runs_alone_say_that_all_failed(tmp_path):
+    table = records.table(write(tmp_path, *map(failure, RUNS[:2])))
+    for draw in (figures.figure1, figures.figure2, figures.figure3, figures.predictors, figures.captured, judge_claims):
+        with pytest.raises(ValueError, match="all 2 runs of the table failed"):
+            draw(table)
+
+
+@pytest.mark.parametrize("column", ["weight_change", "diverged"])
+def test_a_column_without_numbers_is_refused_by_name(results, column):
+    table = records.table(results).astype({column: object})
+    table.loc[0, column] = "no"
+    with pytest.raises(ValueError, match=f"the column '{column}' of the table of runs does not hold numbers"):
+        figures.figure2(table)
+
+
 def tampered(path, **changes):
     content = json.loads(path.read_text())
     path.write_text(json.dumps({name: value for name, value in {**content, **changes}.items() if value != "remove"}))
@@ -109,6 +124,14 @@ BAD = {
     "no history": ({"history": "remove"}, "it lacks 'history'"),
     "an empty history": ({"history": []}, "its history is empty"),
     "a history of null": ({"history": [{"epoch": 0, "ln_trace_pi": None}]}, "its history holds"),
+    "a history of truth values": ({"history": [{"epoch": 0, "ln_trace_pi": True}]}, "its history holds"),
+    "a number that no column takes": ({"history": [{"epoch": 0, "ln_trace_pi": 10**400}]}, "its history holds"),
+    "a text for a number": ({"initial": {"trace_ntk": "abc"}}, "its trace_ntk is 'abc', where numbers belong"),
+    "null for a number": ({"initial": {"trace_ntk": None}}, "its trace_ntk is None, where numbers belong"),
+    "a list for a number": ({"steps": [1]}, "its steps is [1], where numbers belong"),
+    "an integer beyond 64 bits": ({"steps": 2**63}, f"its steps is {2**63}, where numbers belong"),
+    "a text for shares": ({"spectra": {"captured": "abc"}}, "its captured is 'abc', where numbers belong"),
+    "a table for shares": ({"spectra": {"captured": [[1.0]]}}, "its captured is [[1.0]], where numbers belong"),
     "a history without traces": ({"history": [{"epoch": 0}]}, "it lacks 'ln_trace_pi'"),
     "no pruning": ({"pruning": None}, "record.json is not the record of a run"),
 }
@@ -123,7 +146,7 @@ def test_what_is_not_the_record_of_its_run_is_refused_by_name_everywhere(results
 
 def refused(results, message, named):
     for read in (records.table, records.epochs_table, records.export, lambda folder: sweeps.sweep(RUNS, folder)):
-        with pytest.raises(ValueError, match=message.replace("(", r"\(")) as info:
+        with pytest.raises(ValueError, match=message.replace("(", r"\(").replace("[", r"\[")) as info:
             read(results)
         assert named in str(info.value)
 

@@ -91,4 +91,5 @@ def test_equal_settings_have_one_key_however_they_are_written():
     synflow = Settings(pruner="synflow", compression=1, drops=[7, 3])
     assert synflow.key == Settings(pruner="synflow", compression=1.0, prune_steps=100, drops=(3, 7, 50)).key
     assert Settings(model="fc-100x6").key == Settings(model="fc-100").key
+    assert Settings(weight_decay=-0.0).key == Settings(weight_decay=0).key
     assert len(grid({"seed": [0, 1, 0], "compression": [0, 0.0], "pruner": ["none", "snip"]})) == 2

@@ -174,8 +174,11 @@ ORDINARY = worker.work
 def starting(monkeypatch, name):
     """Start workers with a function of this module in place of `work`."""
     monkeypatch.setattr(processes, "START", processes.START.replace(
-        "main(*arguments)", f"from pkjax.experiments import worker\nfrom tests.experiments import test_sweeps\n"
-        f"worker.work = test_sweeps.{name}\nmain(*arguments)"))
+        "    main(*arguments)", f"""
+    from pkjax.experiments import worker
+    from tests.experiments import test_sweeps
+    worker.work = test_sweeps.{name}
+    main(*arguments)"""))
 
 
 def dies(chosen, folder):
@@ -205,6 +208,20 @@ def test_a_process_that_dies_twice_is_a_failure_of_its_run_alone(tmp_path, monke
     record = json.loads((tmp_path / "r" / "failed" / f"{SWEPT[1].key}.json").read_text())
     assert record["stderr"] == "out of cheese\n"
     assert [(tmp_path / "r" / f"begun-{seed}").read_text() for seed in (0, 1)] == ["x", "xx"]
+
+
+def ends(chosen, folder):
+    if chosen.seed == 1:
+        os._exit(1)
+    return ORDINARY(chosen, folder)
+
+
+def test_a_run_that_ends_its_process_is_a_failure_of_its_run_alone(tmp_path, monkeypatch):
+    starting(monkeypatch, "ends")
+    assert sweeps.sweep(SWEPT[:2][::-1], tmp_path / "r") == (2, 1, 0)
+    table = records.table(tmp_path / "r").set_index("seed")
+    assert table.loc[1, "error"] == "its process died with exit code 1, 2 times"
+    assert table.loc[0, "status"] == "done"
 
 
 def large(chosen, folder):
@@ -308,10 +325,35 @@ def test_a_worker_that_cannot_write_its_record_stops_the_sweep_and_no_run_fails(
     starting(monkeypatch, "breaks")
     with pytest.raises(ChildProcessError, match="a worker process cannot work: FileExistsError"):
         sweeps.sweep(SWEPT[:1], tmp_path / "r")
-    monkeypatch.setattr(processes, "START", "import no_such_module")
+    monkeypatch.setattr(processes, "START", processes.START.replace("pkjax.experiments.worker", "no_such_module"))
     with pytest.raises(ChildProcessError, match="cannot work: ModuleNotFoundError: No module named 'no_such_module'"):
         sweeps.sweep(SWEPT[:1], tmp_path / "s")
     assert records.recorded(tmp_path / "s") == (set(), set())
+
+
+def fills(chosen, folder):
+    def full(*_, **__):
+        raise ValueError("RESOURCE_EXHAUSTED: No space left on device")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("orbax.checkpoint.CheckpointManager.save", full)
+        return ORDINARY(chosen, folder)
+
+
+def test_no_run_fails_on_a_full_disk(tmp_path, monkeypatch):
+    starting(monkeypatch, "fills")
+    with pytest.raises(ChildProcessError, match=r"cannot be written .ValueError: RESOURCE_EXHAUSTED: No space left"):
+        sweeps.sweep(SWEPT[:1], tmp_path / "r")
+    assert records.recorded(tmp_path / "r") == (set(), set())
+
+
+@pytest.mark.parametrize("workers", [0, True])
+def test_arguments_of_no_sweep_are_refused_before_anything_runs(tmp_path, workers):
+    with pytest.raises(ValueError, match=f"workers must be a whole number of at least 1, got {workers}"):
+        sweeps.sweep(SWEPT[:1], tmp_path / "r", workers=workers)
+    with pytest.raises(ValueError, match="is not UTF-8"):
+        sweeps.sweep(SWEPT[:1], tmp_path / "\udcff")
+    assert not list(tmp_path.iterdir())
 
 
 def test_equal_settings_are_one_run(undisturbed):

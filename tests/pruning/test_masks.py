@@ -207,6 +207,10 @@ def test_files_of_the_first_format_are_read_where_their_names_are_one_trees_alon
         load_masks(tmp_path / "twice.npz", like={"a/b": np.ones(2), "a": {"b": np.ones(2)}})
     with pytest.raises(ValueError, match="the file has two leaves under the keys 'a' → 'b'"):
         load_masks(tmp_path / "twice.npz", like={"a": {"b": np.ones(2)}})
+    for name in (5, None, ["a"]):
+        write_first_format(tmp_path / "crafted.npz", [[name, [2]]], [[1, 0]])
+        with pytest.raises(ValueError, match="not a readable file of masks: the name of a leaf is not a string"):
+            load_masks(tmp_path / "crafted.npz", like={"a": np.ones(2)})
 
 
 def craft(path, header, members, *, declared=None):

@@ -136,6 +136,56 @@ def test_a_checkpoint_of_another_training_is_refused_by_what_differs(kept, name)
         train(kept[0], **changes)
 
 
+def test_a_checkpoint_of_another_measure_is_refused_by_name(kept, tmp_path):
+    with pytest.raises(ValueError, match=r"other measurements, norm nothing, not 1\.0 before training"):
+        train(kept[0], measure=lambda params, state: {"norm": 1.0})
+    train(tmp_path, measure=lambda params, state: {"norm": jnp.float32(1.0), "nan": np.nan})
+    again = train(tmp_path, measure=lambda params, state: {"nan": jnp.nan, "norm": 1.0 + 1e-6})
+    assert [row["norm"] for row in again.history] == [1.0, 1.0]
+    for other in ({"norm": 2.0, "nan": np.nan}, {"norm": 1.0, "nan": 0.0}, {"norm": 1.0}):
+        with pytest.raises(ValueError, match=r"other measurements, .* before training: use the same measure"):
+            train(tmp_path, measure=lambda params, state, other=other: other)
+
+
+def test_a_checkpoint_that_cannot_be_written_is_one_clear_error_and_the_last_one_stays(copy, kept, monkeypatch):
+    def full(*_, **__):
+        raise ValueError("RESOURCE_EXHAUSTED: No space left on device [os_error_code='28']\nand more")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("orbax.checkpoint.CheckpointManager.save", full)
+        with pytest.raises(OSError, match=r"of epoch 2 cannot be written \(ValueError: RESOURCE.*'28'\]\): ") as info:
+            train(copy, epochs=None)
+        assert info.value.filename == str(copy)
+    assert same(restore(copy).params, kept[1].params)
+
+
+def test_a_kill_while_the_last_checkpoint_is_deleted_loses_nothing(copy, tmp_path):
+    done = train(shutil.copytree(copy, tmp_path / "later"), epochs=None)
+    shutil.copytree(tmp_path / "later" / "2", copy / "2")       # complete, and the manifest is that of epoch 1
+    (copy / "1" / "_CHECKPOINT_METADATA").unlink()
+    for again in (restore(copy), train(copy, epochs=None), restore(copy)):
+        assert len(again.history) == 3
+        assert same(again.params, done.params)
+
+
+def test_a_folder_that_no_checkpoint_can_be_written_to_is_refused_first(tmp_path):
+    with pytest.raises(ValueError, match=r"udcff' is not UTF-8, which checkpoints need: name another folder"):
+        train(tmp_path / "\udcff")
+
+
+def test_a_checkpoint_stays_in_its_folder_wherever_the_process_goes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+
+    def moving(params, state):
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        return {}
+
+    train("run", measure=moving)
+    assert (tmp_path / "run" / "manifest.json").exists()
+    assert len(restore(tmp_path / "run").history) == 2
+
+
 def test_what_changes_nothing_is_the_same_training(kept, copy):
     aside = (dataclasses.replace(DATA[0], pixels=DATA[0].pixels[::-1].copy()[::-1], labels=DATA[0].labels.astype(int)),
              DATA[1])
