@@ -85,8 +85,11 @@ class SeriesPolynomial(ScaledPolynomial):
         def of_order(n: int) -> Scaled | None:
             pairs = [(x, y) for i, x in enumerate(a.value) for j, y in enumerate(b.value)
                      if i + j == n and x is not None and y is not None]
-            terms = [multiplied(fn, x, y, True) for x, y in pairs]
-            return combined("add", lambda *vs: sum(vs[1:], vs[0]), terms, True) if terms else None
+            if len(pairs) < 2:
+                return multiplied(fn, *pairs[0], True) if pairs else None
+            # The products are brought to the largest exponent that they may have, and their sum to its own.
+            terms = [Scaled(fn(x.mantissa, y.mantissa), x.exponent + y.exponent) for x, y in pairs]
+            return normalized(combined("add", lambda *vs: sum(vs[1:], vs[0]), terms, True), True)
 
         return tuple(map(of_order, range(degree + 1)))
 

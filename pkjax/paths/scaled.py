@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, PyTree, Shaped
 from pkjax.network import Network, read
 from pkjax.paths.algebras import Polynomial
 from pkjax.paths.evaluation import evaluate_paths, unit_weights
-from pkjax.paths.exponents import Scaled, combined, multiplied, normalized, shifted
+from pkjax.paths.exponents import NOTHING, Scaled, combined, multiplied, normalized, shifted
 from pkjax.paths.interpreter import PathSum
 from pkjax.programs.checks import check_parameters
 from pkjax.programs.meshes import automatic_axes
@@ -34,8 +34,9 @@ class ScaledPolynomial(Polynomial):
     def lift(self, constant: Any) -> Scaled:
         """Return |c|^q."""
         assert self.q is not None
-        base = held_as_is(jnp.asarray(constant), self.skip_zeros)
-        return normalized(Scaled(super().lift(base.mantissa), base.exponent * int(self.q)), self.skip_zeros)
+        base, q = held_as_is(jnp.asarray(constant), self.skip_zeros), int(self.q)
+        exponent = jnp.where(base.exponent == NOTHING, NOTHING, q * base.exponent)
+        return Scaled(super().lift(base.mantissa), exponent, float(q))
 
     def linear(self, op: str, fn: Callable[..., Any], operands: Sequence[PathSum]) -> Scaled:
         """Apply the operation to operands of one exponent."""

@@ -130,7 +130,7 @@ def connectivity(
     z = network.batch(x, "x")
     start = (z != 0).astype(z.dtype)
     chosen = prunable_leaves(params, prunable, required=False)
-    sums = jax.device_get(evaluate(_sums, network, params, start, masks))
+    sums = jax.device_get(evaluate(partial(_sums, network), params, start, masks))
     from_inputs, second, fourth, flows = sums
     layers = tuple(
         layer_report(name, jnp.shape(mask), int(np.asarray(mask).sum()), float(flow))
@@ -163,7 +163,8 @@ def _sums(network: Network, params: PyTree, x: Array, masks: PyTree
         return jnp.sum(mantissa), exponent
 
     def log_norm(q: int) -> Array:
-        held = {i: raised(leaf, q) for i, leaf in enumerate(jax.tree.leaves(network.params)) if is_floating(leaf)}
+        kept = jax.tree.leaves(apply_masks(params, masks))
+        held = {i: raised(leaf, q) for i, leaf in enumerate(kept) if is_floating(leaf)}
         mantissa, exponent = scaled_values(network, x, q, None, "sum", True, held)
         return log_of(jnp.sum(mantissa), exponent) / math.log(10)
 

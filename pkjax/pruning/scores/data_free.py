@@ -227,7 +227,8 @@ def _path_scores(apply_fn: ApplyFn, params: PyTree, x: PyTree, power: int, q: in
     _check_input(x)
     x = widened(x)
     network = read(apply_fn, widened(params), x, paths=True)
-    scores, exponent = evaluate(partial(_scaled_scores, power=power, q=q, pool=pool), network, network.batch(x, "x"),
+    # Closed over, the network's constants are known while it is traced.
+    scores, exponent = evaluate(partial(_scaled_scores, network, power=power, q=q, pool=pool), network.batch(x, "x"),
                                 leaves)
     return ScaledScores(finite(rebuild(scores), name), exponent)
 
