@@ -10,7 +10,6 @@ import pytest
 
 from tests.cases import FLOAT, normal
 
-
 KEY = jax.random.key(0)
 WEIGHTS = {"a": normal(0, (3, 4)), "b": normal(1, (4,)), "c": normal(2, (4, 2))}
 X = jnp.abs(normal(3, (3, 3))) + 0.1
@@ -190,3 +189,20 @@ def test_under_jit_a_trace_outside_of_its_type_is_infinite_or_zero_and_its_logar
                                           for log in (False, True)])(scaled)
         assert plainly == value
         assert np.isfinite(log)
+
+
+@pytest.mark.parametrize("name", ["scaled_polynomial", "trace", "log trace", "gated_trace", "connectivity",
+                                  "count_above", "ntk", "synflow", "snip"])
+def test_a_variance_of_0_without_epsilon_is_an_error(name):
+    weights, examples = SINGLE
+    with pytest.raises((FloatingPointError, ValueError), match=r"not finite|holds NaN or infinity"):
+        CALLS[name](lambda p, x: net(p, x) * jax.lax.rsqrt(jnp.zeros(2, jnp.float32)), weights, examples)
+
+
+def test_effective_paths_are_the_same_however_a_network_of_relu_is_scaled_unit_by_unit():
+    """ReLU(c s) = c ReLU(s): with c into a unit and 1/c out of it no path's value changes."""
+    weights, examples = SINGLE
+    bare = {**weights, "b": jnp.zeros(4, jnp.float32)}
+    counts = [CALLS["connectivity"](net, {**bare, "a": bare["a"] * c, "c": bare["c"] / c[:, None]}, examples)
+              for c in (np.ones(4, np.float32), np.asarray([1e20, 1e-20, 1, 1e10], np.float32))]
+    assert counts[0] == pytest.approx(counts[1], abs=1e-5)

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, PyTree, Shaped
 from pkjax.network import Network
 from pkjax.path_kernel.gram import flat_product, make_problem, product, read_paths, read_start, with_floating
 from pkjax.path_kernel.traces import Number, check_range, check_size, gated_trace_number, measured
-from pkjax.programs.checks import check_result
+from pkjax.programs.checks import HOLDS, check_result
 from pkjax.programs.meshes import automatic_axes
 from pkjax.trees import ApplyFn, Choice, is_floating
 
@@ -54,7 +54,8 @@ def trace(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."
     Raises:
         ValueError: trees that do not match, masks that keep nothing, numbers that are not finite, an ``x`` that is not
             a batch of one or has negative entries.
-        FloatingPointError: the trace is outside of the range of its type; with ``log`` there is no such bound.
+        FloatingPointError: the trace is outside of the range of its type; with ``log`` there is no such bound, but
+            constants of the network that are infinite.
         NotPathNetworkError: an operation has no paths.
 
     Source: Gebhart, Saxena and Schrater (2021), equations 14 and 15.
@@ -66,6 +67,7 @@ def trace(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."
     """
     number, value, logarithm = measured(*read_start(apply_fn, params, x, masks, trainable))
     if log:
+        check_result(number.mantissa, "Tr Π", HOLDS)
         return logarithm
     check_range(number, value.dtype, "Tr Π")
     return value

@@ -35,7 +35,7 @@ from pkjax.paths.exponents import (
 from pkjax.paths.interpreter import PathSum
 from pkjax.paths.polynomial import network_tied, recorded_gates
 from pkjax.paths.scaled import ScaledPolynomial
-from pkjax.programs.checks import REMEDY
+from pkjax.programs.checks import HOLDS, REMEDY, check_result
 from pkjax.trees import is_floating
 
 __all__ = ["Number", "check_range", "check_size", "gated_trace_number", "measured", "trace_number"]
@@ -204,6 +204,7 @@ def check_size(network: Network, z: Array) -> None:
 
 def check_range(number: Number, dtype: Any, what: str) -> None:
     """Raise FloatingPointError where a number is outside of the normal numbers of a type (traced ones pass)."""
+    check_result(number.mantissa, what, HOLDS)
     decades = beyond(number.mantissa, number.exponent, dtype)
     if decades is not None:
         raise FloatingPointError(

@@ -112,7 +112,16 @@ def _normalized(value: Array, exponent: Array, skip_zeros: bool) -> tuple[Array,
     peak = jax.lax.stop_gradient(jnp.max(jnp.abs(value), initial=0))
     shift = exponent_of(peak)
     nothing = NOTHING if skip_zeros else exponent
-    return value * power_of_two(-shift, value.dtype), jnp.where(peak > 0, exponent + shift, nothing)
+    return value * power_of_two(-shift, value.dtype), largest([jnp.where(peak > 0, exponent + shift, nothing)])
+
+
+def largest(exponents: Sequence[Array]) -> Array:
+    """The largest of some exponents, the last of them sorted: XLA fuses no sort.
+
+    It would fuse a maximum, with all that an exponent comes from, into each operation that uses it: in a deep network
+    the sum of the shifts of all layers before, which takes minutes to compile.
+    """
+    return jnp.sort(jnp.stack([*exponents, jnp.full_like(exponents[0], NOTHING)]))[-1]
 
 
 def exponent_of(peak: Array) -> Array:
@@ -131,7 +140,7 @@ def shifted(value: Array, by: Array) -> Array:
 
 @jax.jit
 def _aligned(mantissas: list[Array], exponents: list[Array]) -> tuple[list[Array], Array]:
-    top = jnp.stack(exponents).max()
+    top = largest(exponents)
     return [m * power_of_two(e - top, m.dtype) for m, e in zip(mantissas, exponents, strict=True)], top
 
 

@@ -15,7 +15,7 @@ from pkjax.paths.algebras import Polynomial
 from pkjax.paths.evaluation import evaluate_paths, unit_weights
 from pkjax.paths.exponents import NOTHING, Scaled, combined, multiplied, normalized, shifted
 from pkjax.paths.interpreter import PathSum
-from pkjax.programs.checks import check_parameters
+from pkjax.programs.checks import HOLDS, check_parameters, check_result
 from pkjax.programs.meshes import automatic_axes
 from pkjax.programs.program import BoundProgram
 from pkjax.trees import ApplyFn, is_floating
@@ -81,6 +81,7 @@ def scaled_polynomial(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayL
     Raises:
         NotPathNetworkError: an operation has no paths.
         ValueError: q is not a whole number of at least 0; otherwise as ``polynomial``.
+        FloatingPointError: the network itself makes NaN or infinity.
 
     Source: Gebhart, Saxena and Schrater (2021), equations 15 and 16.
 
@@ -99,6 +100,7 @@ def scaled_polynomial(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayL
         raise ValueError(f"q must be a whole number of at least 0, but is {q}: see polynomial for others")
     network = read(apply_fn, params, x, masks=masks, paths=True)
     mantissa, exponent = scaled_values(network, network.batch(x, "x"), int(q), gates, pool, skip_zeros)
+    check_result(mantissa, "R_q", HOLDS)
     return network.shaped(mantissa, 1), exponent
 
 

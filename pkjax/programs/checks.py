@@ -14,8 +14,8 @@ from jaxtyping import PyTree
 from pkjax.programs.program import BoundProgram
 from pkjax.trees import check_finite, is_floating, leaf_names
 
-__all__ = ["REMEDY", "check_constants", "check_parameters", "check_result", "check_some_kept", "empty_constants",
-           "unfit_constants"]
+__all__ = ["HOLDS", "REMEDY", "check_constants", "check_parameters", "check_result", "check_some_kept",
+           "empty_constants", "unfit_constants"]
 
 
 def check_parameters(params: PyTree) -> None:
@@ -83,6 +83,8 @@ def unfit_constants(fn: BoundProgram) -> list[str]:
 
 REMEDY = "pass float64 parameters and inputs (with jax_enable_x64), or rescale the weights"
 """What to do about numbers that leave the range of their type."""
+HOLDS = "the network itself makes NaN or infinity, as 1/√0 of a variance of 0 without epsilon: mend its constants"
+"""What stands behind numbers that are not finite although their exponents are kept aside."""
 
 
 def check_result(result: PyTree, what: str, remedy: str = REMEDY) -> None:

@@ -14,9 +14,11 @@ from jaxtyping import Array, PyTree, Shaped
 from pkjax import paths, tables
 from pkjax.network import Network, read
 from pkjax.paths.exponents import log_of, raised
-from pkjax.paths.scaled import scaled_values
+from pkjax.paths.scaled import in_double, scaled_values
+from pkjax.programs.checks import HOLDS
 from pkjax.programs.evaluate import evaluate
 from pkjax.programs.meshes import automatic_axes
+from pkjax.programs.program import BoundProgram
 from pkjax.pruning.prunable import prunable_leaves
 from pkjax.pruning.result import DisconnectedWarning, LayerReport, layer_report, layers_table
 from pkjax.pruning.scores.leaves import widened
@@ -104,6 +106,7 @@ def connectivity(
     Raises:
         ValueError: the masks have another structure or shape than the parameters.
         TypeError: the masks are not booleans.
+        FloatingPointError: the network itself makes NaN or infinity.
         NotPathNetworkError: the network has no paths.
 
     Source: the number of paths is R_0 and the effective number R_2²/R_4 of the path polynomial
@@ -125,13 +128,18 @@ def connectivity(
     check_masks(masks, params)
     if masks is None:
         masks = jax.tree.map(lambda t: jnp.ones(jnp.shape(t), bool), params)
-    params, x = widened((params, x))
-    network = read(apply_fn, params, x, masks=masks, paths=True)
-    z = network.batch(x, "x")
-    start = (z != 0).astype(z.dtype)
     chosen = prunable_leaves(params, prunable, required=False)
-    sums = jax.device_get(evaluate(partial(_sums, network), params, start, masks))
+    # Fourth powers of weights of one layer may lie further apart than float32 holds.
+    double = not isinstance(apply_fn, BoundProgram)     # a program says what types it takes
+    wide = double or jax.dtypes.canonicalize_dtype(float) == np.float64
+    with jax.enable_x64(wide), jax.numpy_dtype_promotion("standard"):
+        theta, inputs = in_double((params, x)) if double else widened((params, x))
+        network = read(apply_fn, theta, inputs, masks=masks, paths=True)
+        z = network.batch(inputs, "x")
+        sums = jax.device_get(evaluate(_sums, network, theta, (z != 0).astype(z.dtype), masks))
     from_inputs, second, fourth, flows = sums
+    if not (second < math.inf and fourth < math.inf):
+        raise FloatingPointError(f"the path norms R_2 and R_4 are not finite: {HOLDS}")
     layers = tuple(
         layer_report(name, jnp.shape(mask), int(np.asarray(mask).sum()), float(flow))
         for name, mask, flow, c in zip(leaf_names(masks), jax.tree.leaves(masks), flows, chosen, strict=True)

@@ -105,3 +105,18 @@ def test_zero_biases_count_in_a_trace_and_weigh_nothing_in_scores():
         np.testing.assert_allclose(np.ldexp(np.asarray(a["a"], np.float64), int(exponent) - int(more)), b["a"],
                                    rtol=1e-5)
         assert not a["bias"].any()
+
+
+@pytest.mark.parametrize("function", [pk.path_kernel.trace, synflow_scaled], ids=["trace", "synflow"])
+def test_what_is_compiled_grows_as_the_depth_does(function):
+    """XLA fuses nothing that exponents come from into the layers after it: three times the depth, not nine."""
+    def deep(p, x):
+        for kernel in p:
+            x = jax.nn.relu(x @ kernel)
+        return x
+
+    def size(depth):
+        params = [jnp.ones((2, 2), jnp.float32)] * depth
+        compiled = jax.jit(lambda p: function(deep, p, jnp.ones((1, 2), jnp.float32))).lower(params).compile()
+        return compiled.as_text().count("\n")
+    assert size(18) < 3.5 * size(6)
