@@ -122,8 +122,10 @@ def fit(module: Any, train: Dataset, test: Dataset, *, recipe: Recipe, variables
         parameters, state, masks and history.
 
     Raises:
-        ValueError: the masks do not match; the checkpoint belongs to another training, and the message says what
-            differs (data, module, beginning, recipe, masks, seed); or it is damaged.
+        ValueError: the masks do not match.
+        CheckpointError: the checkpoint belongs to another training, and the message says what differs (data, module,
+            beginning, recipe, masks, seed, measure); or it is damaged. It is a `ValueError`.
+        OSError: the checkpoint cannot be written, as on a full disk.
         TypeError: `module` is not a Flax module.
         FloatingPointError: the loss is no longer finite; earlier checkpoints stay.
 
