@@ -10,8 +10,6 @@ from pkjax.pruning.zero_scores import ZeroScoresWarning
 
 from tests.cases import FLOAT, normal
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 ONES = jnp.ones((1, 4), FLOAT)
 SCALES = ("one", "two")
 
