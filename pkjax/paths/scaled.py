@@ -104,8 +104,8 @@ def scaled_polynomial(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayL
     check_result(mantissa, "R_q", HOLDS)
     vanished = not skip_zeros and not isinstance(mantissa, jax.core.Tracer) and not bool(mantissa.any())
     if vanished and bool(scaled_values(network, z, int(q), gates, pool, True)[0].any()):
-        raise FloatingPointError("R_q vanishes beside arrays of zeros, such as biases, whose derivatives it keeps: pass "
-                                 "skip_zeros=True for its value")
+        raise FloatingPointError("R_q vanishes beside arrays of zeros, such as biases, whose derivatives it keeps: "
+                                 "pass skip_zeros=True for its value")
     return network.shaped(mantissa, 1), exponent
 
 
