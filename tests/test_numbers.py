@@ -91,7 +91,7 @@ def test_functions_of_parameters_alone_name_them_too(score):
 @pytest.mark.parametrize("name", ["gates", "log_count", "trace", "ntk", "connectivity", "snip", "synflow",
                                   "prune again"])
 def test_arrays_that_a_network_holds_are_named_where_they_are_not_finite(name):
-    with pytest.raises(ValueError, match=r"closes over an array float..\[2\] that holds 1 values"):
+    with pytest.raises(ValueError, match=r"closes over an array float..\[(1, )?2\] that holds 1 values"):
         CALLS[name](lambda p, x: net(p, x) * HOLES, WEIGHTS, X)
 
 

@@ -88,7 +88,7 @@ class SeriesPolynomial(ScaledPolynomial):
             if len(pairs) < 2:
                 return multiplied(fn, *pairs[0], True) if pairs else None
             # The products are brought to the largest exponent that they may have, and their sum to its own.
-            terms = [Scaled(fn(x.mantissa, y.mantissa), x.exponent + y.exponent) for x, y in pairs]
+            terms = [Scaled(fn(x.mantissa, y.mantissa), x.exponent + y.exponent, 1.0) for x, y in pairs]
             return normalized(combined("add", lambda *vs: sum(vs[1:], vs[0]), terms, True), True)
 
         return tuple(map(of_order, range(degree + 1)))
@@ -103,7 +103,7 @@ class SeriesPolynomial(ScaledPolynomial):
 
 
 def _zero(like: PathSum) -> Scaled:
-    return Scaled(jnp.zeros(like.shape, like.dtype), jnp.asarray(NOTHING, jnp.int32))
+    return Scaled(jnp.zeros(like.shape, like.dtype), jnp.asarray(NOTHING, jnp.int32), 1.0)
 
 
 def trace_number(network: Network, z: Array) -> Number:
@@ -136,7 +136,7 @@ def _trace(network: Network, x: Array, gates: Sequence[Array] | None, squared: b
         """Sum over examples and outputs of the coefficient of ε^order of R_2(φ + ε · directions)."""
         def source(i: int, leaf: Array) -> Series:
             along = directions[i]
-            return (phi[i], None if along is None else Scaled(along, one), *(None,) * (order - 1))
+            return (phi[i], None if along is None else Scaled(along, one, 1.0), *(None,) * (order - 1))
 
         def release(series: Series) -> Number:
             held = series[order] if order < len(series) else None

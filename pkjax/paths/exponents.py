@@ -13,18 +13,19 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-__all__ = ["NOTHING", "Scaled", "added", "beyond", "combined", "exponent_of", "log_of", "multiplied", "normalized",
-           "plain", "power_of_two", "raised", "shifted"]
+__all__ = ["NOTHING", "Scaled", "added", "beyond", "combined", "exponent_of", "extreme", "log_of", "multiplied",
+           "normalized", "plain", "power_of_two", "powered", "raised", "shifted"]
 
 
 class Scaled(NamedTuple):
-    """m · 2^e. ``growth`` bounds log2 of m's largest entry, which is 1 or more, or 0 where all are."""
+    """m · 2^e. ``growth`` bounds log2 of m's largest entry, which is 1 or more; NaN where neither is known."""
 
     mantissa: Array
     exponent: Array
-    growth: float = 1.0
+    growth: float = math.nan
 
 
 NOTHING = -(1 << 24)  # the exponent of zero: below any other, so that sums pass over it
@@ -38,10 +39,12 @@ def combined(op: str, fn: Callable[..., Any], terms: Sequence[Scaled], skip_zero
     if len(terms) == 1:
         out = terms[0]._replace(mantissa=fn(terms[0].mantissa))
         return out if op in REARRANGED else normalized(out, skip_zeros)
+    terms = [normalized(t, skip_zeros) if math.isnan(t.growth) else t for t in terms]
     mantissas, top = _aligned([t.mantissa for t in terms], [t.exponent for t in terms])
     growth = max(t.growth for t in terms) + math.log2(len(terms))
     out = Scaled(fn(*mantissas), top, growth)
-    return out if op in SUMMED and growth <= ENOUGH else normalized(out, skip_zeros)
+    # Beside zeros that have a say in the exponent, the largest entry may be far below 1.
+    return out if skip_zeros and op in SUMMED and growth <= ENOUGH else normalized(out, skip_zeros)
 
 
 def multiplied(fn: Callable[..., Any], a: Scaled, b: Scaled, skip_zeros: bool) -> Scaled:
@@ -72,6 +75,31 @@ def raised(value: Any, power: int) -> Scaled:
     """
     base = normalized(Scaled(jnp.abs(value), jnp.zeros((), jnp.int32)), True)
     return Scaled(base.mantissa**power, jnp.maximum(base.exponent * power, NOTHING), float(power))
+
+
+def extreme(arrays: Sequence[Any], power: int) -> bool:
+    """Say whether the largest entry of an array is so large or small that its power may leave the range of its type.
+
+    False of traced arrays, of which nothing is known: programs that keep the exponents of weights aside take longer to
+    compile.
+
+    Examples:
+        >>> extreme([jnp.ones(3), jnp.zeros(2)], 4), extreme([jnp.full(3, 1e-100)], 4)
+        (False, True)
+    """
+    for leaf in arrays:
+        if isinstance(leaf, jax.core.Tracer):
+            continue
+        values, most = np.asarray(leaf), float(jnp.finfo(leaf.dtype).maxexp)
+        peak = float(np.abs(values).max(initial=0))
+        if peak and abs(math.log2(peak)) * power > most * 3 / 4:
+            return True
+    return False
+
+
+def powered(value: Array, power: int, apart: bool) -> Scaled:
+    """Hold |value|^power: with its exponent kept apart, or as it stands."""
+    return raised(value, power) if apart else Scaled(jnp.abs(value) ** power, jnp.zeros((), jnp.int32))
 
 
 def plain(mantissa: Array, exponent: Array) -> Array:

@@ -1,7 +1,6 @@
 """The path polynomial as a mantissa and a power of two, which leaves the range of its type at no depth."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -34,7 +33,7 @@ class ScaledPolynomial(Polynomial):
     def lift(self, constant: Any) -> Scaled:
         """Return |c|^q."""
         assert self.q is not None
-        base, q = held_as_is(jnp.asarray(constant), self.skip_zeros), int(self.q)
+        base, q = normalized(held_as_is(jnp.asarray(constant)), self.skip_zeros), int(self.q)
         exponent = jnp.where(base.exponent == NOTHING, NOTHING, q * base.exponent)
         return Scaled(super().lift(base.mantissa), exponent, float(q))
 
@@ -82,6 +81,7 @@ def scaled_polynomial(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayL
         NotPathNetworkError: an operation has no paths.
         ValueError: q is not a whole number of at least 0; otherwise as ``polynomial``.
         FloatingPointError: the network itself makes NaN or infinity.
+        FloatingPointError: without ``skip_zeros`` all values vanish beside arrays of zeros (not checked under jit).
 
     Source: Gebhart, Saxena and Schrater (2021), equations 15 and 16.
 
@@ -99,8 +99,13 @@ def scaled_polynomial(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayL
     if q != int(q) or q < 0:
         raise ValueError(f"q must be a whole number of at least 0, but is {q}: see polynomial for others")
     network = read(apply_fn, params, x, masks=masks, paths=True)
-    mantissa, exponent = scaled_values(network, network.batch(x, "x"), int(q), gates, pool, skip_zeros)
+    z = network.batch(x, "x")
+    mantissa, exponent = scaled_values(network, z, int(q), gates, pool, skip_zeros)
     check_result(mantissa, "R_q", HOLDS)
+    vanished = not skip_zeros and not isinstance(mantissa, jax.core.Tracer) and not bool(mantissa.any())
+    if vanished and bool(scaled_values(network, z, int(q), gates, pool, True)[0].any()):
+        raise FloatingPointError("R_q vanishes beside arrays of zeros, such as biases, whose derivatives it keeps: "
+                                 "pass skip_zeros=True for its value")
     return network.shaped(mantissa, 1), exponent
 
 
@@ -119,18 +124,17 @@ def scaled_values(network: Network, x: Array, q: int, gates: Sequence[Any] | Non
         held: φ by the index of its leaf, where it may leave the range of its type; the network's own parameters by
             default.
     """
-    hold = partial(held_as_is, skip_zeros=skip_zeros)
     mantissa, exponents = evaluate_paths(
-        lambda gates, natural: ScaledPolynomial(q, gates, natural, skip_zeros), network, x, gates, pool, hold,
+        lambda gates, natural: ScaledPolynomial(q, gates, natural, skip_zeros), network, x, gates, pool, held_as_is,
         lambda out: (out.mantissa[0], out.exponent), None if held is None else lambda i, _: held[i])
     top = exponents.max()
     return normalized(Scaled(shifted(mantissa, (exponents - top)[:, None]) if len(x) > 1 else mantissa, top),
                       skip_zeros)[:2]
 
 
-def held_as_is(value: Any, skip_zeros: bool) -> Scaled:
-    """Hold an array as it stands."""
-    return normalized(Scaled(value, jnp.zeros((), jnp.int32)), skip_zeros)
+def held_as_is(value: Any) -> Scaled:
+    """Hold an array as it stands: its squares may leave the range of its type, it itself does not."""
+    return Scaled(value, jnp.zeros((), jnp.int32))
 
 
 @automatic_axes

@@ -13,7 +13,7 @@ from jaxtyping import Array, PyTree, Shaped
 
 from pkjax import paths, tables
 from pkjax.network import Network, read
-from pkjax.paths.exponents import log_of, raised
+from pkjax.paths.exponents import extreme, log_of, powered
 from pkjax.paths.scaled import in_double, scaled_values
 from pkjax.programs.checks import HOLDS
 from pkjax.programs.evaluate import evaluate
@@ -136,7 +136,9 @@ def connectivity(
         theta, inputs = in_double((params, x)) if double else widened((params, x))
         network = read(apply_fn, theta, inputs, masks=masks, paths=True)
         z = network.batch(inputs, "x")
-        sums = jax.device_get(evaluate(_sums, network, theta, (z != 0).astype(z.dtype), masks))
+        apart = extreme([leaf for leaf in jax.tree.leaves(network.params) if is_floating(leaf)], 4)
+        # Closed over, the network's constants are known while it is traced.
+        sums = jax.device_get(evaluate(partial(_sums, network, apart), theta, (z != 0).astype(z.dtype), masks))
     from_inputs, second, fourth, flows = sums
     if not (second < math.inf and fourth < math.inf):
         raise FloatingPointError(f"the path norms R_2 and R_4 are not finite: {HOLDS}")
@@ -162,7 +164,7 @@ def connectivity(
     )
 
 
-def _sums(network: Network, params: PyTree, x: Array, masks: PyTree
+def _sums(network: Network, apart: bool, params: PyTree, x: Array, masks: PyTree
           ) -> tuple[Array, Array, Array, list[Array]]:
     """Scaled sum over the paths from inputs; decimal logarithms of R_2 and R_4; the share of R_1 in every leaf."""
 
@@ -172,7 +174,7 @@ def _sums(network: Network, params: PyTree, x: Array, masks: PyTree
 
     def log_norm(q: int) -> Array:
         kept = jax.tree.leaves(apply_masks(params, masks))
-        held = {i: raised(leaf, q) for i, leaf in enumerate(kept) if is_floating(leaf)}
+        held = {i: powered(leaf, q, apart) for i, leaf in enumerate(kept) if is_floating(leaf)}
         mantissa, exponent = scaled_values(network, x, q, None, "sum", True, held)
         return log_of(jnp.sum(mantissa), exponent) / math.log(10)
 

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Int, Key, PyTree, Shaped
 
 from pkjax.network import Network, read
-from pkjax.paths.exponents import NOTHING, Scaled, exponent_of, plain, raised
+from pkjax.paths.exponents import NOTHING, Scaled, exponent_of, extreme, plain, powered
 from pkjax.paths.scaled import scaled_values
 from pkjax.programs.evaluate import evaluate
 from pkjax.programs.meshes import automatic_axes
@@ -168,8 +168,8 @@ def synflow_l2(
         S = θ² ∘ ∂R_1/∂|θ|     variant "released": the authors' code
 
     with R_2 = Σ_k R_2(θ², x)_k, the squared ℓ2 path norm. With x the mean of the inputs it is SynFlow-L2-Dist. Scores
-    are scaled as those of ``synflow`` are (and further where weights are so large or small that the largest score does
-    not fit its type); ``synflow_l2_scaled`` returns the power of two.
+    are scaled as those of ``synflow`` are, and further where squares of weights are outside of their type's range
+    (under jit such scores are infinite or 0, which ``prune`` says); ``synflow_l2_scaled`` returns the power of two.
 
     Args:
         apply_fn: maps (params, inputs (N, *input)) to outputs (N, K).
@@ -228,20 +228,20 @@ def _path_scores(apply_fn: ApplyFn, params: PyTree, x: PyTree, power: int, q: in
     x = widened(x)
     network = read(apply_fn, widened(params), x, paths=True)
     # Closed over, the network's constants are known while it is traced.
-    scores, exponent = evaluate(partial(_scaled_scores, network, power=power, q=q, pool=pool), network.batch(x, "x"),
-                                leaves)
+    scores, exponent = evaluate(partial(_scaled_scores, network, power=power, q=q, pool=pool,
+                                        apart=extreme(leaves, max(power, q))), network.batch(x, "x"), leaves)
     return ScaledScores(finite(rebuild(scores), name), exponent)
 
 
-def _scaled_scores(network: Network, z: Array, leaves: list[Array], *, power: int, q: int, pool: str
+def _scaled_scores(network: Network, z: Array, leaves: list[Array], *, power: int, q: int, pool: str, apart: bool
                    ) -> tuple[list[Array], Array]:
-    """Scores of the floating-point leaves over a power of two, and its exponent."""
-    sizes = [raised(leaf, 1) for leaf in leaves]
+    """Scores of the floating-point leaves over a power of two, and its exponent; with those of weights kept apart."""
+    sizes = [powered(leaf, 1, apart) for leaf in leaves]
     exponents = [jnp.where(held.exponent == NOTHING, 0, held.exponent) for held in sizes]
     floating = [i for i, leaf in enumerate(jax.tree.leaves(network.params)) if is_floating(leaf)]
 
     def objective(phi: list[Array]) -> tuple[Array, Array]:
-        held = {i: Scaled(p, jnp.maximum(q * size.exponent, NOTHING), float(q))
+        held = {i: Scaled(p, jnp.maximum(q * size.exponent, NOTHING), q * size.growth)
                 for i, p, size in zip(floating, phi, sizes, strict=True)}
         mantissa, exponent = scaled_values(network, z, q, None, pool, True, held)
         return jnp.sum(mantissa), exponent
@@ -252,7 +252,7 @@ def _scaled_scores(network: Network, z: Array, leaves: list[Array], *, power: in
     largest = jnp.finfo(total.dtype).maxexp // 2
     kept = jnp.clip(exponent, -largest // 2, largest)
     by = [kept + (power - q) * e for e in exponents]
-    if power != q:      # the leaves' own scales remain: the largest score must fit, too
+    if apart and power != q:      # the leaves' own scales remain: the largest score must fit, too
         tops = [jnp.where((s > 0).any(), b + exponent_of(s.max(initial=0)), 0) for s, b in zip(scores, by, strict=True)]
         extra = jnp.clip(jnp.stack(tops).max(), -largest, 2 * largest - 2) - jnp.stack(tops).max()
         by, kept = [b + extra for b in by], kept + extra

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from pkjax import paths
-from pkjax.paths.exponents import NOTHING, Scaled, exponent_of, normalized, raised, shifted
+from pkjax.paths.exponents import NOTHING, Scaled, exponent_of, extreme, normalized, powered, shifted
 from pkjax.paths.scaled import scaled_values
 from pkjax.programs.evaluate import evaluate
 from pkjax.programs.meshes import automatic_axes
@@ -78,6 +78,7 @@ def path_exclusion(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, pool: str = 
         return add(([shifted(total, by)], [shifted(lost, by)]), [term]), top
 
     floating = [i for i, leaf in enumerate(jax.tree.leaves(params)) if is_floating(leaf)]
+    apart = extreme(leaves, 2)
 
     def score(state: tuple[Sums, Array], leaves: list[Array]) -> list[Array]:
         ((total,), _), exponent = state
@@ -89,7 +90,7 @@ def path_exclusion(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, pool: str = 
             z2, exponent = scaled_values(network, ones, 2, None, pool, True, held)
             return jnp.sum(weights * z2[0].astype(weights.dtype)), exponent
 
-        sizes = [raised(t, 2) for t in leaves]
+        sizes = [powered(t, 2, apart) for t in leaves]
         squares = [s.mantissa for s in sizes]
         (whole, more), slopes = jax.value_and_grad(objective, has_aux=True)(squares)
         # No score exceeds the whole. The exponent is applied as far as that stays in the middle of its type's range.
