@@ -106,8 +106,8 @@ def inverse(mean: Array, error: Array) -> tuple[Array, Array]:
     """Invert an estimate of `‖A‖_F² / Tr(A)²`: the effective rank with its standard error, both 0 where A is 0.
 
     Examples:
-        >>> [float(v) for v in inverse(jnp.array(0.5), jnp.array(0.1))]
-        [2.0, 0.4]
+        >>> [float(v) for v in inverse(jnp.array(0.5), jnp.array(0.125))]
+        [2.0, 0.5]
     """
     safe = jnp.where(mean == 0, 1, mean)
     return jnp.where(mean == 0, 0, 1 / safe), jnp.where(mean == 0, 0, error / safe**2)

@@ -84,7 +84,7 @@ def extreme(arrays: Sequence[Any], power: int) -> bool:
     compile.
 
     Examples:
-        >>> extreme([jnp.ones(3), jnp.zeros(2)], 4), extreme([jnp.full(3, 1e-100)], 4)
+        >>> extreme([jnp.ones(3), jnp.zeros(2)], 4), extreme([jnp.full(3, 1e-30, jnp.float32)], 4)
         (False, True)
     """
     for leaf in arrays:
