@@ -13,7 +13,7 @@ BLUE, GREY, INK = "#0072b2", "#9a9a9a", "#333333"
 GROUND = " · ".join(FLOORS[0])
 ROOMS = {
     GROUND: (-1, 0, "errors, files, tables, parameter trees"),
-    "linalg": (-2, 3, "Lanczos, estimates, memory"), "programs": (-1, 1, "JAX programs, compared"),
+    "linalg": (-2, 2, "Lanczos, estimates, memory"), "programs": (-1, 1, "JAX programs, compared"),
     "models": (0, 1, "FC, VGG, ResNet"), "adapters": (1, 1, "Linen, NNX"), "data": (2, 1, "data sets"),
     "network": (-1, 2, "the door: read, checked"), "paths": (-1, 3, "a network is a sum over paths"),
     "path_kernel": (-2, 4, "Π and its dual G"), "tangent_kernel": (-1, 4, "Θ and A"),
