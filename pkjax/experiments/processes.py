@@ -73,7 +73,7 @@ class _Worker:
         return True
 
     def recorded(self, key: str) -> str | None:
-        """Say how the run ended, by its record: "done" or "failed"; None where there is no record yet."""
+        """Return how the record says that the run ended, "done" or "failed"; None while there is none."""
         if (self.output / RUNS / key / "record.json").exists():
             return "done"
         now = _stamp(self.output / FAILED / f"{key}.json")

@@ -1,4 +1,4 @@
-"""A record is that of its run or is refused by name; a run that diverged is no network without paths."""
+"""A record is that of its run, or is refused by name; a run that diverged is not taken for a network without paths."""
 
 import json
 import math
