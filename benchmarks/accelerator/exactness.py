@@ -122,7 +122,8 @@ def compare(rows: Rows, name: str, label: str, ours: "Future[Any]", reference: "
                                          if value["claims"][claim] != want["claims"][claim]]
             row["failed checks"] = {"float32": value["checks"], "float64": want["checks"]}
     except TimeoutError:
-        row["error"] = f"not ready after {limit:.0f} s" + (" (float64 on the processor)" if "first" in row else "")
+        late = "float64 on the processor" if "first" in row else "float32"
+        row["unfinished"] = f"{late} is not ready after {limit:.0f} s"
     except Exception as error:      # the others are still wanted
         row["error"] = message(error)
     rows.add(**row)

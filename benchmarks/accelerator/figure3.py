@@ -109,7 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if (folder / "runs").is_dir() or (folder / "failed").is_dir():
                 publish(rows, folder)
             if len(rows.rows) < len(settings):
-                rows.add(error=f"{len(settings) - len(rows.rows)} runs have no record after {rows.seconds:.0f} s")
+                missing = len(settings) - len(rows.rows)
+                rows.add(unfinished=f"{missing} runs have no record after {rows.seconds:.0f} s")
             shutil.rmtree(folder / IMAGES, ignore_errors=True)
     except Exception as error:
         rows.add(error=message(error))

@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = Rows(chosen.output, type="float32 without TF32")
     for name in ["tiny"] if chosen.small else chosen.networks:
         if rows.seconds > chosen.seconds:
-            rows.add(network=name, error="no time left")
+            rows.add(network=name, unfinished="no time left")
             continue
         try:
             compare(rows, name, 5 if chosen.small else STEPS)

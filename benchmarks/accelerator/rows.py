@@ -41,8 +41,9 @@ class Rows:
 
     @property
     def failed(self) -> int:
-        """Number of rows of something that should have worked."""
-        return sum("error" in row for row in self.rows)
+        """Number of rows with an error; where no row is finished, at least 1."""
+        finished = any(not {"error", "unfinished"} & set(row) for row in self.rows)
+        return max(sum("error" in row for row in self.rows), int(not finished))
 
 
 def card() -> dict[str, Any]:

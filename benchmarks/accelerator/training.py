@@ -60,9 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         row: dict[str, Any] = {"model": model, "networks": count}
         began = time.monotonic()
         try:
-            if rows.seconds > chosen.seconds:
-                raise TimeoutError("no time left")
-            row |= epochs_of(run(module, *data, recipe))
+            row |= ({"unfinished": "no time left"} if rows.seconds > chosen.seconds else
+                    epochs_of(run(module, *data, recipe)))
         except Exception as error:      # the others are still wanted
             row["error"] = message(error)
         rows.add(**row, seconds=time.monotonic() - began)

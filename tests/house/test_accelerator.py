@@ -36,6 +36,14 @@ def test_a_table_is_whole_after_each_row_and_says_where_it_was_made(tmp_path):
     assert rows.failed == 1
 
 
+def test_a_part_without_a_finished_row_has_failed(tmp_path):
+    rows = Rows(tmp_path / "rows.json")
+    rows.add(case="a", unfinished="no time left")
+    assert rows.failed == 1
+    rows.add(case="b")
+    assert rows.failed == 0
+
+
 def test_the_pruning_part_compares_equal_masks(tmp_path):
     pytest.importorskip("torch")
     assert pruning.main(["--small", "--output", str(tmp_path / "pruning.json")]) == 0
