@@ -24,7 +24,7 @@ from unittest import mock
 
 # libtpu would ask the cloud for what it is not told.
 os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_WORKER_HOSTNAMES": "localhost",
-               "TPU_SKIP_MDS_QUERY": "1"}
+               "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 
 import jax
 import jax.numpy as jnp

@@ -22,10 +22,10 @@ TOGETHER = 8
 
 def epochs_of(fits: Sequence[Any]) -> dict[str, Any]:
     """Seconds and accuracies of networks that were trained together."""
-    seconds = [row["seconds"] for row in fits[0].history[1:]]
-    return {"first_epoch": seconds[0], "later_epochs": seconds[1:],
-            "test_accuracy": [round(fit.accuracy, 4) for fit in fits],
-            "train_loss": [round(fit.history[-1]["train_loss"], 4) for fit in fits]}
+    longest = max((fit.history for fit in fits), key=len)      # a network that diverges stops alone
+    first, *later = [row["seconds"] for row in longest[1:]]
+    return {"first_epoch": first, "later_epochs": later, "test_accuracy": [round(fit.accuracy, 4) for fit in fits],
+            "train_loss": [round(fit.history[-1].get("train_loss", float("nan")), 4) for fit in fits]}
 
 
 def train_one(module: Any, train: Dataset, test: Dataset, recipe: Any) -> Sequence[Any]:
