@@ -4,6 +4,7 @@ Matrix products and convolutions of float32 numbers default to TF32 on recent GP
 7 bits. The programs say how precise each is, so that no device is needed to see it.
 """
 
+import inspect
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ X = RNG.normal(size=(3, 5, 5, 2)).astype(np.float32)
 ONES = np.ones((1, 5, 5, 2), np.float32)
 LABELS = np.arange(3)
 KEY = 5
+SCALE = np.float32([1, 2, 3])
 
 
 def net(p, x):
@@ -32,6 +34,21 @@ def net(p, x):
     x = lax.conv_general_dilated(x, p["kernel"], (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
     x = lax.reduce_window(jnp.maximum(x, 0), np.float32(-np.inf), lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
     return x.reshape(len(x), -1) @ p["head"] + p["bias"]
+
+
+def dense(p, x):
+    """A layer of products alone."""
+    return jnp.maximum(x[:, 0, 0] @ p["kernel"][0, 0], 0) @ p["head"][:3]
+
+
+def gates(p, x):
+    """The gates of `dense`, of each example as a batch of one."""
+    return jax.vmap(lambda one: pk.paths.gates(dense, p, one[None]))(x)
+
+
+def taps(p, x):
+    """Zeros for the taps of the network."""
+    return [jnp.zeros(site.shape, jnp.float32) for site in pk.paths.sites(net, p, x)[0]]
 
 
 def loss(p):
@@ -70,12 +87,22 @@ CASES = {
     "ntk_effective_rank": of(lambda p, x: pk.ntk_effective_rank(net, p, x, key=key()), X),
     "ntk_density": of(lambda p, x: vars(pk.ntk_density(net, p, x, key=key())), X),
     "data_factor": of(lambda p, x: pk.data_factor(net, p, x), X),
+    "data_factor, products alone": of(lambda p, x: pk.data_factor(dense, p, x), X),
+    "data_factor, constants": of(lambda p, x: pk.data_factor(lambda p, x: dense(p, x) * SCALE, p, x), X),
     "path_kernel.trace": of(lambda p, x: pk.path_kernel.trace(net, p, x), ONES),
     "path_kernel.gated_trace": of(lambda p, x: pk.path_kernel.gated_trace(net, p, x), X),
     "path_kernel.matvec": of(lambda p, x, u: pk.path_kernel.matvec(net, p, x)(u), ONES, PARAMS),
     "path_kernel.dense": of(lambda p, x: pk.path_kernel.dense(net, p, x), ONES),
     "path_kernel.effective_rank": of(lambda p, x: pk.path_kernel.effective_rank(net, p, x, key=key()), ONES),
+    "path_kernel.effective_rank_estimate": of(
+        lambda p, x: pk.path_kernel.effective_rank_estimate(net, p, x, key=key(), probes=4), ONES),
     "path_kernel.density": of(lambda p, x: vars(pk.path_kernel.density(net, p, x, key=key())), ONES),
+    "paths.polynomial": of(lambda p, x: pk.paths.polynomial(net, p, x, q=2), ONES),
+    "paths.scaled_polynomial": of(lambda p, x: pk.paths.scaled_polynomial(net, p, x, q=1), ONES),
+    "paths.gates": of(lambda p, x: pk.paths.gates(net, p, x), X),
+    "paths.dense_pairs": of(lambda p, x: pk.paths.dense_pairs(dense, p, x, gates(p, x)), X),
+    "paths.tapped": of(lambda p, x: pk.paths.tapped(net, p, x, taps(p, x)), X[:1]),
+    "paths.unit_weights": of(pk.paths.unit_weights, products=False),
     "paths.log_count": of(lambda p, x: pk.paths.log_count(net, p, x), ONES),
     "synflow": of(lambda p, x: pk.synflow(net, p, x), ONES),
     "synflow_l2": of(lambda p, x: pk.synflow_l2(net, p, x), ONES),
@@ -84,12 +111,25 @@ CASES = {
     "path_exclusion": of(lambda p, x: pk.path_exclusion(net, p, x), X),
     "ntk_trace_saliency": of(lambda p, x: pk.ntk_trace_saliency(net, p, x), X),
     "magnitude": of(pk.magnitude, products=False),
+    "shuffle_masks": of(lambda p: pk.shuffle_masks(jax.tree.map(lambda v: v > 0, p), key=key()), products=False),
+    "reinitialize": of(lambda p: pk.reinitialize(p, key=key()), products=False),
+    "apply_masks": of(lambda p: pk.apply_masks(p, jax.tree.map(lambda v: v > 0, p)), products=False),
+    "mean_input": of(lambda p, x: pk.mean_input(x), X, products=False),
     "random": of(lambda p: pk.random(p, key=key()), products=False),
     "prune": of(prune),
     "dynamics.linearize": of(lambda p, q, x: dynamics.linearize(net, p, x)(q), PARAMS, X),
     "dynamics.linearized": Case(lambda k, f, y: vars(dynamics.linearized(k, f, y, learning_rate=0.1, t=np.ones(2))),
                                 (np.eye(9, dtype=np.float32).reshape(3, 3, 3, 3), *2 * (np.ones((3, 3), np.float32),))),
 }
+
+
+SEVERAL = {"analyze", "connectivity", "ntk_eigenpairs", "path_kernel.eigenpairs", "path_kernel.eigenvalues",
+           "path_kernel.bounded_eigenvalues", "path_kernel.count_above"}
+"""What the host leads through several programs."""
+WITHOUT = {"erk_scope", "exponential", "from_linen", "from_nnx", "global_scope", "inverted", "kernels", "layer_scope",
+           "linear", "load_masks", "masked", "ntk_plan", "ones_input", "save_masks", "paths.dense_layers",
+           "paths.factorize", "paths.power_of_two", "paths.sites", "paths.tied"}
+"""What computes on the host, nothing of its own, or no more than a power."""
 
 
 @pytest.fixture(autouse=True)
@@ -111,6 +151,12 @@ def products(text: str) -> list[str]:
 
 def imprecise(text: str) -> list[str]:
     return [line for line in products(text) if line.count("HIGHEST") < 2]
+
+
+def test_every_public_function_is_looked_at():
+    public = {f"{prefix}{name}" for prefix, module in (("", pk), ("path_kernel.", pk.path_kernel), ("paths.", pk.paths))
+              for name in module.__all__ if inspect.isfunction(getattr(module, name))}
+    assert public <= {name.split(",")[0] for name in CASES} | SEVERAL | WITHOUT
 
 
 @pytest.mark.parametrize("name", CASES)
