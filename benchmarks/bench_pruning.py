@@ -63,6 +63,8 @@ NETWORKS = {
     "ResNet-20": Network(pk.models.resnet20, lambda t: t.resnet20(), (32, 32, 3)),
     "VGG-16-BN": Network(pk.models.vgg16, lambda t: t.vgg16(), (32, 32, 3), large=True),
 }
+COMPARED = ("FC-100", "FC-2000", "ResNet-20", "VGG-16-BN")
+"""By default."""
 
 
 def draw(network: Network, seed: int = 0) -> dict[str, Any]:
@@ -248,7 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         parser.error("the comparison needs PyTorch: pip install torch")
     if options.repeats is not None and options.repeats < 1:
         parser.error("--repeats must be at least 1")
-    names = options.networks or (["tiny"] if options.quick else [name for name in NETWORKS if name != "tiny"])
+    names = options.networks or (["tiny"] if options.quick else [*COMPARED])
     steps = min(options.steps, 3) if options.quick else options.steps
 
     environment = common.environment(("jax", "jaxlib", "numpy", "torch"))

@@ -1,7 +1,7 @@
 """Compiles the library for a TPU on a machine that has none: memory, operations, collectives, a roofline.
 
     pip install 'jax[tpu]'
-    JAX_PLATFORMS=cpu python -m benchmarks.accelerator.tpu_compile [--networks ...] [--functions ...] [--output FILE]
+    python -m benchmarks.accelerator.tpu_compile [--networks ...] [--functions ...] [--output FILE]
 
 XLA's TPU compiler (the wheel `libtpu`) compiles for a topology of v5e chips; nothing runs. Of each function and
 network: seconds of lowering and compiling, bytes of arguments, result and temporary arrays, operations and bytes
@@ -21,10 +21,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
-
-# libtpu would ask the cloud for what it is not told.
-os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_WORKER_HOSTNAMES": "localhost",
-               "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +44,9 @@ NETWORKS: dict[str, tuple[Callable[[], Any], tuple[int, ...], int]] = {
     "ResNet-20": (pk.models.resnet20, (32, 32, 3), 16),
     "VGG-16": (pk.models.vgg16, (32, 32, 3), 8),
 }
+TOLD = {"TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_SKIP_MDS_QUERY": "1",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+"""What libtpu would ask the cloud for."""
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
 
@@ -205,6 +204,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if chosen.markdown:
         chosen.markdown.write_text(table(json.loads(chosen.output.read_text())), encoding="utf-8")
         return 0
+    os.environ |= TOLD
+    jax.config.update("jax_platforms", "cpu")
     devices = topologies.get_topology_desc(TOPOLOGY, platform="tpu").devices
     rows = Rows(chosen.output, topology=TOPOLOGY, chip=CHIP, note="compiled for the topology, not run on a TPU")
     for net in map(Net, chosen.networks):
