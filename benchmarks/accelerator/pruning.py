@@ -11,9 +11,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from benchmarks.accelerator.rows import Rows, message, options
 from benchmarks.bench_pruning import NETWORKS, JaxSide, TorchSide, draw
+from benchmarks.common import in_fresh_process
 
 COMPRESSION = 2.0
 STEPS = 100
@@ -31,26 +33,36 @@ def timed(call: Callable[[], Any], repeats: int = 5, most: float = 8.0) -> tuple
                    "calls": len(later)}
 
 
-def compare(rows: Rows, name: str, steps: int) -> None:
-    """Prune one network by both sides."""
+def by_torch(name: str, steps: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """PyTorch's masks and seconds, in a process of its own: it and JAX each bring CUDA libraries."""
+    jax.config.update("jax_platforms", "cpu")
     import torch
 
-    device, density = "cuda" if torch.cuda.is_available() else "cpu", 10.0**-COMPRESSION
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    variables = draw(NETWORKS[name])
-    ours, theirs = JaxSide(name, variables), TorchSide(name, variables, device)
+    side = TorchSide(name, draw(NETWORKS[name]), device)
 
-    def by_torch() -> Any:
-        masks = theirs.prune(density, steps)
+    def call() -> Any:
+        masks = side.prune(10.0**-COMPRESSION, steps)
         if device == "cuda":
             torch.cuda.synchronize()
         return masks
 
-    same = {"network": name, "weights": theirs.weights, "steps": steps, "compression": COMPRESSION}
-    masks, figures = timed(lambda: jax.block_until_ready(ours.prune(density, steps)))
+    masks, figures = timed(call)
+    return ({leaf: side.synflow.from_torch(mask) > 0 for leaf, mask in masks.items()},
+            {"side": f"torch on {device}", **figures})
+
+
+def compare(rows: Rows, name: str, steps: int) -> None:
+    """Prune one network by both sides."""
+    ours = JaxSide(name, draw(NETWORKS[name]))
+    masks, figures = timed(lambda: jax.block_until_ready(ours.prune(10.0**-COMPRESSION, steps)))
+    same = {"network": name, "weights": sum(mask.size for mask in masks.values()), "steps": steps,
+            "compression": COMPRESSION}
     rows.add(**same, side="pkjax", **figures)
-    other, figures = timed(by_torch)
-    rows.add(**same, side=f"torch on {device}", **figures, masks_differ=theirs.differing(masks, other))
+    theirs, figures = in_fresh_process(by_torch, name, steps)
+    differing = sum(int((np.asarray(masks[leaf]) != mask).sum()) for leaf, mask in theirs.items())
+    rows.add(**same, **figures, masks_differ=differing)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
