@@ -58,10 +58,13 @@ class Network:
 NETWORKS = {
     "tiny": Network(lambda: pk.models.fc(width=10, depth=1), lambda t: t.fc(10, depth=1), (28, 28, 1)),
     "FC-100": Network(lambda: pk.models.fc(width=100), lambda t: t.fc(100), (28, 28, 1)),
+    "FC-500": Network(lambda: pk.models.fc(width=500), lambda t: t.fc(500), (28, 28, 1)),
     "FC-2000": Network(lambda: pk.models.fc(width=2000), lambda t: t.fc(2000), (28, 28, 1), large=True),
-    "ResNet-20": Network(pk.models.resnet20, lambda t: t.ResNet20(), (32, 32, 3)),
+    "ResNet-20": Network(pk.models.resnet20, lambda t: t.resnet20(), (32, 32, 3)),
     "VGG-16-BN": Network(pk.models.vgg16, lambda t: t.vgg16(), (32, 32, 3), large=True),
 }
+COMPARED = ("FC-100", "FC-2000", "ResNet-20", "VGG-16-BN")
+"""By default."""
 
 
 def draw(network: Network, seed: int = 0) -> dict[str, Any]:
@@ -108,16 +111,17 @@ class JaxSide:
 class TorchSide:
     """PyTorch: the same network with the same weights."""
 
-    def __init__(self, name: str, variables: dict[str, Any]):
+    def __init__(self, name: str, variables: dict[str, Any], device: str = "cpu"):
         import torch
 
         from benchmarks import torch_synflow
 
         torch.set_num_threads(common.cores())
         self.torch, self.synflow = torch, torch_synflow
-        self.network = torch_synflow.load(NETWORKS[name].torch_module(torch_synflow), variables)
+        self.network = torch_synflow.load(NETWORKS[name].torch_module(torch_synflow), variables).to(device)
         *image, channels = NETWORKS[name].shape
-        self.x = torch.ones(1, np.prod(image) * channels) if channels == 1 else torch.ones(1, channels, *image)
+        size = (np.prod(image) * channels,) if channels == 1 else (channels, *image)
+        self.x = torch.ones(1, *size, device=device)
         self.weights = sum(p.numel() for p in self.network.parameters() if p.ndim > 1)
 
     def prune(self, density: float, steps: int) -> dict[str, Any]:
@@ -246,7 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         parser.error("the comparison needs PyTorch: pip install torch")
     if options.repeats is not None and options.repeats < 1:
         parser.error("--repeats must be at least 1")
-    names = options.networks or (["tiny"] if options.quick else [name for name in NETWORKS if name != "tiny"])
+    names = options.networks or (["tiny"] if options.quick else [*COMPARED])
     steps = min(options.steps, 3) if options.quick else options.steps
 
     environment = common.environment(("jax", "jaxlib", "numpy", "torch"))

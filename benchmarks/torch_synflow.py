@@ -17,22 +17,24 @@ from torch import nn
 ATTRIBUTES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 
 
-class ResNet20(nn.Module):
-    """ResNet-20 for CIFAR with shortcuts of option B, as `pkjax.models.resnet20`."""
+class ResNet(nn.Module):
+    """A residual network for small images with shortcuts of option B, as `pkjax.models.resnet20` and its siblings."""
 
-    def __init__(self):
+    def __init__(self, widths: Sequence[int], blocks: Sequence[int]):
         super().__init__()
-        self._unit("stem", 3, 16, 3, 1)
-        inputs = 16
-        for stage, width in enumerate((16, 32, 64)):
-            for block in range(3):
+        self.names: list[str] = []
+        self._unit("stem", 3, widths[0], 3, 1)
+        inputs = widths[0]
+        for stage, (width, count) in enumerate(zip(widths, blocks, strict=True)):
+            for block in range(count):
                 name, stride = f"stage{stage}_block{block}", 2 if stage > 0 and block == 0 else 1
                 self._unit(f"{name}_conv0", inputs, width, 3, stride)
                 self._unit(f"{name}_conv1", width, width, 3, 1)
                 if stride == 2:
                     self._unit(f"{name}_shortcut", inputs, width, 1, stride)
+                self.names.append(name)
                 inputs = width
-        self.head = nn.Linear(64, 10)
+        self.head = nn.Linear(inputs, 10)
 
     def _unit(self, name, inputs, outputs, size, stride):
         setattr(self, name, nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, bias=False))
@@ -44,12 +46,20 @@ class ResNet20(nn.Module):
             return getattr(self, f"{name}_norm")(getattr(self, name)(h))
 
         h = torch.relu(unit(x, "stem"))
-        for stage in range(3):
-            for block in range(3):
-                name = f"stage{stage}_block{block}"
-                out = unit(torch.relu(unit(h, f"{name}_conv0")), f"{name}_conv1")
-                h = torch.relu(out + (unit(h, f"{name}_shortcut") if hasattr(self, f"{name}_shortcut") else h))
+        for name in self.names:
+            out = unit(torch.relu(unit(h, f"{name}_conv0")), f"{name}_conv1")
+            h = torch.relu(out + (unit(h, f"{name}_shortcut") if hasattr(self, f"{name}_shortcut") else h))
         return self.head(h.mean((2, 3)))
+
+
+def resnet20() -> nn.Module:
+    """ResNet-20 for CIFAR, as `pkjax.models.resnet20`."""
+    return ResNet((16, 32, 64), (3, 3, 3))
+
+
+def resnet18() -> nn.Module:
+    """ResNet-18 for small images, as `pkjax.models.resnet18`."""
+    return ResNet((64, 128, 256, 512), (2, 2, 2, 2))
 
 
 def fc(width: int, depth: int = 6, inputs: int = 784) -> nn.Module:
@@ -103,7 +113,7 @@ def to_torch(kernel: np.ndarray) -> np.ndarray:
 
 def from_torch(weight: torch.Tensor) -> np.ndarray:
     """Undo `to_torch`."""
-    return (weight.T if weight.ndim == 2 else weight.permute(2, 3, 1, 0)).numpy()
+    return (weight.T if weight.ndim == 2 else weight.permute(2, 3, 1, 0)).cpu().numpy()
 
 
 @contextlib.contextmanager
@@ -150,7 +160,7 @@ def prune(network: nn.Module, x: torch.Tensor, counts: Sequence[int]) -> dict[st
     with linearised(network) as named:
         kernels = list(named.values())
         total = sum(k.numel() for k in kernels)
-        flat, alive = torch.empty(total), torch.ones(total)
+        flat, alive = torch.empty(total, device=x.device), torch.ones(total, device=x.device)
         scores, masks = split(flat, kernels), split(alive, kernels)
         for count in counts:
             with torch.no_grad():

@@ -3,7 +3,8 @@
 Its trace, its Frobenius norm and the density of its eigenvalues. The random vectors are called probes.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -84,9 +85,16 @@ def trace(multiply: Product, like: Array, key: Array, probes: int) -> Estimate:
 
     estimate = stochtrace.estimator_leave_one_out_mean_and_sem(
         stochtrace.leave_one_out_xtrace(), stochtrace.sampler_normal(like, num=probes))
-    with jax.numpy_dtype_promotion("standard"):
+    with _as_matfree_needs():
         mean, error = estimate(multiply, key)
     return Estimate(mean.astype(like.dtype), error.astype(like.dtype))
+
+
+@contextlib.contextmanager
+def _as_matfree_needs() -> Iterator[None]:
+    """It mixes its counters with floats, and leaves the precision of its own products to the caller."""
+    with jax.numpy_dtype_promotion("standard"), jax.default_matmul_precision("highest"):
+        yield
 
 
 def frobenius(multiply: Product, probes: Array, scale: Array, batch_size: int | None = None) -> Estimate:
@@ -139,7 +147,7 @@ def quadrature(multiply: Product, probes: Array, mass: Array, key: Array, *, dep
     lanczos = decomp.hessenberg(min(depth, probes.shape[1]), reortho="full", custom_vjp=False)
 
     def one(s: Array) -> tuple[Array, Array]:
-        with jax.numpy_dtype_promotion("standard"):  # matfree mixes its counters with floats
+        with _as_matfree_needs():
             _, hessenberg, *_ = lanczos(lambda v: multiply(v) / scale, s / jnp.linalg.norm(s))
         nodes, rows = jnp.linalg.eigh(_tridiagonal(hessenberg))
         return nodes * scale, rows[0] ** 2 * mass

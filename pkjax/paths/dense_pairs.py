@@ -151,8 +151,9 @@ def dense_pairs(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[Array, "N ..
 def network_pairs(network: Network, X: Array, gates: Sequence[Array]) -> Float[Array, "*K N N"]:
     """Sum over the paths of a network that has been read, for a batch that it took in."""
     n = len(X)
-    out = interpret(PairAlgebra(gates), network.fn, network.params, X[:1], lambda _, leaf: UNITS,
-                    lambda x: PairSignal(jnp.ones((n, n), x.dtype), X[:, None]))
+    with jax.default_matmul_precision("highest"):
+        out = interpret(PairAlgebra(gates), network.fn, network.params, X[:1], lambda _, leaf: UNITS,
+                        lambda x: PairSignal(jnp.ones((n, n), x.dtype), X[:, None]))
     if out.value is UNITS:
         raise NotDensePairsError("the output does not depend on the input")
     level, factor = out.value

@@ -106,8 +106,7 @@ def _gates(network: Network, Z: Array) -> tuple[Array, ...]:
 
 @jax.jit
 def _dense_pairs(network: Network, Z: Array, gates: tuple[Array, ...]) -> Array:
-    with jax.default_matmul_precision("highest"):
-        return network_pairs(network, Z, gates)
+    return network_pairs(network, Z, gates)
 
 
 @jax.jit

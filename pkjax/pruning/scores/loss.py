@@ -121,8 +121,12 @@ def grasp(loss_fn: Loss, params: PyTree, batches: Iterable[PyTree] | None = None
 
 
 def _derivative(fn: Callable[[list[Array]], list[Array]], leaves: list[Array]) -> list[Array]:
-    """Evaluate a derivative of a loss that holds its batch; ValueError where that is empty, or the cause of NaN."""
-    program = BoundProgram(*trace(fn, leaves, opaque=True))
+    """Evaluate a derivative of a loss that holds its batch; ValueError where that is empty, or the cause of NaN.
+
+    Products are taken at JAX's highest precision, as by `mean`.
+    """
+    with jax.default_matmul_precision("highest"):      # which JAX fixes while it traces
+        program = BoundProgram(*trace(fn, leaves, opaque=True))
     if empty := empty_constants(program):
         raise ValueError(f"loss_fn closes over an array {empty[0]}, a batch that holds no example")
     values: list[Array] = evaluate_program(program, leaves)

@@ -1,0 +1,137 @@
+"""The accelerator's parts run at a small size, and compare what they say they compare."""
+
+import io
+import json
+import runpy
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pkjax as pk
+import pytest
+from benchmarks.accelerator import exactness, figure3, images, kernels, pruning, training
+from benchmarks.accelerator.rows import Rows
+from benchmarks.bench_pruning import draw
+from benchmarks.common import ROOT
+
+PARTS = (exactness, figure3, images, kernels, pruning, training)
+
+
+def test_parts_load_without_pytorch_and_tensorflow_datasets(monkeypatch):
+    for absent in ("torch", "tensorflow_datasets"):
+        monkeypatch.setitem(sys.modules, absent, None)
+    for part in PARTS:
+        assert runpy.run_path(part.__file__, run_name="loaded")["__doc__"] == part.__doc__
+
+
+def test_a_table_is_whole_after_each_row_and_says_where_it_was_made(tmp_path):
+    rows = Rows(tmp_path / "folder" / "rows.json", type="float32")
+    assert json.loads(rows.output.read_text())["rows"] == []
+    rows.add(case="a", error=float("inf"))
+    rows.add(case="b", inner={"seconds": float("nan")})
+    content = json.loads(rows.output.read_text())
+    assert content["rows"] == [{"case": "a", "error": "inf"}, {"case": "b", "inner": {"seconds": "nan"}}]
+    assert {"card", "runtime", "default_matmul_precision", "commit", "jax", "type"} <= set(content["environment"])
+    assert rows.failed == 1
+
+
+def test_a_part_without_a_finished_row_has_failed(tmp_path):
+    rows = Rows(tmp_path / "rows.json")
+    rows.add(case="a", unfinished="no time left")
+    assert rows.failed == 1
+    rows.add(case="b")
+    assert rows.failed == 0
+
+
+def test_the_pruning_part_compares_equal_masks(tmp_path, monkeypatch):
+    pytest.importorskip("torch")
+    monkeypatch.setattr(pruning, "in_fresh_process", lambda function, *inputs: function(*inputs))
+    assert pruning.main(["--small", "--output", str(tmp_path / "pruning.json")]) == 0
+    ours, theirs = json.loads((tmp_path / "pruning.json").read_text())["rows"]
+    assert (ours["side"], theirs["masks_differ"]) == ("pkjax", 0)
+    assert 0 < ours["min"] <= ours["median"] <= ours["max"]
+
+
+def test_the_training_part_times_first_and_later_epochs(tmp_path):
+    training.main(["--small", "--output", str(tmp_path / "training.json")])
+    one = json.loads((tmp_path / "training.json").read_text())["rows"][0]
+    assert one["networks"] == 1
+    assert one["first_epoch"] > 0
+    assert len(one["later_epochs"]) == 1
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")      # forward derivatives of the newest PyTorch
+@pytest.mark.parametrize("implementation", [1, 2])
+def test_kernels_by_torch_func_are_those_of_the_same_network(implementation):
+    torch = pytest.importorskip("torch")
+    from benchmarks import torch_kernels, torch_synflow
+
+    case = kernels.CASES["tiny, N = 8"]
+    variables, x = draw(case.network), kernels._inputs(case)[:3]
+    theirs = torch_synflow.load(case.network.torch_module(torch_synflow), variables)
+    theta = torch_kernels.theta(theirs, implementation)(torch.tensor(x.reshape(3, -1)))
+    want = pk.ntk(*pk.from_linen(case.network.module(), variables), jnp.asarray(x))
+    np.testing.assert_allclose(theta.numpy(), want, rtol=1e-4, atol=1e-5 * float(jnp.abs(want).max()))
+
+
+def test_resnet18_is_the_same_network_on_both_sides():
+    torch = pytest.importorskip("torch")
+    from benchmarks import torch_synflow
+
+    network = kernels.CASES["ResNet-18 at 64x64, N = 16"].network
+    module, variables = network.module(), draw(network)
+    x = np.random.default_rng(0).standard_normal((1, 16, 16, 3)).astype(np.float32)
+    theirs = torch_synflow.load(torch_synflow.resnet18(), variables)
+    with torch.no_grad():
+        want = theirs(torch.tensor(x.transpose(0, 3, 1, 2).copy())).numpy()
+    np.testing.assert_allclose(module.apply(variables, x), want, rtol=1e-3, atol=1e-4 * np.abs(want).max())
+
+
+def test_a_side_that_fails_is_a_row_that_says_so():
+    class Ended:
+        def poll(self, seconds):
+            return True
+
+        def recv(self):
+            raise EOFError
+
+    side = object.__new__(kernels.Side)
+    side.connection, side.figures = Ended(), {}
+    assert not side.hear(0)
+    assert side.figures == {"error": "its process died"}
+
+
+def test_images_travel_encoded_and_come_back_equal(tmp_path):
+    Image = pytest.importorskip("PIL.Image")
+    pixels = images.noise(5).pixels
+
+    def png(image):
+        out = io.BytesIO()
+        Image.fromarray(image).save(out, "PNG")
+        return out.getvalue()
+
+    images.store(tmp_path / "few.npz", {split: ([png(image) for image in pixels], [3, 1, 4, 1, 5])
+                                       for split in images.SPLITS})
+    back = images.load(tmp_path / "few.npz", "test")
+    assert np.array_equal(back.pixels, pixels)
+    assert back.labels.tolist() == [3, 1, 4, 1, 5]
+
+
+def test_the_sweep_of_figure_3_is_the_dense_network_and_six_pruners_at_two_compressions():
+    runs = figure3.runs(False, 10)
+    assert len(runs) == 13
+    assert {(run.epochs, run.drops, run.model) for run in runs} == {(10, (8,), "resnet20")}
+
+
+def test_differences_are_relative_to_the_largest_entry_and_of_masks_a_share():
+    assert exactness.difference(np.array([1.0, 4.0]), np.array([1.5, 4.0])) == 0.125
+    assert exactness.difference([np.array([True, False])], [np.array([True, True])]) == 0.5
+
+
+def test_the_command_knows_its_parts(tmp_path):
+    command = ["bash", str(ROOT / "benchmarks" / "accelerator" / "run.sh"), str(tmp_path), "--small", "nonsense"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "unknown part nonsense" in done.stderr
+    assert all(part in done.stderr for part in ("exactness", "kernels", "pruning", "training", "figure3"))
