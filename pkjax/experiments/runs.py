@@ -142,11 +142,13 @@ def run_together(runs: Sequence[Settings], *, load: Loader | None = None, checkp
     for i, settings in enumerate(runs):
         alike.setdefault(settings.pruner, []).append(i)
     if len(alike) > 1:
-        with contextlib.suppress(Exception, SystemExit):    # what several threads need is made once, before
-            for settings in runs:
-                module = model(settings.model, images(settings)[0].classes)
-                _init(module), initial_traces(module)
-        with ThreadPoolExecutor(THREADS) as pool:           # while one thread traces, others compile
+        with ThreadPoolExecutor(THREADS) as pool:       # while one thread reads images or traces, others compile
+            with contextlib.suppress(Exception, SystemExit):
+                test = chosen("test", runs[0].test_samples, 0 if runs[0].test_samples is None else runs[0].seed)
+                compiling = pool.submit(_compile, runs[0], test)
+                for settings in runs:                   # one thread reads them for all
+                    images(settings)
+                compiling.result()
             list(pool.map(prepare, alike.values()))
     else:
         prepare(range(len(runs)))
@@ -163,6 +165,17 @@ def run_together(runs: Sequence[Settings], *, load: Loader | None = None, checkp
         share = (time.monotonic() - began) / len(ready)
         results |= {i: _result(each, done, share) for (i, each), done in zip(ready.items(), trained, strict=True)}
     return [results[i] for i in range(len(runs))]
+
+
+def _compile(settings: Settings, images: Dataset) -> None:
+    """Compile what every run uses before its training, on images of the right shape."""
+    module = model(settings.model, images.classes)
+    one = jnp.asarray(images.images[:1])
+    variables = _init(module)(jax.random.key(settings.seed), one)
+    params, state = variables["params"], {k: v for k, v in variables.items() if k != "params"}
+    masks = pruned(compiled(pk.magnitude, params), params, compression=0, steps=1, jit=False).masks
+    if settings.traces:
+        initial_traces(module)(params, state, masks, jnp.repeat(one, settings.traces, axis=0))
 
 
 def _prepare(settings: Settings, load: Loader, images: Callable[[Settings], list[Dataset]],

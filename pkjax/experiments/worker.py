@@ -172,7 +172,7 @@ def _loader(folder: Path | None) -> Callable[[str, str], Dataset]:
             file.parent.mkdir(parents=True, exist_ok=True)
             kept: dict[str, Any] = {key: np.asarray(getattr(dataset, key)) for key in _KEPT}
             with files.replacing(file) as part, part.open("xb") as out:
-                np.savez_compressed(out, **kept)
+                np.savez(out, **kept)
             return dataset
         with np.load(file, allow_pickle=False) as saved:
             kept = {key: saved[key] for key in _KEPT}
