@@ -113,8 +113,8 @@ class Swept(NamedTuple):
 def sweep(options: Sweep, progress: Progress = False) -> Swept:
     """Run the sweep of a file; return how many runs there were, and the file with their table."""
     runs = read_grid(options.config)
-    outcome = experiments.sweep(runs, output := _results(options), workers=options.workers, ray=options.ray,
-                                gpus=options.gpus, retry=options.retry, progress=progress)
+    outcome = experiments.sweep(runs, output := _results(options), workers=options.workers, together=options.together,
+                                ray=options.ray, gpus=options.gpus, retry=options.retry, progress=progress)
     return Swept(outcome, export(output), _without_result(output, {chosen.key for chosen in runs}))
 
 

@@ -122,7 +122,9 @@ def _run(options: "Options") -> str:
 
     from pkjax.cli import commands, screen
     from pkjax.cli.options import Analyze, Figures, Prune, Sweep, Train
+    from pkjax.experiments.compiled import keep_compiled, users_folder
 
+    keep_compiled(users_folder())
     console = Console(highlight=False, markup=False, emoji=False)      # a path may read z[red].npz
     failure = ""
     with _progress() as progress:

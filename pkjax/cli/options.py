@@ -156,6 +156,8 @@ class Sweep:
     """Folder of results to write to."""
     workers: Annotated[int, INT] = 1
     """Number of local processes; keep 1 where there is an accelerator."""
+    together: Annotated[int, INT] = 1
+    """Runs that a process trains as one program; they differ in seed, pruner, compression and pruning steps alone."""
     ray: Annotated[str | None, STR, _unset("run in local processes")] = None
     """Address of a Ray cluster to run on; auto for the running one."""
     gpus: Annotated[float, FLOAT] = 0.0

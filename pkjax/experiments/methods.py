@@ -1,5 +1,6 @@
 """The models and pruners that can be chosen by name."""
 
+import inspect
 import re
 from collections.abc import Callable
 from functools import lru_cache
@@ -13,9 +14,10 @@ from jaxtyping import Array, PyTree
 
 import pkjax as pk
 from pkjax.data.dataset import Dataset
+from pkjax.programs.program import BoundProgram, trace
 from pkjax.trees import ApplyFn
 
-__all__ = ["MODELS", "PRUNERS", "Pruner", "model", "pruned", "score", "steps_of", "weights"]
+__all__ = ["MODELS", "PRUNERS", "Pruner", "compiled", "model", "pruned", "score", "steps_of", "weights"]
 
 MODELS = ("vgg11", "vgg16", "resnet20", "wide_resnet20", "resnet18", "wide_resnet18")
 """Functions of `pk.models` that take a number of classes and `plain`."""
@@ -168,7 +170,32 @@ def weights(params: PyTree) -> int:
     return sum(leaf.size for path, leaf in jax.tree_util.tree_leaves_with_path(params) if pk.kernels(path, leaf))
 
 
-def pruned(score_fn: ScoreFn, params: PyTree, *, compression: float | int, steps: int) -> pk.PruneResult:
+@jax.jit
+def _evaluate(program: BoundProgram, params: PyTree, masks: PyTree) -> PyTree:
+    return program(params, masks)
+
+
+def compiled(score_fn: ScoreFn, params: PyTree) -> ScoreFn:
+    """Trace a score function once, for parameters of these shapes; equal operations on other images compile nothing.
+
+    `pk.prune` then needs no `jit`: selecting the best scores is a program of its own, one for all pruners.
+
+    Examples:
+        >>> compiled(pk.magnitude, {"kernel": jnp.ones(2)})({"kernel": -2 * jnp.ones(2)}, {"kernel": jnp.ones(2, bool)})
+        {'kernel': Array([2., 2.], ...)}
+    """
+    takes_masks = "masks" in inspect.signature(score_fn).parameters
+
+    def scores(params: PyTree, masks: PyTree) -> PyTree:
+        return score_fn(params, masks=masks) if takes_masks else score_fn(params)
+
+    program = BoundProgram(*trace(scores, params, jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, bool), params),
+                                  opaque=True))
+    return lambda params, masks: _evaluate(program, params, masks)
+
+
+def pruned(score_fn: ScoreFn, params: PyTree, *, compression: float | int, steps: int, jit: bool = True
+           ) -> pk.PruneResult:
     """Prune as `pk.prune` does, but never to nothing.
 
     Raises:
@@ -185,4 +212,4 @@ def pruned(score_fn: ScoreFn, params: PyTree, *, compression: float | int, steps
         most = np.floor(100 * np.log10(2 * total)) / 100
         raise ValueError(f"a compression of {compression:g} keeps none of the {total:,} weights; "
                          f"one below {most:.2f} keeps some")
-    return pk.prune(score_fn, params, compression=compression, steps=steps)
+    return pk.prune(score_fn, params, compression=compression, steps=steps, jit=jit)

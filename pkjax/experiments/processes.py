@@ -7,11 +7,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter, deque
-from collections.abc import Generator, Sequence
-from dataclasses import asdict
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pkjax.experiments.compiled import as_here
 from pkjax.experiments.environment import versions
 from pkjax.experiments.records import FAILED, RUNS, write_failure
 from pkjax.experiments.settings import Settings
@@ -26,7 +27,7 @@ PAUSE = 0.02
 PATIENCE = 30.0
 """Seconds that an idle worker may take to end."""
 TRIES = 2
-"""How often a run is begun whose process dies."""
+"""How often runs are begun whose process dies."""
 START = f"""
 import os, traceback
 try:
@@ -48,36 +49,50 @@ kills them (PR_SET_PDEATHSIG), stopped ones too; elsewhere the end of their inpu
 """
 
 
+@dataclass
+class _Task:
+    """Runs that a worker gets together, and how often their process died."""
+
+    runs: list[Settings]
+    deaths: int = 0
+
+
 class _Worker:
-    """A worker process with the run that it has."""
+    """A worker process with the runs that it has."""
 
     def __init__(self, output: Path, slot: int, workers: int) -> None:
         self.output, self.runs = output, 0
-        self.settings: Settings | None = None
-        self._failure: tuple[int, int] | None = None
+        self.task: _Task | None = None
+        self._failures: dict[str, tuple[int, int] | None] = {}
         # A file takes whatever is written and blocks nobody; process and parent share the place in it.
         self.log = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 (closed by `end`)
         arguments = json.dumps([[path for path in sys.path if isinstance(path, str)], [str(output), slot, workers]])
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-c", START, arguments], stdin=subprocess.PIPE, stdout=self.log, stderr=self.log,
-            bufsize=0, env={**os.environ, "PKJAX_WORKERS": str(workers)})
+            bufsize=0, env={**os.environ, **as_here(), "PKJAX_WORKERS": str(workers)})
 
-    def give(self, settings: Settings) -> bool:
-        """Hand a run to the worker; False where it is dead."""
+    def give(self, task: _Task) -> bool:
+        """Hand runs to the worker; False where it is dead."""
         self.log.seek(0)
         self.log.truncate()
-        self._failure = _stamp(self.output / FAILED / f"{settings.key}.json")
-        if not self._say(json.dumps(asdict(settings)).encode() + b"\n"):
+        self._failures = {each.key: _stamp(self._failure(each.key)) for each in task.runs}
+        if not self._say(json.dumps([asdict(settings) for settings in task.runs]).encode() + b"\n"):
             return False
-        self.settings, self.runs = settings, self.runs + 1
+        self.task, self.runs = task, self.runs + len(task.runs)
         return True
 
-    def recorded(self, key: str) -> str | None:
-        """Return how the record says that the run ended, "done" or "failed"; None while there is none."""
-        if (self.output / RUNS / key / "record.json").exists():
-            return "done"
-        now = _stamp(self.output / FAILED / f"{key}.json")
-        return "failed" if now is not None and now != self._failure else None     # not the failure of an earlier sweep
+    def recorded(self) -> Iterator[tuple[Settings, str]]:
+        """Take the runs that have a record out of the task; yield each with "done" or "failed"."""
+        for settings in list(self.task.runs if self.task else ()):
+            now = _stamp(self._failure(settings.key))
+            done = (self.output / RUNS / settings.key / "record.json").exists()
+            if done or (now is not None and now != self._failures[settings.key]):    # not that of an earlier sweep
+                assert self.task
+                self.task.runs.remove(settings)
+                yield settings, "done" if done else "failed"
+
+    def _failure(self, key: str) -> Path:
+        return self.output / FAILED / f"{key}.json"
 
     def end(self, patience: float = 0.0) -> None:
         """End the process: between two runs where it is given time for that, else at once."""
@@ -102,44 +117,42 @@ class _Worker:
         return True
 
 
-def run_locally(pending: Sequence[Settings], output: Path, workers: int
+def run_locally(groups: Sequence[Sequence[Settings]], output: Path, workers: int
                 ) -> Generator[tuple[Settings, str], None, None]:
     """Run experiments in local processes, which write the records; yield each with "done" or "failed".
 
-    A process that dies costs the run that it had, which is begun once more; if its process dies again, the run is
+    A process gets a group of runs at a time. One that dies costs the runs of its group that have no record, which are
+    begun once more. If their process dies again, they are begun one by one; a single run whose process dies twice is
     recorded as failed.
 
     Raises:
         ChildProcessError: a worker cannot work at all (it cannot start, or cannot write a record).
     """
-    waiting, begun = deque(pending), Counter[str]()
+    waiting = deque(_Task(list(group)) for group in groups)
     crew: dict[int, _Worker] = {}
     try:
-        while waiting or any(worker.settings for worker in crew.values()):
-            for slot in range(min(workers, len(pending))):
+        while waiting or any(worker.task for worker in crew.values()):
+            for slot in range(min(workers, len(groups))):
                 worker = crew.get(slot)
-                if worker and worker.settings:
-                    code, settings = worker.process.poll(), worker.settings     # before the look: it may write last
-                    status = worker.recorded(settings.key)
-                    if status is None and code is not None:
-                        status = _died(settings, code, worker, begun[settings.key])
-                        if status is None:
-                            waiting.appendleft(settings)
-                    if status is None and code is None:
+                if worker and worker.task:
+                    code = worker.process.poll()        # before the look: it may write last
+                    yield from worker.recorded()
+                    if worker.task.runs and code is None:
                         continue
-                    worker.settings = None
+                    task, worker.task = worker.task, None
+                    if task.runs and code is not None:
+                        again = _died(task, code, worker)
+                        if not again:
+                            yield task.runs[0], "failed"
+                        waiting.extendleft(reversed(again))
                     if code is not None or worker.runs >= RUNS_A_PROCESS:
                         crew.pop(slot).end(PATIENCE)
-                    if status is not None:
-                        yield settings, status
                 if waiting:
                     worker = crew.get(slot) or _Worker(output, slot, workers)
                     crew[slot] = worker
-                    settings = waiting.popleft()
-                    if worker.give(settings):
-                        begun[settings.key] += 1
-                    else:
-                        waiting.appendleft(settings)
+                    task = waiting.popleft()
+                    if not worker.give(task):
+                        waiting.appendleft(task)
                         crew.pop(slot).end()
             time.sleep(PAUSE)
         for worker in crew.values():
@@ -151,18 +164,20 @@ def run_locally(pending: Sequence[Settings], output: Path, workers: int
             worker.end()
 
 
-def _died(settings: Settings, code: int, worker: _Worker, begun: int) -> str | None:
-    """Record the failure of a run whose process died, and say so; None where it may be begun once more."""
+def _died(task: _Task, code: int, worker: _Worker) -> list[_Task]:
+    """Say how runs whose process died are begun again; record the failure of one that is not."""
     stderr = tail(worker.log.fileno())
     if code == UNABLE:
         last = stderr.strip().splitlines()[-1:] or ["nothing on its standard error stream"]
         raise ChildProcessError(f"a worker process cannot work: {last[0]}")
-    if begun < TRIES:
-        return None
+    if task.deaths + 1 < TRIES:
+        return [_Task(task.runs, task.deaths + 1)]
+    if len(task.runs) > 1:
+        return [_Task([settings]) for settings in task.runs]
     name = next((f" ({kind.name})" for kind in signal.Signals if kind == -code), "")
-    write_failure(worker.output, failure(settings, f"its process died with exit code {code}{name}, {begun} times", "",
-                                         versions(), stderr))
-    return "failed"
+    write_failure(worker.output, failure(task.runs[0], f"its process died with exit code {code}{name}, {TRIES} times",
+                                         "", versions(), stderr))
+    return []
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

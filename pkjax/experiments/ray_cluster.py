@@ -4,13 +4,14 @@ import logging
 import os
 import re
 import socket
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
+from typing import Any
 
 from pkjax.experiments.environment import versions
 from pkjax.experiments.records import write_failure, write_record
 from pkjax.experiments.settings import Settings
-from pkjax.experiments.worker import failure, work
+from pkjax.experiments.worker import failure, work, work_together
 from pkjax.extras import needed
 
 __all__ = ["run_on_ray"]
@@ -21,40 +22,53 @@ SECONDS = 5.0
 GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 
 
-def run_on_ray(pending: Sequence[Settings], output: Path, address: str, gpus: float
+def run_on_ray(groups: Sequence[Sequence[Settings]], output: Path, address: str, gpus: float
                ) -> Generator[tuple[Settings, str], None, None]:
     """Run experiments on a Ray cluster and record them here, one after the other; yield each with "done" or "failed".
+
+    A group of runs is one task of the cluster; where that cannot be done, its runs become tasks of their own.
 
     Raises:
         ValueError: the address is malformed.
         ConnectionError: there is no cluster at the address; found within a few seconds.
         ImportError: Ray is missing.
     """
-    if not pending:
+    if not groups:
         return
     _reach(address)
     ray = needed("ray", "ray", "a Ray cluster needs Ray")
     ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
     try:
         # A worker that dies (killed, out of memory, machine lost) is a failure of the cluster, not of the run.
-        remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)(work)
-        waiting = {remote.remote(settings, None): settings for settings in pending}
+        remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)(_work)
+        waiting = {remote.remote(work, group): group for group in groups}
         while waiting:
             (reference,), _ = ray.wait(list(waiting), num_returns=1)
-            settings = waiting.pop(reference)
+            group = waiting.pop(reference)
             try:
-                record, masks = ray.get(reference)
+                results = ray.get(reference)
             except ray.exceptions.RayError as error:
-                record, masks = failure(settings, f"{type(error).__name__}: {error}", "", versions()), None
-            if masks is None:
-                write_failure(output, record)
-            else:
-                write_record(output, record, masks)
-            status = record["status"]
-            del record, masks, reference      # at most one result at a time is held here
-            yield settings, status
+                if len(group) > 1:
+                    waiting |= {remote.remote(work, [settings]): [settings] for settings in group}
+                    continue
+                results = [(failure(group[0], f"{type(error).__name__}: {error}", "", versions()), None)]
+            del reference
+            for settings in group:
+                record, masks = results.pop(0)
+                if masks is None:
+                    write_failure(output, record)
+                else:
+                    write_record(output, record, masks)
+                status = record["status"]
+                del record, masks      # what is recorded is not held
+                yield settings, status
     finally:
         ray.shutdown()
+
+
+def _work(single: Callable[..., Any], group: Sequence[Settings]) -> list[Any]:
+    """Run a group on a machine of the cluster; `single` runs one experiment."""
+    return [single(group[0], None)] if len(group) == 1 else list(work_together(group, None))
 
 
 def _reach(address: str) -> None:

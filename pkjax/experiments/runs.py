@@ -1,29 +1,36 @@
-"""One run of an experiment: initialise, prune, measure the kernels, train, and record everything."""
+"""Runs of experiments: initialise, prune, measure the kernels, train, and record everything."""
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
 import pkjax as pk
 from pkjax.data.dataset import Dataset
 from pkjax.experiments.environment import environment
-from pkjax.experiments.methods import PRUNERS, model, pruned, score, steps_of, weights
+from pkjax.experiments.measurements import choose, initial_traces, measurements, spectra
+from pkjax.experiments.methods import PRUNERS, compiled, model, pruned, score, steps_of, weights
 from pkjax.experiments.records import FORMAT
 from pkjax.experiments.settings import Settings
 from pkjax.tables import Progress, reporter
-from pkjax.training.fit import fit
+from pkjax.training.result import Fit
+from pkjax.training.together import fit_together
 
-__all__ = ["Loader", "run"]
+__all__ = ["Loader", "Result", "run", "run_together"]
 
+THREADS = 3
+"""Pruners whose programs are compiled at a time."""
 Loader = Callable[[str, str], Dataset]
 """Maps (name, split) to all images of that split."""
+Result = tuple[dict[str, Any], PyTree]
+"""The record of a run, and its masks."""
 
 
 def run(settings: Settings, *, load: Loader | None = None, checkpoint: Path | None = None,
@@ -61,51 +68,153 @@ def run(settings: Settings, *, load: Loader | None = None, checkpoint: Path | No
         >>> record["history"][1]["epoch"], record["pruning"]["density"]
         (1, 1.0)
     """
-    tell = reporter(progress)
+    result, = run_together([settings], load=load, checkpoints=None if checkpoint is None else [checkpoint],
+                           save_last=True, progress=progress)
+    if isinstance(result, BaseException):
+        raise result
+    return result
+
+
+class _Prepared(NamedTuple):
+    """A run as it stands before training."""
+
+    settings: Settings
+    train: Dataset
+    test: Dataset
+    variables: PyTree
+    masks: PyTree
+    pruning: dict[str, Any]
+    initial: dict[str, float]
+    spectra: dict[str, Any] | None
+    about: PyTree
+    seconds: float
+
+
+def run_together(runs: Sequence[Settings], *, load: Loader | None = None, checkpoints: Sequence[Path] | None = None,
+                 save_last: bool = False, progress: Progress = False) -> list[Result | Exception | SystemExit]:
+    """Run experiments of one training program, and train their networks together.
+
+    Each is initialised, pruned and measured on its own. A run that fails, before or in its training, leaves its
+    exception in place of its result, and the others go on.
+
+    Args:
+        runs: what to do, with one `Settings.program`.
+        load: where the images come from; `pk.data.load` by default.
+        checkpoints: a folder for each run, for the last state of its training.
+        save_last: whether the last state is written too.
+        progress: where to report what is running.
+
+    Returns:
+        for each run record and masks, or what it raised.
+
+    Raises:
+        ValueError: the runs have different training programs.
+        CheckpointError: a checkpoint cannot be continued.
+        OSError: a checkpoint cannot be written.
+
+    Examples:
+        >>> from pkjax.experiments.settings import grid
+        >>> small = {"model": "fc-4x1", "epochs": 1, "train_samples": 64, "test_samples": 64, "traces": 0}
+        >>> both = run_together(grid({**small, "output_samples": 2, "seed": [0, 1]}))
+        >>> [record["settings"]["seed"] for record, masks in both]
+        [0, 1]
+    """
+    if len({settings.program for settings in runs}) > 1:
+        raise ValueError("runs that train together differ in seed, pruner, compression and prune_steps alone; "
+                         "got others: use run for each, or sweep")
+    tell, load = reporter(progress), load or _load
+    chosen = lru_cache(maxsize=None)(lambda split, samples, seed: choose(load(runs[0].data, split), samples, seed))
+    results: dict[int, Any] = {}
+    ready: dict[int, _Prepared] = {}
+
+    def images(settings: Settings) -> list[Dataset]:
+        wanted = ("train", settings.train_samples), ("test", settings.test_samples)
+        return [chosen(split, samples, 0 if samples is None else settings.seed) for split, samples in wanted]
+
+    def prepare(places: Sequence[int]) -> None:
+        for i in places:
+            try:
+                ready[i] = _prepare(runs[i], load, images, tell)
+            except (Exception, SystemExit) as error:  # whatever a run raises is its result
+                results[i] = error
+
+    alike: dict[str, list[int]] = {}
+    for i, settings in enumerate(runs):
+        alike.setdefault(settings.pruner, []).append(i)
+    if len(alike) > 1:
+        with ThreadPoolExecutor(THREADS) as pool:       # while one thread reads images or traces, others compile
+            with contextlib.suppress(Exception, SystemExit):
+                test = chosen("test", runs[0].test_samples, 0 if runs[0].test_samples is None else runs[0].seed)
+                compiling = pool.submit(_compile, runs[0], test)
+                for settings in runs:                   # one thread reads them for all
+                    images(settings)
+                compiling.result()
+            list(pool.map(prepare, alike.values()))
+    else:
+        prepare(range(len(runs)))
+    if ready:
+        ready = dict(sorted(ready.items()))
+        began, all_of = time.monotonic(), list(ready.values())
+        module = model(runs[0].model, all_of[0].train.classes)
+        trained = fit_together(
+            module, [each.train for each in all_of], [each.test for each in all_of], recipe=runs[0].recipe,
+            seeds=[each.settings.seed for each in all_of], variables=[each.variables for each in all_of],
+            masks=[each.masks for each in all_of], measure=measurements(module), about=[each.about for each in all_of],
+            checkpoint=None if checkpoints is None else [checkpoints[i] for i in ready], save_last=save_last,
+            progress=tell)
+        share = (time.monotonic() - began) / len(ready)
+        results |= {i: _result(each, done, share) for (i, each), done in zip(ready.items(), trained, strict=True)}
+    return [results[i] for i in range(len(runs))]
+
+
+def _compile(settings: Settings, images: Dataset) -> None:
+    """Compile what every run uses before its training, on images of the right shape."""
+    module = model(settings.model, images.classes)
+    one = jnp.asarray(images.images[:1])
+    variables = _init(module)(jax.random.key(settings.seed), one)
+    params, state = variables["params"], {k: v for k, v in variables.items() if k != "params"}
+    masks = pruned(compiled(pk.magnitude, params), params, compression=0, steps=1, jit=False).masks
+    if settings.traces:
+        initial_traces(module)(params, state, masks, jnp.repeat(one, settings.traces, axis=0))
+
+
+def _prepare(settings: Settings, load: Loader, images: Callable[[Settings], list[Dataset]],
+             tell: Callable[[str], None]) -> _Prepared:
+    """Initialise and prune a network, and measure it."""
     began = time.monotonic()
     tell("loading images")
-    load = load or _load
-    train = _choose(load(settings.data, "train"), settings.train_samples, settings.seed)
-    test = _choose(load(settings.data, "test"), settings.test_samples, settings.seed)
+    seed = settings.seed
+    train, test = images(settings)
     module = model(settings.model, train.classes)
-    variables = _init(module)(jax.random.key(settings.seed), jnp.asarray(train.images[:1]))
+    variables = _init(module)(jax.random.key(seed), jnp.asarray(train.images[:1]))
     params, state = variables["params"], {k: v for k, v in variables.items() if k != "params"}
     tell(f"pruning by {settings.pruner}")
-    masks, pruning = _prune(settings, variables["params"], load)
-    alive = pk.apply_masks(params, masks)
+    masks, pruning = _prune(settings, params, load)
     tell("traces")
-    few, many = (jnp.asarray(_choose(train, min(n, len(train)), settings.seed).images)
-                  for n in (settings.traces, settings.output_samples))
-    initial = {name: float(v) for name, v in _traces(module)(params, state, masks, few).items()} if len(few) else {}
-    spectra = _spectra(settings, module, variables, masks, train, tell) if settings.spectra else None
-    measurements = _measurements(module)
-    start = jax.tree.map(jnp.copy, (alive, state))
+    few, many = (jnp.asarray(choose(train, min(n, len(train)), seed).images)
+                 for n in (settings.traces, settings.output_samples))
+    initial = initial_traces(module)(params, state, masks, few) if len(few) else {}
+    analyzed = spectra(module, variables, masks, choose(train, min(settings.spectra, len(train)), seed).images,
+                       tell) if settings.spectra else None
+    start = jax.tree.map(jnp.copy, (pk.apply_masks(params, masks), state))
+    return _Prepared(settings, train, test, variables, masks, pruning, {k: float(v) for k, v in initial.items()},
+                     analyzed, (masks, start, many), time.monotonic() - began)
 
-    def measure(now: PyTree, state: PyTree) -> dict[str, float]:
-        row = jax.device_get(measurements(now, state, masks, start, many))
-        return {name: float(value) for name, value in row.items()}
 
-    trained = fit(module, train, test, recipe=settings.recipe, variables=variables, masks=masks, seed=settings.seed,
-                  measure=measure, checkpoint=checkpoint, progress=tell)
+def _result(ready: _Prepared, trained: Fit, seconds: float) -> Result | FloatingPointError:
+    """Make the record of a run."""
+    if trained.error:
+        return FloatingPointError(trained.error)
+    settings, examples = ready.settings, len(ready.train)
     return {"format": FORMAT, "key": settings.key, "status": "done", "settings": settings.to_dict(),
-            "environment": environment(), "pruning": pruning, "initial": initial, "spectra": spectra,
-            "steps": settings.recipe.epochs * (len(train) // min(settings.recipe.batch_size, len(train))),
-            "history": [dict(row) for row in trained.history], "seconds": time.monotonic() - began}, masks
+            "environment": environment(), "pruning": ready.pruning, "initial": ready.initial,
+            "spectra": ready.spectra,
+            "steps": settings.recipe.epochs * (examples // min(settings.recipe.batch_size, examples)),
+            "history": [dict(row) for row in trained.history], "seconds": ready.seconds + seconds}, ready.masks
 
 
 def _load(name: str, split: str) -> Dataset:
     return pk.data.load(name, split=split)
-
-
-def _choose(dataset: Dataset, samples: int | None, seed: int) -> Dataset:
-    """Choose examples by the seed; ValueError where there are fewer."""
-    if samples is None:
-        return dataset
-    if samples > len(dataset):
-        raise ValueError(f"{dataset.name} has {len(dataset)} examples in this split, fewer than the {samples} wanted")
-    rows = np.random.default_rng(seed).permutation(len(dataset))[:samples]
-    return Dataset(dataset.pixels[rows], dataset.labels[rows], dataset.mean, dataset.std, dataset.classes,
-                   dataset.name, dataset.levels)
 
 
 @lru_cache(maxsize=8)
@@ -118,68 +227,20 @@ def _prune(settings: Settings, params: PyTree, load: Loader) -> tuple[PyTree, di
         masks = jax.tree.map(lambda leaf: jnp.ones(jnp.shape(leaf), bool), params)
         total = weights(params)
         return masks, {"kept": total, "total": total, "density": 1.0, "compression": 0.0, "history": [], "layers": []}
-    # A score that does not depend on the seed is one function for every seed, so that the loop is compiled once.
+    # A score that does not depend on the seed is one function for every seed, and traced once.
     seed = settings.seed if PRUNERS[settings.pruner].seeded or settings.train_samples else 0
     scores = _score(load, settings.model, settings.data, settings.train_samples, settings.pruner, seed)
     result = pruned(scores, params, compression=settings.compression,
-                    steps=steps_of(settings.pruner, settings.prune_steps))
+                    steps=steps_of(settings.pruner, settings.prune_steps), jit=False)
     return result.masks, result.to_dict()
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)
 def _score(load: Loader, name: str, data: str, samples: int | None, pruner: str, seed: int
            ) -> Callable[..., PyTree]:
-    train = _choose(load(data, "train"), samples, seed)
-    few = _choose(train, min(len(train), 10 * train.classes), seed)
+    train = choose(load(data, "train"), samples, seed)
+    few = choose(train, min(len(train), 10 * train.classes), seed)
     mean = train.raw.mean(axis=0, keepdims=True) if pruner.endswith("-dist") else None
     module = model(name, train.classes)
-    apply_fn, _ = pk.from_linen(module, _init(module)(jax.random.key(seed), jnp.asarray(few.images[:1])))
-    return score(pruner, apply_fn, few, seed=seed, mean=mean)
-
-
-@lru_cache(maxsize=8)
-def _traces(module: Any) -> Callable[..., dict[str, Array]]:
-    """Compile (params, state, masks, images) → the traces at initialisation."""
-    @jax.jit
-    def traces(params: PyTree, state: PyTree, masks: PyTree, images: Array) -> dict[str, Array]:
-        apply_fn, _ = pk.from_linen(module, {"params": params, **state})
-        return {"trace_ntk": pk.ntk_trace(apply_fn, params, images, masks=masks),
-                "gated_trace": pk.path_kernel.gated_trace(apply_fn, params, images, masks=masks)}
-
-    return traces
-
-
-@lru_cache(maxsize=8)
-def _measurements(module: Any) -> Callable[..., dict[str, Array]]:
-    """Compile (params, state, masks, (θ₀, state₀), images) → the row of an epoch."""
-    @jax.jit
-    def measurements(params: PyTree, state: PyTree, masks: PyTree, start: PyTree, images: Array) -> dict[str, Array]:
-        before, state_before = start
-        ones = pk.ones_input(images.shape[1:])
-
-        def network(params: PyTree, state: PyTree) -> Any:
-            return pk.from_linen(module, {"params": params, **state})[0]
-
-        now = network(params, state)
-        f, first = now(params, images), network(before, state_before)(before, images)
-        moved = sum(jnp.sum(d**2) for d in jax.tree.leaves(jax.tree.map(jnp.subtract, params, before)))
-        return {"ln_trace_pi": pk.path_kernel.trace(now, params, ones, masks=masks, log=True),
-                "weight_change": jnp.sqrt(moved), "output_norm": jnp.linalg.norm(f),
-                "output_change": jnp.linalg.norm(f - first)}
-
-    return measurements
-
-
-def _spectra(settings: Settings, module: Any, variables: PyTree, masks: PyTree, train: Dataset,
-             tell: Callable[[str], None]) -> dict[str, Any]:
-    """Analyze the spectra on a few images."""
-    images = _choose(train, min(settings.spectra, len(train)), settings.seed).images
-    apply_fn, params = pk.from_linen(module, variables)
-    report = pk.analyze(apply_fn, params, images, masks=masks, progress=lambda part: tell(f"spectra: {part}"))
-    count = min(len(report.nu), len(report.pi))
-    return {"bound": float((report.nu[:count] * report.pi[:count]).sum()),
-            "captured": np.cumsum(report.carried).tolist(),
-            "lam": report.lam.tolist(), "nu": report.nu.tolist(), "pi": report.pi.tolist(),
-            "trace_ntk": report.trace_ntk, "effective_rank": report.effective_rank,
-            "claims": {name: [claim.holds, claim.slack] for name, claim in report.claims.items()},
-            "checks": all(check.passed for check in report.checks.values())}
+    apply_fn, params = pk.from_linen(module, _init(module)(jax.random.key(seed), jnp.asarray(few.images[:1])))
+    return compiled(score(pruner, apply_fn, few, seed=seed, mean=mean), params)

@@ -131,9 +131,27 @@ class Settings:
             >>> Settings().key == Settings(pruner="none", epochs=50).key, Settings().key == Settings(seed=1).key
             (True, False)
         """
+        return hashlib.sha256(self._text({}).encode()).hexdigest()[:16]
+
+    @property
+    def program(self) -> str:
+        """Everything that decides which program trains the network: equal for runs that can train together.
+
+        Those differ in seed, pruner, compression and pruning steps at most.
+
+        Examples:
+            >>> Settings().program == Settings(pruner="snip", compression=1.0, seed=1).program
+            True
+            >>> Settings().program == Settings(epochs=3).program
+            False
+        """
+        return self._text(dict.fromkeys(("seed", "pruner", "compression", "prune_steps")))
+
+    def _text(self, instead: Mapping[str, Any]) -> str:
+        """Write every value, but for those that others stand in place of."""
         # fc-100x6 is another name of fc-100.
-        values = {**self.to_dict(), "model": re.sub(r"^(fc-\d+)x6$", r"\1", self.model)}
-        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+        values = {**self.to_dict(), "model": re.sub(r"^(fc-\d+)x6$", r"\1", self.model), **instead}
+        return json.dumps(values, sort_keys=True)
 
 
 _RANGES = (("seed", 0, 2**32 - 1), *((name, 0, 2**31 - 1) for name in ("traces", "spectra")), *(

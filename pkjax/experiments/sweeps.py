@@ -10,7 +10,7 @@ from pkjax.experiments.processes import run_locally
 from pkjax.experiments.ray_cluster import run_on_ray
 from pkjax.experiments.records import FAILED, RUNS, check_records, recorded
 from pkjax.experiments.settings import Settings, unique
-from pkjax.experiments.worker import IMAGES, PARTIAL
+from pkjax.experiments.worker import COMPILED, IMAGES, PARTIAL
 from pkjax.extras import needed
 from pkjax.tables import Progress, reporter
 from pkjax.training.checkpoints import check_folder
@@ -29,8 +29,8 @@ class Outcome(NamedTuple):
     """Runs that were recorded before."""
 
 
-def sweep(runs: Sequence[Settings], output: Path | str, *, workers: int = 1, ray: str | None = None, gpus: float = 0.0,
-          retry: bool = False, progress: Progress = False) -> Outcome:
+def sweep(runs: Sequence[Settings], output: Path | str, *, workers: int = 1, together: int = 1,
+          ray: str | None = None, gpus: float = 0.0, retry: bool = False, progress: Progress = False) -> Outcome:
     """Run experiments that have no record yet, and record each as soon as it is complete.
 
     `output/runs/KEY` holds the record and masks of a run, `output/failed/KEY.json` the error of a failed run, after
@@ -46,6 +46,9 @@ def sweep(runs: Sequence[Settings], output: Path | str, *, workers: int = 1, ray
         runs: what to run; `read_grid` reads them from a file.
         output: the folder of results, created where it is missing.
         workers: local processes, which share the cores; keep 1 where there is an accelerator.
+        together: how many runs that differ in seed, pruner, compression and pruning steps alone go to a worker at a
+            time, which trains their networks as one program where that pays (`pk.training.fit_together`). Each run
+            keeps its own record, and fails alone.
         ray: address of a Ray cluster to run on instead ("auto" for the running one, "local" for a new one on this
             machine). A run whose worker dies is repeated up to three times.
         gpus: GPUs of the Ray cluster that a run occupies.
@@ -56,8 +59,8 @@ def sweep(runs: Sequence[Settings], output: Path | str, *, workers: int = 1, ray
         how many runs this call did, how many of them failed, and how many were recorded before.
 
     Raises:
-        ValueError: there is less than one worker, the address or the number of GPUs is malformed, the folder's name is
-            not UTF-8, or it holds a record that cannot be read; the message names it.
+        ValueError: `workers` or `together` is less than 1, the address or the number of GPUs is malformed, the folder's
+            name is not UTF-8, or it holds a record that cannot be read; the message names it.
         NotADirectoryError: `output` is a file.
         BlockingIOError: another sweep is writing to the folder.
         ImportError: filelock or Ray is missing; the message names the extra.
@@ -72,8 +75,9 @@ def sweep(runs: Sequence[Settings], output: Path | str, *, workers: int = 1, ray
         ...     sweep([], folder)
         Outcome(run=0, failed=0, before=0)
     """
-    if type(workers) is not int or workers < 1:
-        raise ValueError(f"workers must be a whole number of at least 1, got {workers!r}")
+    for name, value in (("workers", workers), ("together", together)):
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
     if not 0 <= gpus < float("inf"):
         raise ValueError(f"gpus must be a number of at least 0, got {gpus}")
     output, runs, tell = Path(output).absolute(), unique(runs), reporter(progress)
@@ -83,16 +87,28 @@ def sweep(runs: Sequence[Settings], output: Path | str, *, workers: int = 1, ray
         check_records(output, again={settings.key for settings in runs})
         done, failed = recorded(output)
         pending = [settings for settings in runs if settings.key not in (done if retry else done | failed)]
-        broken = 0
-        with contextlib.closing(run_locally(pending, output, workers) if ray is None else
-                                run_on_ray(pending, output, ray, gpus)) as ended:
+        groups, broken = _grouped(pending, together), 0
+        with contextlib.closing(run_locally(groups, output, workers) if ray is None else
+                                run_on_ray(groups, output, ray, gpus)) as ended:
             for count, (settings, status) in enumerate(ended, 1):
                 broken += status == "failed"
                 shutil.rmtree(output / PARTIAL / settings.key, ignore_errors=True)
                 tell(f"{count} of {len(pending)} runs" + (f", {broken} failed" if broken else ""))
-        for leftover in (PARTIAL, IMAGES):
+        for leftover in (PARTIAL, IMAGES, COMPILED):
             shutil.rmtree(output / leftover, ignore_errors=True)
     return Outcome(len(pending), broken, len(runs) - len(pending))
+
+
+def _grouped(runs: Sequence[Settings], together: int) -> list[list[Settings]]:
+    """Put runs that can train together into groups of nearly one size, `together` at most."""
+    alike: dict[str, list[Settings]] = {}
+    for settings in runs:
+        alike.setdefault(settings.program if together > 1 else settings.key, []).append(settings)
+    groups = []
+    for each in alike.values():
+        parts = -(-len(each) // together)
+        groups += [each[len(each) * i // parts:len(each) * (i + 1) // parts] for i in range(parts)]
+    return groups
 
 
 def _tidy(output: Path) -> None:

@@ -1,8 +1,8 @@
 """A process that runs experiments for a sweep and writes their records itself.
 
-It gets one run at a time, its settings as a line of JSON on the standard input. The parent learns from the record that
-a run is done: nothing is handed over, so neither side ever waits for the other to read. The end of the input is that of
-the parent, and ends the process at once, wherever it is; an empty line ends it between two runs.
+It gets a group of runs at a time, their settings as a line of JSON on the standard input. The parent learns from the
+record that a run is done: nothing is handed over, so neither side ever waits for the other to read. The end of the
+input is that of the parent, and ends the process at once, wherever it is; an empty line ends it between two groups.
 """
 
 import errno
@@ -13,7 +13,7 @@ import shutil
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,15 +25,16 @@ from jaxtyping import PyTree
 import pkjax as pk
 from pkjax import files
 from pkjax.data.dataset import Dataset
+from pkjax.experiments.compiled import keep_compiled
 from pkjax.experiments.environment import environment
 from pkjax.experiments.records import FORMAT, write_failure, write_record
-from pkjax.experiments.runs import run
+from pkjax.experiments.runs import run, run_together
 from pkjax.experiments.settings import Settings
 from pkjax.training.checkpoints import CheckpointError
 
-__all__ = ["IMAGES", "PARTIAL", "UNABLE", "failure", "main", "tail", "work"]
+__all__ = ["COMPILED", "IMAGES", "PARTIAL", "UNABLE", "failure", "main", "tail", "work", "work_together"]
 
-PARTIAL, IMAGES = "partial", "images"
+PARTIAL, IMAGES, COMPILED = "partial", "images", "compiled"
 UNABLE = 86
 """Exit code of a worker that cannot start or write a record; a run that ends its process may use any of the usual."""
 TAIL = 4000
@@ -55,8 +56,9 @@ def main(output: str, slot: int, workers: int) -> None:
     code = 0
     try:
         _take_cores(slot, workers)
+        keep_compiled(Path(output) / COMPILED)
         while line := pending.get().strip():
-            _record(Settings(**json.loads(line)), Path(output))
+            _record([Settings(**values) for values in json.loads(line)], Path(output))
     except BaseException:      # not a failure of the run, but of this process, such as a full disk
         traceback.print_exc()
         code = UNABLE
@@ -79,15 +81,15 @@ def _take_cores(slot: int, workers: int) -> None:
             os.sched_setaffinity(0, cores[slot::workers])
 
 
-def _record(settings: Settings, output: Path) -> None:
-    """Run an experiment and write its record, or that of its failure."""
-    record, masks = work(settings, output)
-    sys.stderr.flush()
-    record["stderr"] = tail(2)
-    if masks is None:
-        write_failure(output, record)
-    else:
-        write_record(output, record, masks)
+def _record(group: Sequence[Settings], output: Path) -> None:
+    """Run experiments and write their records, or those of their failures."""
+    for record, masks in work_together(group, output):
+        sys.stderr.flush()
+        record["stderr"] = tail(2)
+        if masks is None:
+            write_failure(output, record)
+        else:
+            write_record(output, record, masks)
 
 
 def tail(number: int) -> str:
@@ -113,10 +115,38 @@ def work(settings: Settings, folder: Path | None) -> tuple[dict[str, Any], PyTre
             shutil.rmtree(checkpoint or "")
             record, masks = run(settings, load=_loader(folder), checkpoint=checkpoint)
     except (Exception, SystemExit) as error:  # whatever a run raises is its result; the sweep continues
-        if isinstance(error, OSError) and error.errno in _DISK:
-            raise
-        return failure(settings, f"{type(error).__name__}: {error}", traceback.format_exc(), environment()), None
+        return _failed(settings, error), None
     return record, jax.tree.map(np.asarray, masks)
+
+
+def work_together(group: Sequence[Settings], folder: Path | None) -> Iterator[tuple[dict[str, Any], PyTree | None]]:
+    """Run experiments whose networks train together; yield what `work` returns for each, in order.
+
+    What stops all of them, such as a lack of memory, is no result: they run one by one.
+    """
+    together: list[Any] = []
+    if len(group) > 1:
+        checkpoints = None if folder is None else [folder / PARTIAL / settings.key for settings in group]
+        try:
+            together = run_together(group, load=_loader(folder), checkpoints=checkpoints)
+        except (Exception, SystemExit) as error:
+            _failed(group[0], error)
+    if not together:
+        for settings in group:
+            yield work(settings, folder)
+    for settings, result in zip(group, together, strict=False):
+        if isinstance(result, BaseException):
+            yield _failed(settings, result), None
+        else:
+            yield result[0], jax.tree.map(np.asarray, result[1])
+
+
+def _failed(settings: Settings, error: BaseException) -> dict[str, Any]:
+    """Make the record of the failure of a run; raise an error of the disk."""
+    if isinstance(error, OSError) and error.errno in _DISK:
+        raise error
+    return failure(settings, f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)),
+                   environment())
 
 
 _DISK = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -142,7 +172,7 @@ def _loader(folder: Path | None) -> Callable[[str, str], Dataset]:
             file.parent.mkdir(parents=True, exist_ok=True)
             kept: dict[str, Any] = {key: np.asarray(getattr(dataset, key)) for key in _KEPT}
             with files.replacing(file) as part, part.open("xb") as out:
-                np.savez_compressed(out, **kept)
+                np.savez(out, **kept)
             return dataset
         with np.load(file, allow_pickle=False) as saved:
             kept = {key: saved[key] for key in _KEPT}

@@ -2,5 +2,6 @@
 
 from pkjax.training.fit import Fit, Measure, fit, restore
 from pkjax.training.recipes import Recipe, recipe
+from pkjax.training.together import fit_together
 
-__all__ = ["Fit", "Measure", "Recipe", "fit", "recipe", "restore"]
+__all__ = ["Fit", "Measure", "Recipe", "fit", "fit_together", "recipe", "restore"]

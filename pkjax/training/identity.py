@@ -19,9 +19,12 @@ from jaxtyping import PyTree
 
 from pkjax.data.dataset import Dataset
 from pkjax.programs.keys import program_key
+from pkjax.training.epochs import scale_of
+from pkjax.training.flax_modules import Forward
+from pkjax.training.recipes import Recipe
 
-__all__ = ["Identity", "data_identity", "differences", "digest", "measured_differences", "module_fields",
-           "program_digest"]
+__all__ = ["Identities", "Identity", "data_identity", "differences", "digest", "measured_differences",
+           "module_fields", "program_digest"]
 
 _ROWS = 4096        # examples that are hashed at a time
 _LONGEST = 100      # characters of a value that is written as it is
@@ -36,6 +39,41 @@ class Identity(NamedTuple):
     """Digests, by the name of what was digested."""
     programs: Mapping[str, str]
     """Digests of what is computed, which also follow from the values and contents."""
+
+
+class Identities:
+    """The identities of trainings of one module by one recipe: what they share is found once."""
+
+    def __init__(self, module: Any, forward: Forward, recipe: Recipe, step: Callable[..., Any]) -> None:
+        self._forward, self._batch_size, self._step = forward, recipe.batch_size, step
+        self._values = {**dataclasses.asdict(recipe), "drops": list(recipe.drops),
+                        "recipe": type(recipe).__qualname__, **module_fields(module), "jax": jax.__version__}
+        self._data: dict[tuple[int, str], tuple[Dataset, Identity]] = {}
+        self._programs: dict[str, str] = {}
+
+    def of(self, train: Dataset, test: Dataset, seed: int, begin: Mapping[str, PyTree]) -> Identity:
+        """Describe a training by whatever decides how it goes on."""
+        seen, held = self._described(train, "training"), self._described(test, "test")
+        names = {"params": "initial parameters", "state": "initial state",
+                 "optimizer": "initial state of the optimizer"}
+        contents = {names.get(name, name): digest(tree) for name, tree in begin.items()}
+        if not self._programs:
+            few, labels = train.pixels[:1], np.asarray(train.labels[:1], np.int32)
+            batch = jnp.zeros(min(self._batch_size, len(train)), int), jax.random.key(0)
+            now = {name: tree for name, tree in begin.items() if name != "masks"}
+            with jax.numpy_dtype_promotion("standard"):
+                trains = program_digest(self._step, now, batch, begin["masks"], few, labels)
+            evaluates = program_digest(lambda params, state, x: self._forward(params, state, x, None)[0],
+                                       begin["params"], begin["state"], scale_of(test)(jnp.asarray(few)))
+            self._programs = {"operations of a training step (its module, rates, loss, optimizer)": trains,
+                              "operations of the evaluation": evaluates}
+        return Identity({**self._values, "seed": seed, **seen.values, **held.values},
+                        {**seen.contents, **held.contents, **contents}, self._programs)
+
+    def _described(self, data: Dataset, split: str) -> Identity:
+        if (id(data), split) not in self._data:
+            self._data[id(data), split] = data, data_identity(data, split)      # `data` lives as long as its id
+        return self._data[id(data), split][1]
 
 
 def differences(mine: Identity, other: Identity) -> list[str]:

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from pkjax.linalg.memory import budget
+from pkjax.linalg.memory import budget, default_memory_limit
 from pkjax.programs.equations import closed, opened
 
-__all__ = ["compiled_loop", "examples_at_once", "one_by_one"]
+__all__ = ["compiled_loop", "examples_at_once", "networks_at_once", "one_by_one"]
 
 Body = Callable[..., tuple[PyTree, PyTree]]
 """(carry, x, …) → (carry, y)."""
@@ -36,9 +36,26 @@ def examples_at_once(fn: Callable[..., Any], *arguments: PyTree, most: int) -> i
         >>> examples_at_once(lambda x: x @ jnp.ones((3, 2)), jnp.ones((1, 3)), most=500)
         500
     """
+    return max(1, min(most, budget(2**30) // _widest(_traced(fn, arguments))))
+
+
+def networks_at_once(step: Callable[..., Any], *arguments: PyTree, own: PyTree, most: int) -> int:
+    """Return how many networks may train together, from a step of one and the arrays that each has for its own.
+
+    All of a network's own arrays are held three times at most: as they are, as they become, and between.
+
+    Examples:
+        >>> weights = jnp.ones((3, 2))
+        >>> networks_at_once(lambda w, x: (x @ w).sum(), weights, jnp.ones((8, 3)), own=weights, most=24)
+        24
+    """
+    held = 3 * sum(leaf.nbytes for leaf in jax.tree.leaves(own))
+    return max(1, min(most, budget(2**40) // _widest(_traced(step, arguments)), default_memory_limit() // (held or 1)))
+
+
+def _traced(fn: Callable[..., Any], arguments: PyTree) -> Any:
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), arguments)
-    widest = _widest(jax.make_jaxpr(lambda *given: fn(*given))(*shapes).jaxpr)
-    return max(1, min(most, budget(2**30) // widest))
+    return jax.make_jaxpr(lambda *given: fn(*given))(*shapes).jaxpr
 
 
 def _widest(jaxpr: Any) -> int:
