@@ -21,8 +21,8 @@ from pkjax.training.trainer import Member, Trainer, join
 
 __all__ = ["fit_together"]
 
-CACHE = 2**23
-"""Bytes of the networks that a core trains as one program: more leave the cache of a CPU at every step."""
+CACHE = 2**20
+"""Bytes of the networks that a core trains as one program: larger steps fill it, and leave its cache, one by one."""
 
 
 def fit_together(module: Any, train: Dataset | Sequence[Dataset], test: Dataset | Sequence[Dataset], *, recipe: Recipe,
@@ -34,10 +34,11 @@ def fit_together(module: Any, train: Dataset | Sequence[Dataset], test: Dataset 
     """Train networks that differ in seed, beginning, masks or examples, as one program over a batch of networks.
 
     Every network trains as by `fit`, with its own random numbers, and ends where `fit` leads it but for the rounding
-    of its sums. On an accelerator all networks train together; on a CPU those without convolutions do, as a convolution
-    whose kernels differ from network to network is slow there: networks with convolutions train one after the other in
-    the same call. So they do where JAX's random numbers depend on the batch (keys other than threefry). No more
-    networks train at a time than memory holds.
+    of its sums. On an accelerator all networks train together. On a CPU each core trains a batch of as many small
+    networks as its cache holds. Larger ones fill it alone, and a convolution whose kernels differ from network to
+    network is slow there: such networks train singly in the same call, one on each core, with the numbers of `fit` to
+    the last bit. They also train singly where JAX's random numbers depend on the batch (keys other than threefry). No
+    more networks train at a time than memory holds.
 
     A network whose loss is no longer finite stops alone: its result says so in `error`, and the others go on.
 
