@@ -10,6 +10,7 @@ exponent, and all terms are positive: nothing overflows, and nothing vanishes be
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -23,16 +24,16 @@ from pkjax.paths.evaluation import evaluate_paths
 from pkjax.paths.exponents import (
     NOTHING,
     Scaled,
+    Scaling,
     added,
     beyond,
-    combined,
     log_of,
-    multiplied,
-    normalized,
+    nothing,
     plain,
     raised,
 )
 from pkjax.paths.interpreter import PathSum
+from pkjax.paths.magnitudes import Magnitudes, magnitudes
 from pkjax.paths.polynomial import network_tied, recorded_gates
 from pkjax.paths.scaled import ScaledPolynomial
 from pkjax.programs.checks import HOLDS, REMEDY, check_result
@@ -59,8 +60,8 @@ class Number(NamedTuple):
 class SeriesPolynomial(ScaledPolynomial):
     """The path polynomial on truncated power series."""
 
-    def __init__(self, gates: Sequence[Any] | None, natural_max: bool):
-        super().__init__(2, gates, natural_max, True)
+    def __init__(self, gates: Sequence[Any] | None, natural_max: bool, scaling: Scaling):
+        super().__init__(2, gates, natural_max, scaling)
 
     def lift(self, constant: Any) -> Any:
         """Return |c|²."""
@@ -74,7 +75,8 @@ class SeriesPolynomial(ScaledPolynomial):
             terms = [s.value[n] if n < len(s.value) else None for s in operands]
             if all(t is None for t in terms):
                 return None
-            return combined(op, fn, [_zero(s) if t is None else t for s, t in zip(operands, terms, strict=True)], True)
+            return self.scaling.combined(op, fn, [_zero(s) if t is None else t
+                                                for s, t in zip(operands, terms, strict=True)])
 
         return tuple(map(of_order, orders))
 
@@ -86,10 +88,12 @@ class SeriesPolynomial(ScaledPolynomial):
             pairs = [(x, y) for i, x in enumerate(a.value) for j, y in enumerate(b.value)
                      if i + j == n and x is not None and y is not None]
             if len(pairs) < 2:
-                return multiplied(fn, *pairs[0], True) if pairs else None
-            # The products are brought to the largest exponent that they may have, and their sum to its own.
-            terms = [Scaled(fn(x.mantissa, y.mantissa), x.exponent + y.exponent, 1.0) for x, y in pairs]
-            return normalized(combined("add", lambda *vs: sum(vs[1:], vs[0]), terms, True), True)
+                return self.scaling.multiplied(op, fn, *pairs[0]) if pairs else None
+            products = [self.scaling.multiplied(op, fn, x, y) for x, y in pairs] if self.scaling.enough else [
+                # All are brought to the largest exponent that they may have, and their sum to its own.
+                Scaled(fn(x.mantissa, y.mantissa), x.exponent + y.exponent, 1.0) for x, y in pairs]
+            whole = self.scaling.combined("add", lambda *vs: sum(vs[1:], vs[0]), products)
+            return whole if self.scaling.enough else self.scaling.back(whole)
 
         return tuple(map(of_order, range(degree + 1)))
 
@@ -103,18 +107,19 @@ class SeriesPolynomial(ScaledPolynomial):
 
 
 def _zero(like: PathSum) -> Scaled:
-    return Scaled(jnp.zeros(like.shape, like.dtype), jnp.asarray(NOTHING, jnp.int32), 1.0)
+    return Scaled(jnp.zeros(like.shape, like.dtype), NOTHING, 1.0)
 
 
 def trace_number(network: Network, z: Array) -> Number:
     """Tr Π of a network that has been read, with start values z."""
-    return _trace(network, z, None)
+    return _trace(network, z, magnitudes(network, z, 2).careful)[0]
 
 
 def gated_trace_number(network: Network, X: Array, batch_size: int = 16) -> Number:
     """The gated path trace, of which ``batch_size`` examples are taken at a time."""
     def trace_over(examples: Array) -> Number:
-        return _trace(network, examples, tuple(g**2 for g in recorded_gates(network, examples)[1]), squared=True)
+        gates = tuple(g**2 for g in recorded_gates(network, examples)[1])
+        return _trace(network, examples, magnitudes(network, examples, 2).careful, gates)[0]
 
     size = max(1, min(batch_size, len(X)))
     whole = len(X) - len(X) % size
@@ -124,68 +129,88 @@ def gated_trace_number(network: Network, X: Array, batch_size: int = 16) -> Numb
     return Number(*added(*parts))
 
 
-def _trace(network: Network, x: Array, gates: Sequence[Array] | None, squared: bool = False) -> Number:
+def _trace(network: Network, x: Array, known: Magnitudes, gates: Sequence[Array] | None = None
+           ) -> tuple[Number, Array]:
+    """The trace, and whether it is sure; with the gates of x the gated one, of which x is taken by its square."""
+    network = known.settled(network)
     leaves = jax.tree.leaves(network.params)
-    phi = [raised(leaf, 2) if is_floating(leaf) else None for leaf in leaves]
-    one = jnp.zeros((), jnp.int32)
+    phi = [known.held(i, leaf, 2, apart=True) if is_floating(leaf) else None for i, leaf in enumerate(leaves)]
 
     def signal(value: Array) -> Series:
-        return (raised(value, 2) if squared else normalized(Scaled(value, one), True),)
+        return (known.input(value) if gates is None else raised(value, 2),)
 
-    def coefficient(order: int, directions: Sequence[Array | None]) -> Number:
+    def coefficient(order: int, directions: Sequence[Array | None], lean: bool) -> tuple[Number, Array]:
         """Sum over examples and outputs of the coefficient of ε^order of R_2(φ + ε · directions)."""
-        def source(i: int, leaf: Array) -> Series:
-            along = directions[i]
-            return (phi[i], None if along is None else Scaled(along, one, 1.0), *(None,) * (order - 1))
+        scalings: list[Scaling] = []
 
-        def release(series: Series) -> Number:
+        def make(gates: Sequence[Any] | None, natural: bool) -> SeriesPolynomial:
+            scalings.append(Scaling(True, x.dtype if lean else None))
+            return SeriesPolynomial(gates, natural, scalings[-1])
+
+        def source(i: int, leaf: Any) -> Series:
+            at, along = phi[i], directions[i]
+            return (None if at is None or nothing(at) else at, None if along is None else Scaled(along, 0, 0.0),
+                    *(None,) * (order - 1))
+
+        def release(series: Series) -> tuple[Number, Array]:
             held = series[order] if order < len(series) else None
-            return Number(jnp.zeros(network.size, network.fn.out.dtype), jnp.asarray(NOTHING, jnp.int32)) if (
-                held is None) else Number(held.mantissa[0], held.exponent)
+            if held is None:
+                return Number(jnp.zeros(network.size, network.fn.out.dtype), jnp.asarray(NOTHING)), jnp.asarray(True)
+            held = scalings[-1].back(held)
+            return (Number(held.mantissa[0], jnp.asarray(held.exponent, jnp.int32)),
+                    scalings[-1].sure() if lean else jnp.asarray(True))
 
-        each = evaluate_paths(SeriesPolynomial, network, x, gates, "sum", signal, release, source)
-        return Number(*added(each.mantissa.sum(1), each.exponent))
+        each, sure = evaluate_paths(make, network, x, gates, "sum", signal, release, source)
+        return Number(*added(each.mantissa.sum(1), each.exponent)), sure.all()
 
     train = [None if entries is None or not is_floating(leaf) else
              jnp.broadcast_to(jnp.asarray(entries), jnp.shape(leaf)).astype(leaf.dtype)
              for entries, leaf in zip(network.entries, leaves, strict=True)]
-    parts = [coefficient(1, train)]
+    whole, sure = coefficient(1, train, known.lean)
+    parts = [whole]
     for n, (twice, along) in enumerate(zip(network_tied(network), train, strict=True)):
         if twice and along is not None and along.size:
             def curvature(j: Array, n: int = n, along: Array = along) -> Number:
                 unit = jnp.zeros_like(along).ravel().at[j].set(along.ravel()[j]).reshape(along.shape)
-                second = coefficient(2, [unit if i == n else None for i in range(len(leaves))])
+                second, _ = coefficient(2, [unit if i == n else None for i in range(len(leaves))], False)
                 at = phi[n]
                 assert at is not None
                 return Number(2 * second.mantissa * at.mantissa.ravel()[j].astype(second.mantissa.dtype),
-                              second.exponent + at.exponent)
+                              second.exponent + (0 if nothing(at) else at.exponent))
             parts.append(Number(*added(*jax.lax.map(curvature, jnp.arange(along.size), batch_size=64))))
     dtype = jnp.result_type(*floating_leaves(network))
     mantissa, exponent = added(*(jnp.stack(each) for each in zip(*parts, strict=True)))
-    return Number(mantissa.astype(dtype), exponent)
+    return Number(mantissa.astype(dtype), exponent), sure
 
 
-@jax.jit
-def _measured(network: Network, z: Array) -> tuple[Number, Array, Array]:
-    number = trace_number(network, z)
-    return number, number.value, log_of(*number)
+@partial(jax.jit, static_argnames="known")
+def _measured(network: Network, z: Array, known: Magnitudes) -> tuple[Any, Array]:
+    number, sure = _trace(network, z, known)
+    return (number, number.value, log_of(*number)), sure
+
+
+@partial(jax.jit, static_argnames="known")
+def _compared(network: Network, z: Array, known: Magnitudes) -> tuple[Any, Array]:
+    """Tr Π, and that part of it which comes from a gradient in the parameters' type."""
+    problem = make_problem(network, z)
+    slopes = jax.grad(problem.objective)([leaf**2 for leaf in problem.leaves])
+    number, sure = _trace(network, z, known)
+    dtype = number.mantissa.dtype
+    parts = [jnp.where(t, g, 0).sum().astype(dtype) for t, g in zip(problem.train, slopes, strict=True)]
+    return (number, number.value, sum(parts, jnp.zeros((), dtype))), sure
+
+
+def _surely(fn: Callable[[Network, Array, Magnitudes], tuple[Any, Array]], network: Network, z: Array) -> Any:
+    """Evaluate by the small program, and by that in which every mantissa is brought back where it is not sure."""
+    known = magnitudes(network, z, 2)
+    result, sure = fn(network, z, known)
+    return result if not known.lean or bool(sure) else fn(network, z, known.careful)[0]
 
 
 def measured(network: Network, z: Array) -> tuple[Number, Array, Array]:
     """Tr Π as mantissa and exponent, as a plain number, and its natural logarithm."""
-    number, value, logarithm = _measured(network, z)
+    number, value, logarithm = _surely(_measured, network, z)
     return Number(*number), value, logarithm
-
-
-@jax.jit
-def _compared(network: Network, z: Array) -> tuple[Number, Array, Array]:
-    """Tr Π, and that part of it which comes from a gradient in the parameters' type."""
-    problem = make_problem(network, z)
-    slopes = jax.grad(problem.objective)([leaf**2 for leaf in problem.leaves])
-    number = trace_number(network, z)
-    dtype = number.mantissa.dtype
-    parts = [jnp.where(t, g, 0).sum().astype(dtype) for t, g in zip(problem.train, slopes, strict=True)]
-    return number, number.value, sum(parts, jnp.zeros((), dtype))
 
 
 def check_size(network: Network, z: Array) -> None:
@@ -195,7 +220,7 @@ def check_size(network: Network, z: Array) -> None:
     """
     if any(isinstance(v, jax.core.Tracer) for v in jax.tree.leaves((network, z))):
         return
-    number, value, plainly = _compared(network, z)
+    number, value, plainly = _surely(_compared, network, z)
     number = Number(*number)
     check_range(number, value.dtype, "Tr Π")
     if not float(value) / 100 <= float(plainly) < np.inf:      # a part alone, where weights are tied

@@ -82,7 +82,7 @@ class Polynomial:
 
     known = False
 
-    def __init__(self, q: float | int | None, gates: Sequence[Any] | None, natural_max: bool):
+    def __init__(self, q: Any, gates: Sequence[Any] | None, natural_max: bool):
         self.q = q
         self.signed = q is None
         self.gates = None if gates is None else list(gates)

@@ -1,14 +1,13 @@
 """Convolution of one image as matrix products: patches times the kernel.
 
-Path polynomials on a processor are computed so: there, XLA's own convolution spends most of a backward pass on the
-kernel's derivative, and several times more within a loop; the same derivative of a matrix product is a matrix product.
-Where the kernel is the larger part, one product of all patches does it. Where the image is, one block of its places
-after the other is multiplied: all patches at once would take more memory than everything else.
+Path polynomials on a processor are computed so: there, XLA's own convolution takes ten times as long within a loop, and
+elsewhere where kernels are larger than images. The patches are one gather, which compiles as fast as the convolution.
+Of a large image one block of its places after the other is multiplied: all patches at once would take more memory than
+everything else.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from functools import partial
-from itertools import product
 from math import prod
 from typing import Any
 
@@ -22,6 +21,8 @@ __all__ = ["as_columns", "as_matrix", "patches", "prefers_products", "products"]
 
 Params = dict[str, Any]
 """Of a ``conv_general_dilated``."""
+AT_ONCE = 1 << 22
+"""Entries of the patches that are formed at a time."""
 
 
 def prefers_products(params: Params, image: tuple[int, ...], kernel: tuple[int, ...], polynomial: bool) -> bool:
@@ -59,63 +60,67 @@ def as_columns(params: Params, signal: Array) -> Array:
 
 def patches(params: Params, kernel: tuple[int, ...], x: Array) -> Array:
     """What a kernel of that shape meets at each place, (places, window · features), one image after the other."""
-    window = [kernel[i] for i in params["dimension_numbers"].rhs_spec[2:]]
-    axis = params["dimension_numbers"].lhs_spec[0]
-
-    def one(image: Array) -> Array:
-        return _met(params, window, *_padded(params, window, lax.expand_dims(image, [axis])))
-    met = jax.vmap(one, axis)(x)
+    spec = params["dimension_numbers"].lhs_spec
+    places = _places(params, kernel, x.shape)
+    rows = lax.transpose(x, (spec[0], *spec[2:], spec[1]))
+    rows = lax.reshape(rows, (x.shape[spec[0]], prod(x.shape[i] for i in spec[2:]), x.shape[spec[1]]))
+    met = jax.vmap(lambda image: _met(image, places))(rows)
     return lax.reshape(met, (met.shape[0] * met.shape[1], met.shape[2]))
 
 
 @partial(jax.jit, static_argnames="layout")  # traced once a shape: networks repeat their blocks
 def _convolve(x: Array, kernel: Array, layout: tuple[tuple[str, Any], ...]) -> Array:
     params = dict(layout)
-    _, rhs, out = params["dimension_numbers"]
-    window, outputs = [kernel.shape[i] for i in rhs[2:]], kernel.shape[rhs[0]]
+    lhs, _, out = params["dimension_numbers"]
+    places = _places(params, kernel.shape, x.shape)
+    image = lax.transpose(x, (lhs[0], *lhs[2:], lhs[1]))
+    rows = lax.reshape(image, (prod(image.shape[1:-1]), image.shape[-1]))
     weights = as_matrix(params, kernel)
-    image, places = _padded(params, window, x)
-    blocks = min(window[0], places[0]) if prod(places) > outputs else 1
-    height = -(-places[0] // blocks)
-    (stride, *_), (dilation, *_) = params["window_strides"], params["rhs_dilation"]
 
-    def block(_: None, first: Any) -> tuple[None, Array]:
-        rows = lax.dynamic_slice_in_dim(image, first, (height - 1) * stride + (window[0] - 1) * dilation + 1)
-        return None, lax.dot(_met(params, window, rows, [height, *places[1:]]), weights, precision=params["precision"],
-                             preferred_element_type=params["preferred_element_type"])
+    def block(places: Any) -> Array:
+        return lax.dot(_met(rows, places), weights, precision=params["precision"],
+                       preferred_element_type=params["preferred_element_type"])
 
+    count = len(places)
+    blocks = -(-count * weights.shape[0] // AT_ONCE)
     if blocks > 1:
-        image = lax.pad(image, jnp.zeros((), x.dtype),
-                        [(0, (blocks * height - places[0]) * stride, 0), *[(0, 0, 0)] * len(places)])
-        starts = np.arange(blocks, dtype=np.int32) * np.int32(height * stride)
-        y = lax.slice_in_dim(lax.collapse(lax.scan(jax.checkpoint(block), None, starts)[1], 0, 2), 0, prod(places))
+        size = -(-count // blocks)
+        filled = np.pad(places, [(0, blocks * size - count), (0, 0)]).reshape(blocks, size, -1)
+        y = lax.collapse(lax.map(jax.checkpoint(block), jnp.asarray(filled)), 0, 2)[:count]
     else:
-        y = block(None, 0)[1]
-    y = lax.reshape(y, (1, *places, outputs))
+        y = block(places)
+    y = lax.reshape(y, (1, *_sizes(params, kernel.shape, x.shape), weights.shape[1]))
     order = (out[0], *out[2:], out[1])   # where each axis of y goes
     return lax.transpose(y, tuple(order.index(i) for i in range(y.ndim)))
 
 
-def _padded(params: Params, window: Sequence[int], x: Array) -> tuple[Array, list[int]]:
-    """One image with its padding, (…, features), and how many places a window has along each axis."""
-    lhs = params["dimension_numbers"].lhs_spec
-    image = lax.transpose(x, (*lhs[2:], lhs[1], lhs[0]))[..., 0]
-    image = lax.pad(image, jnp.zeros((), x.dtype),
-                    [*((low, high, d - 1) for (low, high), d in zip(params["padding"], params["lhs_dilation"],
-                                                                    strict=True)), (0, 0, 0)])
-    return image, [(n - (w - 1) * d - 1) // s + 1
-                   for n, w, d, s in zip(image.shape[:-1], window, params["rhs_dilation"], params["window_strides"],
-                                         strict=True)]
+def _met(rows: Array, places: Any) -> Array:
+    """What the window meets at each place, of an image's rows of features: a gather, with 0 outside of the image."""
+    rows = lax.pad(rows, jnp.zeros((), rows.dtype), [(0, 1, 0), (0, 0, 0)])
+    met = rows.at[jnp.asarray(places)].get(mode="promise_in_bounds")
+    return lax.reshape(met, (met.shape[0], met.shape[1] * met.shape[2]))
 
 
-def _met(params: Params, window: Sequence[int], image: Array, places: Sequence[int]) -> Array:
-    """What the window meets at each place of a padded image."""
-    strides, features = params["window_strides"], image.shape[-1]
-    span = [(n - 1) * s + 1 for n, s in zip(places, strides, strict=True)]
-    met = []
-    for entry in product(*map(range, window)):
-        start = [i * d for i, d in zip(entry, params["rhs_dilation"], strict=True)]
-        block = lax.slice(image, (*start, 0), (*(i + n for i, n in zip(start, span, strict=True)), features),
-                          (*strides, 1))
-        met.append(lax.reshape(block, (prod(places), features)))
-    return lax.concatenate(met, 1)
+def _sizes(params: Params, kernel: tuple[int, ...], image: tuple[int, ...]) -> list[int]:
+    """How many places a window has along each axis of an image."""
+    return [((image[i] - 1) * grid + low + high - (kernel[j] - 1) * apart) // stride + 1
+            for i, j, (low, high), grid, apart, stride in _axes(params)]
+
+
+def _axes(params: Params) -> Iterator[tuple[Any, ...]]:
+    lhs, rhs, _ = params["dimension_numbers"]
+    return zip(lhs[2:], rhs[2:], params["padding"], params["lhs_dilation"], params["rhs_dilation"],
+               params["window_strides"], strict=True)
+
+
+def _places(params: Params, kernel: tuple[int, ...], image: tuple[int, ...]) -> np.ndarray:
+    """For each place and each entry of the window the row of the image that is met, the last one for none."""
+    rows = np.zeros((1, 1), np.int32)
+    inside = np.ones((1, 1), bool)
+    for n, (i, j, (low, _), grid, apart, stride) in zip(_sizes(params, kernel, image), _axes(params), strict=True):
+        at = np.arange(n)[:, None] * stride + np.arange(kernel[j]) * apart - low
+        within = (at >= 0) & (at <= (image[i] - 1) * grid) & (at % grid == 0)
+        rows = (rows[:, None, :, None] * image[i] + (at // grid)[None, :, None, :]).reshape(len(rows) * n, -1)
+        inside = (inside[:, None, :, None] & within[None, :, None, :]).reshape(rows.shape)
+    outside = prod(image[i] for i in params["dimension_numbers"].lhs_spec[2:])
+    return np.where(inside, rows, outside).astype(np.int32)

@@ -8,7 +8,7 @@ of the number, over 2^e.
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -16,40 +16,133 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-__all__ = ["NOTHING", "Scaled", "added", "beyond", "combined", "exponent_of", "extreme", "log_of", "multiplied",
-           "normalized", "plain", "power_of_two", "powered", "raised", "shifted"]
+__all__ = [
+    "NEAR",
+    "NOTHING",
+    "Scaled",
+    "Scaling",
+    "added",
+    "beyond",
+    "exponent_of",
+    "log_of",
+    "normalized",
+    "nothing",
+    "plain",
+    "power_of_two",
+    "raised",
+    "shifted",
+]
 
 
 class Scaled(NamedTuple):
-    """m · 2^e. ``growth`` bounds log2 of m's largest entry, which is 1 or more; NaN where neither is known."""
+    """m · 2^e. ``growth`` bounds log2 of m's largest entry from above; NaN where no bound is known."""
 
     mantissa: Array
-    exponent: Array
+    exponent: Array | int
+    """``NOTHING``, as a whole number of Python's, of an array that is known to hold nothing but zeros."""
     growth: float = math.nan
+    maxima: int = 0
+    """How many sums stand between the exponent and the last mantissa that was brought back."""
 
 
 NOTHING = -(1 << 24)  # the exponent of zero: below any other, so that sums pass over it
-ENOUGH = 40.0  # the growth at which a mantissa is brought back
-REARRANGED = frozenset(("reshape", "transpose", "broadcast_in_dim", "squeeze", "expand_dims", "rev", "copy", "neg"))
+MAXIMA = 4  # the sums after which a mantissa is brought back: XLA computes their maxima anew for whatever they scale
+KEPT = frozenset(("reshape", "transpose", "broadcast_in_dim", "squeeze", "expand_dims", "rev", "copy", "neg",
+                  "convert_element_type"))
+"""Operations that keep the largest entry."""
 SUMMED = frozenset(("add", "add_any", "sub", "concatenate"))
+PICKED = frozenset(("slice", "pad", "gather", "windows", "split", "dynamic_slice"))
+"""Operations after which the largest entry is not larger."""
 
 
-def combined(op: str, fn: Callable[..., Any], terms: Sequence[Scaled], skip_zeros: bool) -> Scaled:
-    """Apply an operation that is jointly linear in its operands, to operands of one exponent."""
-    if len(terms) == 1:
-        out = terms[0]._replace(mantissa=fn(terms[0].mantissa))
-        return out if op in REARRANGED else normalized(out, skip_zeros)
-    terms = [normalized(t, skip_zeros) if math.isnan(t.growth) else t for t in terms]
-    mantissas, top = _aligned([t.mantissa for t in terms], [t.exponent for t in terms])
-    growth = max(t.growth for t in terms) + math.log2(len(terms))
-    out = Scaled(fn(*mantissas), top, growth)
-    # Beside zeros that have a say in the exponent, the largest entry may be far below 1.
-    return out if skip_zeros and op in SUMMED and growth <= ENOUGH else normalized(out, skip_zeros)
+def nothing(held: Scaled) -> bool:
+    """Whether nothing but zeros is known to be held."""
+    return isinstance(held.exponent, int) and held.exponent == NOTHING
 
 
-def multiplied(fn: Callable[..., Any], a: Scaled, b: Scaled, skip_zeros: bool) -> Scaled:
-    """Apply an operation that is linear in each of two operands: to the mantissas, adding the exponents."""
-    return normalized(Scaled(fn(a.mantissa, b.mantissa), a.exponent + b.exponent), skip_zeros)
+class Scaling:
+    """How far mantissas may leave the range from 1 to 2 before they are brought back.
+
+    Args:
+        skip_zeros: let arrays of nothing but zeros have no say in the exponent of a sum.
+        wide: by default every product is brought back, so that only entries far below the largest one of their own
+            array can vanish. A type in which to bring back as few as its range allows makes a small program, of which
+            ``sure`` says afterwards whether that still holds.
+    """
+
+    def __init__(self, skip_zeros: bool, wide: Any = None):
+        self.skip_zeros = skip_zeros
+        most = 0 if wide is None else int(jnp.finfo(wide).maxexp)
+        self.enough, self.lowest = 3 * most // 8, -most // 4
+        self.reached: list[Array] = []
+        self.assumed: list[Array] = []
+
+    def back(self, held: Scaled) -> Scaled:
+        """Bring a mantissa back."""
+        out = normalized(held, self.skip_zeros)
+        if self.enough:
+            self.reached.append(jnp.asarray(out.exponent - held.exponent))
+        return out
+
+    def sure(self) -> Array:
+        """Whether every mantissa that was brought back, and every constant, had the size that was expected of it."""
+        reached = jnp.stack(self.reached)
+        within = ((reached >= self.lowest) & (reached <= int(self.enough) - self.lowest)).all()
+        largest = [jnp.abs(jnp.concatenate([c.ravel() for c in self.assumed])).max()] if self.assumed else []
+        return reduce(jnp.logical_and, [largest[0] <= 2.0**NEAR, within] if largest else [within])
+
+    def combined(self, op: str, fn: Callable[..., Any], terms: Sequence[Scaled]) -> Scaled:
+        """Apply an operation that is jointly linear in its operands, to operands of one exponent."""
+        if all(map(nothing, terms)):
+            return Scaled(fn(*(t.mantissa for t in terms)), NOTHING, 0.0)
+        if len(terms) == 1:
+            (held,) = terms
+            out = held._replace(mantissa=fn(held.mantissa))
+            if op in KEPT:
+                return out
+            summed = math.log2(max(np.size(held.mantissa), 1)) if op == "reduce_sum" else math.inf
+            return self.kept(out, held.growth + (0.0 if op in PICKED else summed))
+        terms = [self.back(t) if math.isnan(t.growth) and not nothing(t) else t for t in terms]
+        counted = [t for t in terms if not nothing(t)]
+        aligned, top = _aligned([t.mantissa for t in counted], [t.exponent for t in counted])
+        each = iter(aligned)
+        out = Scaled(fn(*(t.mantissa if nothing(t) else next(each) for t in terms)), top,
+                     maxima=max(t.maxima for t in counted) + any(t.exponent is not top for t in counted))
+        growth = max(t.growth for t in counted) + math.log2(len(counted))
+        # Beside zeros that have a say in the exponent, the largest entry may be far below 1.
+        if self.skip_zeros and op in SUMMED and growth <= max(self.enough, ENOUGH) and out.maxima < MAXIMA:
+            return out._replace(growth=growth)
+        return self.back(out)
+
+    def multiplied(self, op: str, fn: Callable[..., Any], a: Scaled, b: Scaled) -> Scaled:
+        """Apply an operation that is linear in each of two operands: to the mantissas, adding the exponents."""
+        value = fn(a.mantissa, b.mantissa)
+        if nothing(a) or nothing(b):
+            return Scaled(value, NOTHING, 0.0)
+        out = Scaled(value, a.exponent + b.exponent, maxima=max(a.maxima, b.maxima))
+        return self.kept(out, a.growth + b.growth + _terms(op, fn, a.mantissa, b.mantissa))
+
+    def kept(self, out: Scaled, growth: float) -> Scaled:
+        """Keep a mantissa as it is while its growth is small enough, or bring it back."""
+        return out._replace(growth=growth) if growth <= self.enough else self.back(out)
+
+
+ENOUGH = 40.0
+"""The growth of sums at which mantissas are brought back where products are always."""
+NEAR = 2.0
+"""The binary logarithm of the largest entry of an array that is known to be near 1."""
+
+
+def _terms(op: str, fn: Callable[..., Any], a: Any, b: Any) -> float:
+    """The binary logarithm of how many products each entry of a result is the sum of; infinity where nobody knows."""
+    if op == "mul":
+        return 0.0
+    dimensions = getattr(fn, "keywords", {}).get("dimension_numbers")
+    if op == "dot_general" and dimensions is not None:
+        return math.log2(max(math.prod(a.shape[d] for d in dimensions[0][0]), 1))
+    if op == "conv_general_dilated" and dimensions is not None:
+        return math.log2(max(b.size // b.shape[dimensions.rhs_spec[0]], 1))
+    return math.inf
 
 
 def added(mantissas: Array, exponents: Array) -> tuple[Array, Array]:
@@ -62,7 +155,8 @@ def added(mantissas: Array, exponents: Array) -> tuple[Array, Array]:
     """
     top = exponents.max()
     by = (exponents - top).reshape(-1, *(1,) * (mantissas.ndim - 1))
-    return normalized(Scaled(shifted(mantissas, by).sum(0), top), True)[:2]
+    mantissa, exponent, *_ = normalized(Scaled(shifted(mantissas, by).sum(0), top), True)
+    return mantissa, jnp.asarray(exponent)
 
 
 def raised(value: Any, power: int) -> Scaled:
@@ -73,36 +167,11 @@ def raised(value: Any, power: int) -> Scaled:
         >>> bool(jnp.isfinite(held.mantissa).all()), int(held.exponent)
         (True, 200)
     """
-    base = normalized(Scaled(jnp.abs(value), jnp.zeros((), jnp.int32)), True)
+    base = normalized(Scaled(jnp.abs(value), 0), True)
     return Scaled(base.mantissa**power, jnp.maximum(base.exponent * power, NOTHING), float(power))
 
 
-def extreme(arrays: Sequence[Any], power: int) -> bool:
-    """Say whether the largest entry of an array is so large or small that its power may leave the range of its type.
-
-    False of traced arrays, of which nothing is known: programs that keep the exponents of weights aside take longer to
-    compile.
-
-    Examples:
-        >>> extreme([jnp.ones(3), jnp.zeros(2)], 4), extreme([jnp.full(3, 1e-30, jnp.float32)], 4)
-        (False, True)
-    """
-    for leaf in arrays:
-        if isinstance(leaf, jax.core.Tracer):
-            continue
-        values, most = np.asarray(leaf), float(jnp.finfo(leaf.dtype).maxexp)
-        peak = float(np.abs(values).max(initial=0))
-        if peak and abs(math.log2(peak)) * power > most * 3 / 4:
-            return True
-    return False
-
-
-def powered(value: Array, power: int, apart: bool) -> Scaled:
-    """Hold |value|^power: with its exponent kept apart, or as it stands."""
-    return raised(value, power) if apart else Scaled(jnp.abs(value) ** power, jnp.zeros((), jnp.int32))
-
-
-def plain(mantissa: Array, exponent: Array) -> Array:
+def plain(mantissa: Array, exponent: Array | int) -> Array:
     """Return the number itself: infinity or 0 where it is outside of its type's range."""
     return jnp.where(mantissa == 0, mantissa, shifted(mantissa, exponent))
 
@@ -131,25 +200,22 @@ def normalized(held: Scaled, skip_zeros: bool) -> Scaled:
     """Bring the largest entry between 1 and 2, by a power of two (whole numbers stay as they are)."""
     if not jnp.issubdtype(held.mantissa.dtype, jnp.floating):
         return held._replace(growth=0.0)
-    mantissa, exponent = _normalized(held.mantissa, held.exponent, skip_zeros)
+    mantissa, exponent = _normalized(held.mantissa, jnp.asarray(held.exponent, jnp.int32), skip_zeros)
     return Scaled(mantissa, exponent, 1.0)
 
 
 @partial(jax.jit, static_argnames="skip_zeros")  # traced once a shape
 def _normalized(value: Array, exponent: Array, skip_zeros: bool) -> tuple[Array, Array]:
-    peak = jax.lax.stop_gradient(jnp.max(jnp.abs(value), initial=0))
-    shift = exponent_of(peak)
-    nothing = NOTHING if skip_zeros else exponent
-    return value * power_of_two(-shift, value.dtype), largest([jnp.where(peak > 0, exponent + shift, nothing)])
-
-
-def largest(exponents: Sequence[Array]) -> Array:
-    """The largest of some exponents, the last of them sorted: XLA fuses no sort.
-
-    It would fuse a maximum, with all that an exponent comes from, into each operation that uses it: in a deep network
-    the sum of the shifts of all layers before, which takes minutes to compile.
-    """
-    return jnp.sort(jnp.stack([*exponents, jnp.full_like(exponents[0], NOTHING)]))[-1]
+    whole, digits, bias = layout(value.dtype)
+    bits = jax.lax.bitcast_convert_type(jnp.abs(jax.lax.stop_gradient(value)), whole)
+    # Both the power of two and its inverse are normal numbers.
+    own = exponent + (jnp.clip(bits >> digits, 1, 2 * bias - 1).astype(jnp.int32) - bias)
+    # XLA fuses no reduction into what scales by it: the exponent is computed once, however deep the network.
+    top = jax.lax.reduce(jnp.where(bits == 0, NOTHING, own), np.int32(NOTHING), jax.lax.max, tuple(range(own.ndim)))
+    empty = top == NOTHING
+    by = jnp.where(empty, 0, exponent - top)
+    scale = jax.lax.bitcast_convert_type((by + bias).astype(whole) << digits, value.dtype)
+    return value * scale, top if skip_zeros else jnp.where(empty, exponent, top)
 
 
 def exponent_of(peak: Array) -> Array:
@@ -160,15 +226,22 @@ def exponent_of(peak: Array) -> Array:
     return jnp.where(peak > 0, jnp.clip(field - bias, 1 - bias, bias - 1), 0)
 
 
-def shifted(value: Array, by: Array) -> Array:
+def shifted(value: Array, by: Array | int) -> Array:
     """Multiply by 2^by, in two steps: the power itself may lie outside of the type's range."""
-    half = by // 2
+    half = by >> 1
     return value * power_of_two(half, value.dtype) * power_of_two(by - half, value.dtype)
 
 
+def _aligned(mantissas: Sequence[Array], exponents: Sequence[Any]) -> tuple[list[Array], Any]:
+    first = exponents[0]
+    if all(e is first or (isinstance(e, int) and isinstance(first, int) and e == first) for e in exponents):
+        return list(mantissas), first
+    return _brought_together(list(mantissas), [jnp.asarray(e, jnp.int32) for e in exponents])
+
+
 @jax.jit
-def _aligned(mantissas: list[Array], exponents: list[Array]) -> tuple[list[Array], Array]:
-    top = largest(exponents)
+def _brought_together(mantissas: list[Array], exponents: list[Array]) -> tuple[list[Array], Array]:
+    top = reduce(jnp.maximum, exponents)
     return [m * power_of_two(e - top, m.dtype) for m, e in zip(mantissas, exponents, strict=True)], top
 
 

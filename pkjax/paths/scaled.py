@@ -1,7 +1,9 @@
 """The path polynomial as a mantissa and a power of two, which leaves the range of its type at no depth."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +14,9 @@ from jaxtyping import Array, Float, Int, PyTree, Shaped
 from pkjax.network import Network, read
 from pkjax.paths.algebras import Polynomial
 from pkjax.paths.evaluation import evaluate_paths, unit_weights
-from pkjax.paths.exponents import NOTHING, Scaled, combined, multiplied, normalized, shifted
+from pkjax.paths.exponents import NEAR, NOTHING, Scaled, Scaling, nothing, shifted
 from pkjax.paths.interpreter import PathSum
+from pkjax.paths.magnitudes import Magnitudes
 from pkjax.programs.checks import HOLDS, check_parameters, check_result
 from pkjax.programs.meshes import automatic_axes
 from pkjax.programs.program import BoundProgram
@@ -23,33 +26,70 @@ __all__ = ["ScaledPolynomial", "held_as_is", "in_double", "log_count", "path_tot
            "scaled_values"]
 
 
-class ScaledPolynomial(Polynomial):
-    """The path polynomial in scaled values. Parameters and input come in as they are, with exponent 0."""
+class Values(NamedTuple):
+    """A batch's values over a power of two, whose largest entry lies between 1 and 2, or all of which are 0."""
 
-    def __init__(self, q: int, gates: Sequence[Any] | None, natural_max: bool, skip_zeros: bool):
+    mantissa: Float[Array, "N ..."]
+    exponent: Int[Array, ""]
+    sure: Array
+    """Whether every mantissa on the way had the size that was expected of it."""
+
+
+class ScaledPolynomial(Polynomial):
+    """The path polynomial in scaled values. Parameters and input come in as they are, with exponent 0.
+
+    ``q`` may be an array, one of the exponents 0 to 4 for each network of a batch under ``vmap``; with ``sources``, a
+    factor on all that joins the signal elsewhere than at the input, so that 0 leaves the paths from the input alone.
+    """
+
+    def __init__(self, q: Any, gates: Sequence[Any] | None, natural_max: bool, scaling: Scaling,
+                 sources: Array | None = None):
         super().__init__(q, gates, natural_max)
-        self.skip_zeros = skip_zeros
+        self.scaling, self.sources = scaling, sources
 
     def lift(self, constant: Any) -> Scaled:
         """Return |c|^q."""
         assert self.q is not None
-        base, q = normalized(held_as_is(jnp.asarray(constant)), self.skip_zeros), int(self.q)
+        q = self.q
+        held = held_as_is(jnp.asarray(constant), self.scaling.skip_zeros)
+        if nothing(held) or not jnp.issubdtype(held.mantissa.dtype, jnp.floating):
+            return held
+        if self.scaling.enough:
+            most = q if isinstance(q, int) else 4
+            if isinstance(held.mantissa, jax.core.Tracer):
+                self.scaling.assumed.append(held.mantissa)
+                return Scaled(self.power(held.mantissa), 0, most * NEAR)
+            size = math.log2(float(np.abs(held.mantissa).max()))
+            return Scaled(self.power(held.mantissa), 0, most * max(size, 0.0))
+        if isinstance(q, int) and q < 2:
+            return held._replace(mantissa=self.power(held.mantissa))
+        base = self.scaling.back(held)
         exponent = jnp.where(base.exponent == NOTHING, NOTHING, q * base.exponent)
-        return Scaled(super().lift(base.mantissa), exponent, float(q))
+        return Scaled(self.power(base.mantissa), exponent, float(q) if isinstance(q, int) else 4.0)
+
+    def power(self, constant: Array) -> Array:
+        """|c|^q."""
+        if isinstance(self.q, int):
+            return super().lift(constant)
+        return jnp.where(constant == 0, 0, jnp.abs(constant) ** self.q.astype(constant.dtype))
 
     def linear(self, op: str, fn: Callable[..., Any], operands: Sequence[PathSum]) -> Scaled:
         """Apply the operation to operands of one exponent."""
-        return combined(op, fn, [s.value for s in operands], self.skip_zeros)
+        terms = [s.value for s in operands]
+        if self.sources is not None and any(s.on_input for s in operands):
+            terms = [t if s.on_input else t._replace(mantissa=t.mantissa * self.sources)
+                     for s, t in zip(operands, terms, strict=True)]
+        return self.scaling.combined(op, fn, terms)
 
     def bilinear(self, op: str, fn: Callable[..., Any], a: PathSum, b: PathSum) -> Scaled:
         """Apply the operation to the mantissas and add the exponents."""
-        return multiplied(fn, a.value, b.value, self.skip_zeros)
+        return self.scaling.multiplied(op, fn, a.value, b.value)
 
     def gated(self, operand: PathSum, gate: Callable[[], Any]) -> Scaled:
         """Multiply by the next of the given gates."""
         held: Scaled = operand.value
         opened = held._replace(mantissa=self.opened(held.mantissa, operand.shape))
-        return held if self.gates is None else normalized(opened, self.skip_zeros)
+        return held if self.gates is None else self.scaling.kept(opened, held.growth)
 
 
 @automatic_axes
@@ -100,7 +140,7 @@ def scaled_polynomial(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayL
         raise ValueError(f"q must be a whole number of at least 0, but is {q}: see polynomial for others")
     network = read(apply_fn, params, x, masks=masks, paths=True)
     z = network.batch(x, "x")
-    mantissa, exponent = scaled_values(network, z, int(q), gates, pool, skip_zeros)
+    mantissa, exponent, _ = scaled_values(network, z, int(q), gates, pool, skip_zeros)
     check_result(mantissa, "R_q", HOLDS)
     vanished = not skip_zeros and not isinstance(mantissa, jax.core.Tracer) and not bool(mantissa.any())
     if vanished and bool(scaled_values(network, z, int(q), gates, pool, True)[0].any()):
@@ -109,32 +149,47 @@ def scaled_polynomial(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayL
     return network.shaped(mantissa, 1), exponent
 
 
-def scaled_values(network: Network, x: Array, q: int, gates: Sequence[Any] | None = None, pool: str = "sum",
-                  skip_zeros: bool = False, held: Mapping[int, Scaled] | None = None
-                  ) -> tuple[Float[Array, "N ..."], Int[Array, ""]]:
+def scaled_values(network: Network, x: Array, q: Any, gates: Sequence[Any] | None = None, pool: str = "sum",
+                  skip_zeros: bool = False, held: Mapping[int, Scaled] | None = None, sources: Array | None = None,
+                  known: Magnitudes | None = None) -> Values:
     """The scaled polynomial of a batch that the network took in.
 
     Args:
         network: the network, whose parameters are φ.
         x: the batch.
-        q: exponent of the fixed constants.
+        q: exponent of the fixed constants, or an array as in ``ScaledPolynomial``.
         gates: factors on the path sums, as in ``polynomial``.
         pool: "sum" or "max", as in ``polynomial``.
         skip_zeros: let arrays of nothing but zeros have no say in the exponent of a sum.
         held: φ by the index of its leaf, where it may leave the range of its type; the network's own parameters by
             default.
+        sources: a factor on the paths that start elsewhere than at the input.
+        known: what is known of the network's arrays, the zeros among which are ``settled``.
     """
-    mantissa, exponents = evaluate_paths(
-        lambda gates, natural: ScaledPolynomial(q, gates, natural, skip_zeros), network, x, gates, pool, held_as_is,
-        lambda out: (out.mantissa[0], out.exponent), None if held is None else lambda i, _: held[i])
+    scalings: list[Scaling] = []
+
+    def make(gates: Sequence[Any] | None, natural: bool) -> ScaledPolynomial:
+        scalings.append(Scaling(skip_zeros, x.dtype if known is not None and known.lean else None))
+        return ScaledPolynomial(q, gates, natural, scalings[-1], sources)
+
+    def release(out: Scaled) -> Values:
+        out = scalings[-1].back(out)
+        sure = scalings[-1].sure() if scalings[-1].enough else jnp.asarray(True)
+        return Values(out.mantissa[0], jnp.asarray(out.exponent, jnp.int32), sure)
+
+    hold = partial(held_as_is, skip_zeros=skip_zeros) if known is None else known.input
+    mantissa, exponents, sure = evaluate_paths(make, network, x, gates, pool, hold, release,
+                                               None if held is None else lambda i, _: held[i])
     top = exponents.max()
-    return normalized(Scaled(shifted(mantissa, (exponents - top)[:, None]) if len(x) > 1 else mantissa, top),
-                      skip_zeros)[:2]
+    if len(x) > 1:
+        mantissa = shifted(mantissa, (exponents - top)[:, None])
+    return Values(mantissa, top, sure.all())
 
 
-def held_as_is(value: Any) -> Scaled:
+def held_as_is(value: Any, skip_zeros: bool = False) -> Scaled:
     """Hold an array as it stands: its squares may leave the range of its type, it itself does not."""
-    return Scaled(value, jnp.zeros((), jnp.int32))
+    zero = skip_zeros and not isinstance(value, jax.core.Tracer) and not np.asarray(value).any()
+    return Scaled(value, NOTHING, 1.0) if zero else Scaled(value, 0)
 
 
 @automatic_axes
@@ -190,8 +245,8 @@ def in_double(tree: PyTree) -> PyTree:
 
 def path_total(network: Network, x: Array) -> tuple[Array, Array]:
     """R_0 of a network with unit weights, as a mantissa and its power of two."""
-    mantissa, exponent = scaled_values(network, jnp.where(x == 0, jnp.zeros_like(x), jnp.ones_like(x)), 0,
-                                       skip_zeros=True)
+    mantissa, exponent, _ = scaled_values(network, jnp.where(x == 0, jnp.zeros_like(x), jnp.ones_like(x)), 0,
+                                          skip_zeros=True)
     return mantissa.sum(), exponent
 
 

@@ -8,10 +8,13 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from pkjax.paths.algebras import TrueValues
-from pkjax.paths.exponents import Scaled, combined, multiplied, normalized, plain, shifted
+from pkjax.paths.exponents import Scaled, Scaling, normalized, plain, shifted
 from pkjax.paths.interpreter import PathSum
 
 __all__ = ["ScaledSignals"]
+
+
+_SCALING = Scaling(skip_zeros=True)
 
 
 class ScaledSignals(TrueValues):
@@ -27,11 +30,11 @@ class ScaledSignals(TrueValues):
 
     def linear(self, op: str, fn: Callable[..., Any], operands: Sequence[PathSum]) -> Scaled:
         """Apply the operation to operands of one exponent."""
-        return combined(op, fn, [s.value for s in operands], True)
+        return _SCALING.combined(op, fn, [s.value for s in operands])
 
     def bilinear(self, op: str, fn: Callable[..., Any], a: PathSum, b: PathSum) -> Scaled:
         """Apply the operation to the mantissas and add the exponents."""
-        return multiplied(fn, a.value, b.value, True)
+        return _SCALING.multiplied(op, fn, a.value, b.value)
 
     def gated(self, operand: PathSum, gate: Callable[[], Any]) -> Scaled:
         """Record the gate and multiply by it."""

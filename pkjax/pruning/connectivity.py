@@ -11,18 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree, Shaped
 
-from pkjax import paths, tables
+from pkjax import tables
 from pkjax.network import Network, read
-from pkjax.paths.exponents import extreme, log_of, powered
+from pkjax.paths.exponents import NEAR, Scaled, log_of, nothing
+from pkjax.paths.magnitudes import Magnitudes, magnitudes
 from pkjax.paths.scaled import in_double, scaled_values
 from pkjax.programs.checks import HOLDS
-from pkjax.programs.evaluate import evaluate
 from pkjax.programs.meshes import automatic_axes
 from pkjax.programs.program import BoundProgram
 from pkjax.pruning.prunable import prunable_leaves
 from pkjax.pruning.result import DisconnectedWarning, LayerReport, layer_report, layers_table
 from pkjax.pruning.scores.leaves import widened
-from pkjax.trees import ApplyFn, Choice, apply_masks, check_masks, is_floating, kernels, leaf_names
+from pkjax.trees import ApplyFn, Choice, check_masks, is_floating, kernels, leaf_names
 
 __all__ = ["Connectivity", "connectivity"]
 
@@ -126,8 +126,6 @@ def connectivity(
         False
     """
     check_masks(masks, params)
-    if masks is None:
-        masks = jax.tree.map(lambda t: jnp.ones(jnp.shape(t), bool), params)
     chosen = prunable_leaves(params, prunable, required=False)
     # Fourth powers of weights of one layer may lie further apart than float32 holds.
     double = not isinstance(apply_fn, BoundProgram)     # a program says what types it takes
@@ -136,15 +134,19 @@ def connectivity(
         theta, inputs = in_double((params, x)) if double else widened((params, x))
         network = read(apply_fn, theta, inputs, masks=masks, paths=True)
         z = network.batch(inputs, "x")
-        apart = extreme([leaf for leaf in jax.tree.leaves(network.params) if is_floating(leaf)], 4)
-        # Closed over, the network's constants are known while it is traced.
-        sums = jax.device_get(evaluate(partial(_sums, network, apart), theta, (z != 0).astype(z.dtype), masks))
-    from_inputs, second, fourth, flows = sums
+        z = (z != 0).astype(z.dtype)
+        known = magnitudes(network, z, 4)
+        from_inputs, logs, flows, sure = jax.device_get(_sums(network, z, known))
+        if known.lean and not sure:
+            from_inputs, logs, flows, _ = jax.device_get(_sums(network, z, known.careful))
+    paths, second, fourth = map(float, logs)
     if not (second < math.inf and fourth < math.inf):
         raise FloatingPointError(f"the path norms R_2 and R_4 are not finite: {HOLDS}")
+    kept = [np.ones(jnp.shape(leaf), bool) for leaf in jax.tree.leaves(params)] if masks is None else [
+        np.asarray(mask) for mask in jax.tree.leaves(masks)]
     layers = tuple(
-        layer_report(name, jnp.shape(mask), int(np.asarray(mask).sum()), float(flow))
-        for name, mask, flow, c in zip(leaf_names(masks), jax.tree.leaves(masks), flows, chosen, strict=True)
+        layer_report(name, np.shape(mask), int(mask.sum()), float(flow))
+        for name, mask, flow, c in zip(leaf_names(params), kept, flows, chosen, strict=True)
         if c
     )
     if from_inputs <= 0:
@@ -158,49 +160,48 @@ def connectivity(
         )
     return Connectivity(
         connected=bool(from_inputs > 0),
-        log10_paths=float(paths.log_count(apply_fn, params, x, masks=masks)),
+        log10_paths=paths,
         log10_effective_paths=float(2 * second - fourth) if second > -math.inf and fourth > -math.inf else None,
         layers=layers,
     )
 
 
-def _sums(network: Network, apart: bool, params: PyTree, x: Array, masks: PyTree
-          ) -> tuple[Array, Array, Array, list[Array]]:
-    """Scaled sum over the paths from inputs; decimal logarithms of R_2 and R_4; the share of R_1 in every leaf."""
+@partial(jax.jit, static_argnames="known")
+def _sums(network: Network, x: Array, known: Magnitudes) -> tuple[Array, Array, list[Array], Array]:
+    """Scaled sum over the paths from inputs; log10 of R_0, R_2 and R_4; shares of R_1; whether all is sure.
 
-    def total(phi: PyTree, z: Array, q: int) -> tuple[Array, Array]:
-        mantissa, exponent = paths.scaled_polynomial(network.fn, phi, z, q=q, masks=masks, skip_zeros=True)
-        return jnp.sum(mantissa), exponent
-
-    def log_norm(q: int) -> Array:
-        kept = jax.tree.leaves(apply_masks(params, masks))
-        held = {i: powered(leaf, q, apart) for i, leaf in enumerate(kept) if is_floating(leaf)}
-        mantissa, exponent = scaled_values(network, x, q, None, "sum", True, held)
-        return log_of(jnp.sum(mantissa), exponent) / math.log(10)
+    The five polynomials are one program over a batch of networks.
+    """
+    leaves = jax.tree.leaves(network.params)
+    masks = [jnp.ones_like(leaf, bool) for leaf in leaves] if network.masks is None else jax.tree.leaves(network.masks)
 
     # Positive weights of any size leave the same paths: with 1 / (weights kept per output) every layer passes on
-    # about what it gets, so that paths from biases do not drown those from inputs.
+    # about what it gets, so that its signal stays near its largest entry.
     def balanced(leaf: Array, mask: Array) -> Array:
-        if not is_floating(leaf):
-            return leaf
         if jnp.ndim(leaf) < 2:
-            return jnp.ones_like(leaf)
-        per_output = jnp.maximum(jnp.sum(mask, dtype=leaf.dtype) / leaf.shape[-1], 1)
-        return jnp.ones_like(leaf) / per_output
+            return mask.astype(leaf.dtype)
+        return mask / jnp.maximum(jnp.sum(mask, dtype=leaf.dtype) / leaf.shape[-1], 1)
 
-    even = jax.tree.map(balanced, params, masks)
-    # The path sum is linear in the input: its derivative along the input leaves out what starts at a bias.
-    _, from_inputs = jax.jvp(lambda z: total(even, z, 0)[0], (x,), (x,))
+    def powers(i: int) -> Scaled:
+        unit, even = Scaled(masks[i].astype(leaves[i].dtype), 0), Scaled(balanced(leaves[i], masks[i]), 0)
+        rows = [even, unit, *(known.held(i, leaves[i], q) for q in (1, 2, 4))]
+        exponents = [jnp.asarray(0 if nothing(r) else r.exponent, jnp.int32) for r in rows]
+        growth = 4 * NEAR if known.leaves[i] in ("zero", "near") else math.nan
+        return Scaled(jnp.stack([r.mantissa for r in rows]), jnp.stack(exponents) if known.apart else 0, growth)
 
-    leaves, structure = jax.tree.flatten(apply_masks(params, masks))
-    floating = [i for i, leaf in enumerate(leaves) if is_floating(leaf)]
+    held = {i: powers(i) for i, leaf in enumerate(leaves) if is_floating(leaf)}
 
-    def first(sizes: list[Array]) -> tuple[Array, Array]:
-        filled = dict(zip(floating, sizes, strict=True))
-        phi = jax.tree.unflatten(structure, [filled.get(i, leaf) for i, leaf in enumerate(leaves)])
-        return total(phi, x, 1)
+    def totals(mantissas: dict[int, Array]) -> tuple[Array, tuple[Array, Array]]:
+        def total(q: Array, sources: Array, mantissas: dict[int, Array], exponents: dict[int, Any]) -> Any:
+            phi = {i: held[i]._replace(mantissa=m, exponent=exponents.get(i, 0)) for i, m in mantissas.items()}
+            mantissa, exponent, sure = scaled_values(network, x, q, None, "sum", True, phi, sources, known)
+            return jnp.sum(mantissa), (exponent, sure)
+        return jax.vmap(total)(jnp.array([0, 0, 1, 2, 4], jnp.int32), jnp.array([0, 1, 1, 1, 1], x.dtype), mantissas,
+                               {i: h.exponent for i, h in held.items()} if known.apart else {})
 
-    sizes = [jnp.abs(leaves[i]) for i in floating]
-    (norm, _), slopes = jax.value_and_grad(first, has_aux=True)(sizes)
-    flows = {i: jnp.sum(t * g) / jnp.where(norm > 0, norm, 1) for i, t, g in zip(floating, sizes, slopes, strict=True)}
-    return from_inputs, log_norm(2), log_norm(4), [flows.get(i, jnp.zeros(())) for i in range(len(leaves))]
+    whole, pull, (exponents, sure) = jax.vjp(totals, {i: h.mantissa for i, h in held.items()}, has_aux=True)
+    (slopes,) = pull(jnp.zeros_like(whole).at[2].set(1))
+    norm = jnp.where(whole[2] > 0, whole[2], 1)
+    flows = {i: jnp.sum(held[i].mantissa[2] * slopes[i][2]) / norm for i in held}
+    logs = jnp.stack([log_of(whole[i], exponents[i]) for i in (1, 3, 4)]) / math.log(10)
+    return whole[0], logs, [flows.get(i, jnp.zeros(())) for i in range(len(leaves))], sure.all()

@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jaxtyping import Array, PyTree
 
+from pkjax.paths.magnitudes import assumed, size_of
 from pkjax.programs.checks import unfit_constants
 from pkjax.programs.meshes import automatic_axes
 from pkjax.programs.program import BoundProgram, trace
@@ -121,20 +122,14 @@ def prune(
         [[True, False], [False, False]]
     """
     plan = plan_pruning(params, compression, density, steps, schedule, scope, prunable, min_per_layer, masks)
-    alive, fixed = _start(plan.layout, params, masks)
-    scores: Callable[..., list[Array]] = partial(_scores, score_fn, plan.layout)
-    traced = _traced((params, masks))
-    if jit or traced:
-        scores = BoundProgram(*trace(scores, params, _fill(plan.layout, params, alive, fixed), opaque=True))
-        traced = traced or _traced(scores)
-    if traced or (jit and progress is False):
-        loop = _loop if traced else _compiled_loop
-        alive, account = loop(scores, plan.layout, params, alive, fixed, plan.counts)
-    else:
-        alive, account = _one_by_one(scores, plan, params, alive, fixed, progress)
-    alive = [_placed(mask, leaf) for mask, leaf in zip(alive, plan.layout.prunable(params), strict=True)]
+    sizes = None if _traced((params, masks)) else tuple(size_of(leaf, 2) for leaf in jax.tree.leaves(params))
+    done = _run(score_fn, plan, params, masks, sizes, jit, progress)
+    if not done.traced and sizes and isinstance(done.scores, BoundProgram) and done.account.flags[:, 0].any():
+        # NaN may say that a score was not sure of the sizes of numbers on the way to it.
+        done = _run(score_fn, plan, params, masks, None, jit, progress)
+    scores, account, traced = done.scores, done.account, done.traced
+    alive = [_placed(mask, leaf) for mask, leaf in zip(done.alive, plan.layout.prunable(params), strict=True)]
     if not traced:
-        account = jax.device_get(account)
         if account.flags.any() and isinstance(scores, BoundProgram) and (unfit := unfit_constants(scores)):
             raise ValueError(f"score_fn closes over {unfit[0]}, and scores are not finite")
         _raise_bad_scores(account.flags, plan.names)
@@ -144,18 +139,47 @@ def prune(
                                                                                  strict=True))
     if not traced:
         _warn_of_emptied(plan, [layer.name for layer in layers if layer.emptied])
-        first = partial(_first_zeros, scores, plan.layout, masks)
+        first = partial(_first_zeros, score_fn, plan.layout, masks)
         warn_of_zero_scores(account.zeros, account.zeros_kept, sum(plan.sizes), params, first if jit else None)
     history = tuple(number(k) for k in kept.sum(axis=1))
-    kept_masks = _fill(plan.layout, params, alive, fixed)
+    kept_masks = _fill(plan.layout, params, alive, done.fixed)
     return PruneResult(masks=kept_masks, kept=history[-1], total=sum(plan.sizes), layers=layers, history=history,
                        zero_scores=number(account.zeros[0].sum()))
 
 
-def _first_zeros(scores: Callable[..., list[Array]], layout: Layout, masks: PyTree | None, params: PyTree) -> int:
+class _Done(NamedTuple):
+    """Masks of the prunable leaves and of the others, and how they came about."""
+
+    alive: list[Array]
+    fixed: list[Array]
+    account: Account
+    scores: Callable[..., list[Array]]
+    traced: bool
+
+
+def _run(score_fn: ScoreFn, plan: Plan, params: PyTree, masks: PyTree | None, sizes: Sequence[str] | None, jit: bool,
+         progress: Progress) -> _Done:
+    """Take all steps; of leaves that are traced for it, scores may know the sizes."""
+    alive, fixed = _start(plan.layout, params, masks)
+    scores: Callable[..., list[Array]] = partial(_scores, score_fn, plan.layout, sizes)
+    traced = _traced((params, masks))
+    if jit or traced:
+        scores = BoundProgram(*trace(scores, params, _fill(plan.layout, params, alive, fixed), opaque=True))
+        traced = traced or _traced(scores)
+    if traced or (jit and progress is False):
+        loop = _loop if traced else _compiled_loop
+        alive, account = loop(scores, plan.layout, params, alive, fixed, plan.counts)
+    else:
+        alive, account = _one_by_one(scores, plan, params, alive, fixed, progress)
+    return _Done(alive, fixed, account if traced else jax.device_get(account), scores, traced)
+
+
+def _first_zeros(score_fn: ScoreFn, layout: Layout, masks: PyTree | None, params: PyTree) -> int:
     """How many live scores are 0 at the first step, of other parameters."""
     alive, fixed = _start(layout, params, masks)
-    return int(_count_zeros(scores, params, _fill(layout, params, alive, fixed), alive))
+    filled = _fill(layout, params, alive, fixed)
+    scores = BoundProgram(*trace(partial(_scores, score_fn, layout, None), params, filled, opaque=True))
+    return int(_count_zeros(scores, params, filled, alive))
 
 
 @jax.jit
@@ -171,7 +195,7 @@ def _traced(tree: PyTree) -> bool:
 def _start(layout: Layout, params: PyTree, masks: PyTree | None) -> tuple[list[Array], list[Array]]:
     """Masks of the prunable leaves, which the loop writes over, and of the others."""
     if masks is None:
-        every = [_placed(jnp.ones(jnp.shape(leaf), bool), leaf) for leaf in jax.tree.leaves(params)]
+        every = [_placed(jnp.asarray(np.ones(jnp.shape(leaf), bool)), leaf) for leaf in jax.tree.leaves(params)]
     else:
         every = [jnp.array(mask) if c else jnp.asarray(mask)
                  for mask, c in zip(jax.tree.leaves(masks), layout.chosen, strict=True)]
@@ -192,10 +216,14 @@ def _fill(layout: Layout, params: PyTree, alive: Sequence[Array], fixed: Sequenc
     return jax.tree.unflatten(jax.tree.structure(params), [next(ours if c else others) for c in layout.chosen])
 
 
-def _scores(score_fn: ScoreFn, layout: Layout, params: PyTree, masks: PyTree) -> list[Array]:
+def _scores(score_fn: ScoreFn, layout: Layout, sizes: Sequence[str] | None, params: PyTree, masks: PyTree
+            ) -> list[Array]:
     """Scores of the prunable leaves; raise where the score function returns anything else than scores."""
     extra = {"masks": masks} if "masks" in inspect.signature(score_fn).parameters else {}
-    scores = score_fn(apply_masks(params, masks), **extra)
+    kept = apply_masks(params, masks)
+    leaves = jax.tree.leaves(kept)
+    with assumed(leaves, ["unknown"] * len(leaves) if sizes is None else sizes):
+        scores = score_fn(kept, **extra)
     check_like(scores, params, "scores")
     leaves = [jnp.asarray(score) for score in layout.prunable(scores)]
     for leaf in leaves:

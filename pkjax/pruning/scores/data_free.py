@@ -14,9 +14,10 @@ import numpy as np
 from jaxtyping import Array, Int, Key, PyTree, Shaped
 
 from pkjax.network import Network, read
-from pkjax.paths.exponents import NOTHING, Scaled, exponent_of, extreme, plain, powered
+from pkjax.paths.exponents import NOTHING, Scaled, exponent_of, nothing, plain, power_of_two
+from pkjax.paths.magnitudes import Magnitudes, magnitudes
 from pkjax.paths.scaled import scaled_values
-from pkjax.programs.evaluate import evaluate
+from pkjax.programs.checks import all_finite
 from pkjax.programs.meshes import automatic_axes
 from pkjax.pruning.scores.leaves import finite, split, widened
 from pkjax.trees import ApplyFn, is_floating
@@ -223,40 +224,47 @@ def synflow_l2_scaled(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[Array 
 def _path_scores(apply_fn: ApplyFn, params: PyTree, x: PyTree, power: int, q: int, pool: str,
                  name: str) -> ScaledScores:
     """|θ|^power ∘ ∂R_q/∂φ at φ = |θ|^q, and the power of two that it is over."""
-    leaves, rebuild = split(params)
+    _, rebuild = split(params)
     _check_input(x)
-    x = widened(x)
-    network = read(apply_fn, widened(params), x, paths=True)
-    # Closed over, the network's constants are known while it is traced.
-    scores, exponent = evaluate(partial(_scaled_scores, network, power=power, q=q, pool=pool,
-                                        apart=extreme(leaves, max(power, q))), network.batch(x, "x"), leaves)
+    network = read(apply_fn, widened(params), x := widened(x), paths=True)
+    z = network.batch(x, "x")
+    known = magnitudes(network, z, max(power, q))
+    scores, exponent, sure = _scaled_scores(network, z, known=known, power=power, q=q, pool=pool)
+    if isinstance(sure, jax.core.Tracer):
+        scores = [jnp.where(sure, s, jnp.nan) for s in scores] if known.lean else scores      # and prune begins anew
+    elif known.lean and not (bool(sure) and all(map(all_finite, scores))):
+        scores, exponent, _ = _scaled_scores(network, z, known=known.careful, power=power, q=q, pool=pool)
     return ScaledScores(finite(rebuild(scores), name), exponent)
 
 
-def _scaled_scores(network: Network, z: Array, leaves: list[Array], *, power: int, q: int, pool: str, apart: bool
-                   ) -> tuple[list[Array], Array]:
-    """Scores of the floating-point leaves over a power of two, and its exponent; with those of weights kept apart."""
-    sizes = [powered(leaf, 1, apart) for leaf in leaves]
-    exponents = [jnp.where(held.exponent == NOTHING, 0, held.exponent) for held in sizes]
-    floating = [i for i, leaf in enumerate(jax.tree.leaves(network.params)) if is_floating(leaf)]
+@partial(jax.jit, static_argnames=("known", "power", "q", "pool"))
+def _scaled_scores(network: Network, z: Array, *, known: Magnitudes, power: int, q: int, pool: str
+                   ) -> tuple[list[Array], Array, Array]:
+    """Scores of the floating-point leaves over a power of two, its exponent, and whether they are sure."""
+    network = known.settled(network)
+    every = jax.tree.leaves(network.params)
+    sizes = {i: known.held(i, leaf, 1) for i, leaf in enumerate(every) if is_floating(leaf)}
+    live = [i for i, held in sizes.items() if not nothing(held)]     # the others score 0
 
-    def objective(phi: list[Array]) -> tuple[Array, Array]:
-        held = {i: Scaled(p, jnp.maximum(q * size.exponent, NOTHING), q * size.growth)
-                for i, p, size in zip(floating, phi, sizes, strict=True)}
-        mantissa, exponent = scaled_values(network, z, q, None, pool, True, held)
-        return jnp.sum(mantissa), exponent
+    def objective(phi: list[Array]) -> tuple[Array, tuple[Array, Array]]:
+        held = sizes | {i: Scaled(p, jnp.maximum(q * sizes[i].exponent, NOTHING) if known.apart else 0,
+                                  q * sizes[i].growth) for i, p in zip(live, phi, strict=True)}
+        mantissa, exponent, sure = scaled_values(network, z, q, None, pool, True, held, known=known)
+        return jnp.sum(mantissa), (exponent, sure)
 
-    total, pull, exponent = jax.vjp(objective, [held.mantissa**q for held in sizes], has_aux=True)
+    total, pull, (exponent, sure) = jax.vjp(objective, [sizes[i].mantissa**q for i in live], has_aux=True)
     (slopes,) = pull(jnp.ones_like(total))
-    scores = [held.mantissa**power * g for held, g in zip(sizes, slopes, strict=True)]
+    scores = {i: sizes[i].mantissa**power * g for i, g in zip(live, slopes, strict=True)}
     largest = jnp.finfo(total.dtype).maxexp // 2
     kept = jnp.clip(exponent, -largest // 2, largest)
-    by = [kept + (power - q) * e for e in exponents]
-    if apart and power != q:      # the leaves' own scales remain: the largest score must fit, too
-        tops = [jnp.where((s > 0).any(), b + exponent_of(s.max(initial=0)), 0) for s, b in zip(scores, by, strict=True)]
+    by = dict.fromkeys(live, kept)
+    if known.apart and power != q:      # the leaves' own scales remain: the largest score must fit, too
+        by = {i: kept + (power - q) * jnp.where(sizes[i].exponent == NOTHING, 0, sizes[i].exponent) for i in live}
+        tops = [jnp.where((scores[i] > 0).any(), by[i] + exponent_of(scores[i].max(initial=0)), 0) for i in live]
         extra = jnp.clip(jnp.stack(tops).max(), -largest, 2 * largest - 2) - jnp.stack(tops).max()
-        by, kept = [b + extra for b in by], kept + extra
-    return [plain(s, b) for s, b in zip(scores, by, strict=True)], exponent - kept
+        by, kept = {i: b + extra for i, b in by.items()}, kept + extra
+    whole = {i: plain(s, by[i]) if known.apart else s * power_of_two(kept, s.dtype) for i, s in scores.items()}
+    return [whole.get(i, jnp.zeros_like(every[i])) for i in sizes], exponent - kept, sure
 
 
 def _check_input(x: PyTree) -> None:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from pkjax.programs.checks import check_parameters
+from pkjax.programs.checks import all_finite, check_parameters
 from pkjax.pruning.prunable import prunable_leaves
 from pkjax.trees import Choice, accumulator, is_floating, leaf_names
 
@@ -49,8 +49,9 @@ def split(params: PyTree, prunable: Choice = None) -> tuple[list[Array], Callabl
 
     def rebuild(part: Sequence[Array], rest: PyTree | None = None) -> PyTree:
         new = iter(part)
-        others = [_zeros(leaf) for leaf in everything] if rest is None else jax.tree.leaves(widened(rest))
-        filled = [next(new) if want else other for want, other in zip(chosen, others, strict=True)]
+        others = everything if rest is None else jax.tree.leaves(widened(rest))
+        filled = [next(new) if want else _zeros(other) if rest is None else other
+                  for want, other in zip(chosen, others, strict=True)]
         return jax.tree.unflatten(structure, filled)
 
     return [jnp.asarray(leaf) for leaf, want in zip(everything, chosen, strict=True) if want], rebuild
@@ -63,6 +64,6 @@ def _zeros(leaf: Any) -> Array:
 def finite(scores: PyTree, name: str) -> PyTree:
     """Return the scores; raise FloatingPointError where one is NaN or infinite (traced scores pass)."""
     for leaf_name, leaf in zip(leaf_names(scores), jax.tree.leaves(scores), strict=True):
-        if not isinstance(leaf, jax.core.Tracer) and not bool(jnp.isfinite(leaf).all()):
+        if not isinstance(leaf, jax.core.Tracer) and not all_finite(leaf):
             raise FloatingPointError(f"{name} gives scores that are not finite at leaf {leaf_name!r}: {OVERFLOW}")
     return scores

@@ -2,10 +2,12 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, PyTree
 
 from pkjax import paths
-from pkjax.paths.exponents import NOTHING, Scaled, exponent_of, extreme, normalized, powered, shifted
+from pkjax.paths.exponents import NOTHING, Scaled, exponent_of, normalized, nothing, shifted
+from pkjax.paths.magnitudes import magnitudes
 from pkjax.paths.scaled import scaled_values
 from pkjax.programs.evaluate import evaluate
 from pkjax.programs.meshes import automatic_axes
@@ -78,25 +80,26 @@ def path_exclusion(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, pool: str = 
         return add(([shifted(total, by)], [shifted(lost, by)]), [term]), top
 
     floating = [i for i, leaf in enumerate(jax.tree.leaves(params)) if is_floating(leaf)]
-    apart = extreme(leaves, 2)
+    known = magnitudes(network, np.ones(network.example.shape, network.example.dtype), 2)
 
     def score(state: tuple[Sums, Array], leaves: list[Array]) -> list[Array]:
         ((total,), _), exponent = state
-        weights, exponent, _ = normalized(Scaled(total, exponent), skip_zeros=True)
+        weights, power, *_ = normalized(Scaled(total, exponent), skip_zeros=True)
         ones = jnp.ones(network.example.shape, network.example.dtype)
 
         def objective(phi: list[Array]) -> tuple[Array, Array]:
-            held = {i: s._replace(mantissa=p) for i, s, p in zip(floating, sizes, phi, strict=True)}
-            z2, exponent = scaled_values(network, ones, 2, None, pool, True, held)
+            held = {i: s if nothing(s) else s._replace(mantissa=p)
+                    for i, s, p in zip(floating, sizes, phi, strict=True)}
+            z2, exponent, _ = scaled_values(network, ones, 2, None, pool, True, held)
             return jnp.sum(weights * z2[0].astype(weights.dtype)), exponent
 
-        sizes = [powered(t, 2, apart) for t in leaves]
+        sizes = [known.held(i, t, 2) for i, t in zip(floating, leaves, strict=True)]
         squares = [s.mantissa for s in sizes]
         (whole, more), slopes = jax.value_and_grad(objective, has_aux=True)(squares)
         # No score exceeds the whole. The exponent is applied as far as that stays in the middle of its type's range.
         types = [jnp.finfo(t.dtype) for t in [whole, *leaves]]
         low, high = max(3 * int(t.minexp) // 4 for t in types), min(3 * int(t.maxexp) // 4 for t in types)
-        by = jnp.clip(exponent + more, low - exponent_of(whole), high - exponent_of(whole))
+        by = jnp.clip(power + more, low - exponent_of(whole), high - exponent_of(whole))
         return [shifted(t * g, by) for t, g in zip(squares, slopes, strict=True)]
 
     with jax.default_matmul_precision("highest"):

@@ -246,6 +246,16 @@ def test_scores_that_are_not_finite_are_an_error_alone_and_inside_prune(params):
         return (network(p, ONES.astype(jnp.float32)) ** 2).sum()
     with pytest.raises(FloatingPointError, match=r"snip gives scores that are not finite.*float64"):
         snip(loss, huge)
-    for score in (lambda p: snip(loss, p), lambda p: synflow_l2(network, p, ONES.astype(jnp.float32))):
-        with pytest.raises(FloatingPointError, match=r"scores are (infinite|NaN) at step 1 in .*float64"):
-            prune(score, huge, density=0.5)
+    with pytest.raises(FloatingPointError, match=r"scores are (infinite|NaN) at step 1 in .*float64"):
+        prune(lambda p: snip(loss, p), huge, density=0.5)
+
+
+def test_prune_keeps_the_exponents_of_weights_whose_squares_float32_does_not_hold(params):
+    huge = jax.tree.map(lambda p: (1e25 * p).astype(jnp.float32), params)
+    wide = jax.tree.map(lambda p: p.astype(jnp.float64), huge)
+
+    def masks(tree):
+        ones = ONES.astype(jax.tree.leaves(tree)[0].dtype)
+        return prune(lambda p: synflow_l2(network, p, ones), tree, density=0.5).masks
+
+    jax.tree.map(np.testing.assert_array_equal, masks(huge), masks(wide))

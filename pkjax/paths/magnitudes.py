@@ -1,0 +1,135 @@
+"""What is known of a network's arrays before a program is traced: which hold nothing but zeros, which are near 1.
+
+Programs on scaled values are smaller for it: zeros, such as biases at initialisation, have no say in any exponent, and
+products of numbers near 1 leave the range of their type only after a while. It is part of what a compiled program is
+kept by.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from pkjax.network import Network
+from pkjax.paths.exponents import NEAR, NOTHING, Scaled, raised
+from pkjax.trees import is_floating
+
+__all__ = ["Magnitudes", "assumed", "magnitudes", "size_of"]
+
+SMALLEST = -16.0
+"""The binary logarithm of the largest entry of an array that is known to be near 1, at least."""
+
+
+@dataclass(frozen=True)
+class Magnitudes:
+    """What is known of the sizes of a network's parameters, its constants and an input; hashable."""
+
+    leaves: tuple[str, ...]
+    constants: tuple[str, ...]
+    start: str
+    lean: bool
+    """Whether mantissas are brought back as seldom as possible: all sizes are known, and what follows is checked."""
+
+    @property
+    def apart(self) -> bool:
+        """Whether powers of a parameter may leave the range of their type."""
+        return "extreme" in self.leaves
+
+    @property
+    def careful(self) -> "Magnitudes":
+        """The same for a program in which every mantissa is brought back."""
+        return replace(self, lean=False)
+
+    def settled(self, network: Network) -> Network:
+        """The network with the zeros among its arrays written down, so that a trace knows of them."""
+        def written(size: str, value: Any) -> Any:
+            return np.zeros(value.shape, value.dtype) if size == "zero" else value
+        leaves, structure = jax.tree.flatten(network.params)
+        params = jax.tree.unflatten(structure, map(written, self.leaves, leaves))
+        constants = tuple(map(written, self.constants, network.fn.constants))
+        return replace(network, params=params, fn=replace(network.fn, constants=constants))
+
+    def held(self, i: int, leaf: Any, power: int, apart: bool = False) -> Scaled:
+        """Hold |leaf|^power of the parameter i: with its exponent kept apart where the sizes ask for it.
+
+        With ``apart`` it is wherever the parameter is not known to be near 1.
+        """
+        size = self.leaves[i]
+        if size == "zero":
+            return Scaled(leaf, NOTHING, 0.0)
+        if size != "near" and (apart or self.apart):
+            return raised(leaf, power)
+        return Scaled(jnp.abs(leaf) ** power, 0, power * NEAR if size == "near" else math.nan)
+
+    def input(self, value: Array) -> Scaled:
+        """Hold the input."""
+        return Scaled(value, 0, NEAR if self.start == "near" else math.nan)
+
+
+_ASSUMED: list[tuple[Any, str]] = []
+
+
+@contextlib.contextmanager
+def assumed(leaves: Sequence[Any], sizes: Sequence[str]) -> Iterator[None]:
+    """Let traced arrays be of sizes that are known from outside, or smaller; whoever does so repeats what is not sure.
+
+    Examples:
+        >>> with assumed(["not an array"], ["near"]):
+        ...     size_of(jnp.ones(2))
+        'near'
+    """
+    _ASSUMED.extend(zip(leaves, sizes, strict=True))
+    try:
+        yield
+    finally:
+        del _ASSUMED[len(_ASSUMED) - len(leaves):]
+
+
+def magnitudes(network: Network, x: Any, power: int) -> Magnitudes:
+    """Look at a network's arrays and an input, of which a program is to take powers up to ``power``.
+
+    Nothing is known of traced arrays.
+
+    Examples:
+        >>> from pkjax.network import read
+        >>> w, x = {"a": jnp.ones((2, 3)), "b": jnp.zeros(3)}, jnp.ones((1, 2))
+        >>> magnitudes(read(lambda w, x: x @ w["a"] + w["b"], w, x), x, 2).leaves
+        ('near', 'zero')
+    """
+    leaves = tuple(size_of(leaf, power) for leaf in jax.tree.leaves(network.params))
+    start = size_of(x)
+    traced = any(isinstance(v, jax.core.Tracer) for v in (x, *network.fn.constants))
+    return Magnitudes(leaves, tuple(map(size_of, network.fn.constants)), start,
+                      not traced and start != "zero" and {*leaves} <= {"zero", "near", "whole"})
+
+
+def size_of(value: Any, power: int = 1) -> str:
+    """Say of which size the largest entry of an array is.
+
+    "zero" where all are 0, "near" between 2^−16 and 2^2, "extreme" where its power may leave the range of its type,
+    "whole" where it holds no floating-point numbers, and else, or where it is traced, "unknown".
+
+    Examples:
+        >>> size_of(jnp.zeros(2)), size_of(jnp.ones(2)), size_of(jnp.array([1e-30, 0]), 4), size_of(jnp.array(1e9))
+        ('zero', 'near', 'extreme', 'unknown')
+    """
+    if not is_floating(value):
+        return "whole"
+    if isinstance(value, jax.core.Tracer):
+        return next((size for leaf, size in reversed(_ASSUMED) if leaf is value), "unknown")
+    values = np.asarray(value)
+    peak = float(np.abs(values).max(initial=0))
+    if not peak:
+        return "zero"
+    if not math.isfinite(peak):
+        return "unknown"
+    size = math.log2(peak)
+    if SMALLEST <= size <= NEAR:
+        return "near"
+    return "extreme" if abs(size) * power > float(jnp.finfo(values.dtype).maxexp) * 3 / 4 else "unknown"
