@@ -6,16 +6,17 @@ import runpy
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pkjax as pk
 import pytest
-from benchmarks.accelerator import exactness, figure3, images, kernels, pruning, training
+from benchmarks.accelerator import exactness, figure3, images, kernels, pruning, tpu_compile, training
 from benchmarks.accelerator.rows import Rows
 from benchmarks.bench_pruning import draw
 from benchmarks.common import ROOT
 
-PARTS = (exactness, figure3, images, kernels, pruning, training)
+PARTS = (exactness, figure3, images, kernels, pruning, tpu_compile, training)
 
 
 def test_parts_load_without_pytorch_and_tensorflow_datasets(monkeypatch):
@@ -127,6 +128,21 @@ def test_the_sweep_of_figure_3_is_the_dense_network_and_six_pruners_at_two_compr
 def test_differences_are_relative_to_the_largest_entry_and_of_masks_a_share():
     assert exactness.difference(np.array([1.0, 4.0]), np.array([1.5, 4.0])) == 0.125
     assert exactness.difference([np.array([True, False])], [np.array([True, True])]) == 0.5
+
+
+def test_the_table_of_a_tpu_is_the_one_that_was_compiled():
+    content = json.loads((ROOT / "benchmarks" / "results" / "accelerator" / "tpu_v5e.json").read_text())
+    assert "not run" in content["environment"]["note"]
+    assert all(row["fits"] for row in content["rows"])
+    assert tpu_compile.table(content) in (ROOT / "docs" / "accelerators.md").read_text()
+
+
+def test_figures_of_a_compiled_program_are_a_lower_bound_of_its_time():
+    compiled = jax.jit(lambda a: a @ a).lower(jax.ShapeDtypeStruct((512, 512), jnp.float32)).compile()
+    figures = tpu_compile.figures(compiled, 1, passes=6)
+    assert figures["operations"] == 2 * 512**3
+    assert figures["roofline"] == pytest.approx(6 * 2 * 512**3 / 197e12)
+    assert (figures["bound by"], figures["collectives"], figures["fits"]) == ("operations", {}, True)
 
 
 def test_the_command_knows_its_parts(tmp_path):
