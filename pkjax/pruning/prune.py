@@ -20,7 +20,7 @@ from pkjax.pruning.plan import Layout, Plan, plan_pruning
 from pkjax.pruning.result import EmptiedLayerWarning, PruneResult, layer_report
 from pkjax.pruning.schedules import Schedule, exponential
 from pkjax.pruning.scopes import Scope, global_scope
-from pkjax.pruning.top_k import count_dtype, keep_largest, not_finite, order_keys, reserve
+from pkjax.pruning.top_k import count_dtype, select_best
 from pkjax.pruning.zero_scores import warn_of_zero_scores
 from pkjax.tables import Progress, reporter
 from pkjax.trees import Choice, apply_masks, check_like, is_floating, kernels
@@ -270,21 +270,16 @@ def _one_by_one(scores: Callable[..., list[Array]], plan: Plan, params: PyTree, 
 def _best(layout: Layout, scores: list[Array], alive: list[Array],
           counts: Array | np.ndarray) -> tuple[list[Array], Account]:
     """Keep the best in every group."""
-    keys = order_keys(scores, alive)
-    flags = not_finite(keys)
-    zero = keys[0].dtype.type(1 << (8 * keys[0].dtype.itemsize - 1))     # the key of a score of 0
-    at_zero = [key == zero for key in keys]
-    if layout.floor:
-        keys = [reserve(key, layout.floor) for key in keys]
-    kept: list[Any] = [None] * len(keys)
-    numbers: list[Any] = [None] * len(keys)
-    for group, count in zip(layout.groups, counts, strict=True):
-        marks, held = keep_largest([keys[i] for i in group], count)
-        for i, mark, number in zip(group, marks, held, strict=True):
-            kept[i], numbers[i] = mark, number
-    zeros = jnp.stack([z.sum(dtype=count_dtype()) for z in at_zero])
-    left = jnp.stack([(z & mark).sum(dtype=count_dtype()) for z, mark in zip(at_zero, kept, strict=True)])
-    return kept, Account(jnp.stack(numbers), flags, zeros, left)
+    groups = [select_best([scores[i] for i in group], [alive[i] for i in group], count, layout.floor)
+              for group, count in zip(layout.groups, counts, strict=True)]
+    order = np.argsort([i for group in layout.groups for i in group])
+    marks = [mark for best in groups for mark in best.marks]
+
+    def by_leaf(parts: Sequence[Array]) -> Array:
+        return jnp.concatenate(parts, -1)[..., order]
+
+    return [marks[i] for i in order], Account(*(by_leaf([getattr(best, name) for best in groups])
+                                                for name in Account._fields))
 
 
 def _raise_bad_scores(flags: np.ndarray, names: Sequence[str]) -> None:

@@ -30,8 +30,9 @@ def small_chunks(monkeypatch):
         monkeypatch.setattr(top_k, name, size)
 
 
-def test_the_highest_are_the_head_of_a_stable_sort(small_chunks):
-    select = jax.jit(top_k.keep_largest)
+@pytest.mark.parametrize("keep", [top_k.keep_largest, top_k._keep_sorted])
+def test_the_highest_are_the_head_of_a_stable_sort(keep, small_chunks):
+    select = jax.jit(keep)
     for kind, draw in KEYS.items():
         rng = np.random.default_rng(0)
         keys = [draw(rng, shape) for shape in SHAPES]
@@ -52,5 +53,7 @@ def test_what_is_not_finite_is_seen_wherever_it_lies(small_chunks):
     leaves[1][2999] = np.inf
     leaves[2][0] = -np.inf
     leaves[3][[5, 1500]] = np.inf, np.nan
-    keys = top_k.order_keys([jnp.asarray(leaf) for leaf in leaves], [jnp.ones(3000, bool)] * 4)
-    assert top_k.not_finite(keys).tolist() == [[False, False, False, True], [False, True, True, False]]
+    for joined in (0, 1 << 20):
+        top_k.JOINED = joined
+        best = top_k.select_best([jnp.asarray(leaf) for leaf in leaves], [jnp.ones(3000, bool)] * 4, jnp.asarray(5))
+        assert best.flags.tolist() == [[False, False, False, True], [False, True, True, True]]
