@@ -4,6 +4,7 @@ import contextlib
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,9 @@ import numpy as np
 from jaxtyping import Array, Float64, PyTree
 
 from pkjax import tables
-from pkjax.linalg.block_lanczos import NotConvergedWarning, block_lanczos
+from pkjax.linalg.block_lanczos import BlockLanczos, NotConvergedWarning, block_lanczos
 from pkjax.linalg.memory import budget, default_memory_limit
+from pkjax.linalg.rows import DeviceRows, HostRows
 from pkjax.network import Network
 from pkjax.path_kernel.gram import (
     flat_product,
@@ -34,8 +36,8 @@ _AT_ONCE = 2**24   # entries of the vectors that G multiplies at a time
 _ROWS = 8          # vectors to a call
 _SINGLE = 1e-6     # a residual, in units of the largest eigenvalue, that products in float32 reach
 
-Multiply = Callable[[np.ndarray], np.ndarray]
-"""Maps rows over the parameters that train to the products of G with them."""
+Multiply = Callable[[Any], Any]
+"""Maps rows over the parameters that train to the products of G with them: arrays of NumPy or JAX."""
 
 
 @jax.tree_util.register_dataclass
@@ -119,14 +121,17 @@ def largest_eigenpairs(apply_fn: ApplyFn, params: PyTree, x: PyTree, k: int, mas
             return Eigenpairs(top.values, _unflatten(top.vectors, params), top.residuals, top.bounds, not missing)
 
     def double() -> Multiply:
+        """Products in float64."""
         with jax.enable_x64(True), jax.default_matmul_precision("highest"):
             # A program says what types it takes; any other function is read once more, on float64.
             theta, start = (params, x) if isinstance(apply_fn, BoundProgram) else _in_double((params, x))
-            return _products(*read_start(apply_fn, theta, start, masks, trainable))
+            return _products(*read_start(apply_fn, theta, start, masks, trainable), most)
 
+    # A processor gains nothing from several rows at a time, and another number of them is another program.
+    most = 1 if method == "lanczos" and jax.default_backend() == "cpu" else _ROWS
     values, rows, residuals, bounds, converged = (
         _dense_pairs(double(), len(trained), k) if method == "dense"
-        else _lanczos_pairs(_products(network, z), double, len(trained), k, tolerance))
+        else _lanczos_pairs(_products(network, z, most), double(), len(trained), k, tolerance))
     if not vectors:
         return Eigenpairs(values, None, residuals, bounds, converged)
     full = np.zeros((k, size))
@@ -138,43 +143,53 @@ def _in_double(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64) if is_floating(leaf) else leaf, tree)
 
 
-def _products(network: Network, z: Array) -> Multiply:
-    """Products of G with rows over the parameters that train, in the network's type, handed over in float64."""
+def _products(network: Network, z: Array, most: int = _ROWS) -> Multiply:
+    """Products of G with rows over the parameters that train, in the network's type, so many at a time.
+
+    Rows of NumPy come back as such, those of JAX stay on its device.
+    """
     train = np.concatenate([np.broadcast_to(np.asarray(t), leaf.shape).ravel() for t, leaf in
                             zip(floating_entries(network), floating_leaves(network), strict=True)])
-    # A slice where everything trains: picking millions of entries one by one takes as long as a product.
-    where = slice(None) if train.all() else np.flatnonzero(train)
-    wide = jnp.result_type(z) == np.float64
-    most = max(1, min(_ROWS, budget(_AT_ONCE, 8) // train.size))
+    # Masked entries are left out and filled in by position; where everything trains there is nothing to do.
+    places = None if train.all() else (np.flatnonzero(train).astype(np.int32),
+                                       np.where(train, np.cumsum(train) - 1, train.sum()).astype(np.int32))
+    dtype = jnp.result_type(z)
+    wide = dtype == np.float64
+    most = max(1, min(most, budget(_AT_ONCE, 8) // train.size))
 
-    def multiply(rows: np.ndarray) -> np.ndarray:
-        out = np.empty(rows.shape)
-        count = 1 if len(rows) == 1 else most     # two shapes, so two programs at most
-        for start in range(0, len(rows), count):
-            part = rows[start:start + count]
-            filled = np.zeros((count, train.size), np.float64 if wide else np.float32)
-            filled[:len(part), where] = part
-            with jax.enable_x64(wide):
-                out[start:start + count] = np.asarray(_times(network, z, filled))[:len(part), where]
-        if not np.isfinite(out).all():
-            raise FloatingPointError(f"products with the path kernel overflow {jnp.result_type(z)}: scale the "
-                                     "network's weights or its inputs down")
-        return out
+    def multiply(rows: Any) -> Any:
+        count = 1 if len(rows) < most else most     # two shapes, so two programs at most
+        out: Any = np.empty(rows.shape, dtype) if isinstance(rows, np.ndarray) else []
+        with jax.enable_x64(wide):
+            for start in range(0, len(rows), count):
+                part = rows[start:start + count].astype(dtype)
+                if len(part) < count:
+                    part = np.concatenate([part, np.zeros((count - len(part), part.shape[1]), dtype)])
+                image = _times(network, z, part, places)[:len(rows) - start]
+                if isinstance(rows, np.ndarray):
+                    out[start:start + count] = np.asarray(image)
+                else:
+                    out.append(image)
+            return out if isinstance(rows, np.ndarray) else jnp.concatenate(out)
 
     return multiply
 
 
 @jax.jit
-def _times(network: Network, z: Array, rows: Array) -> Array:
-    multiply, flat, _ = flat_product(make_problem(network, z))
-    return jax.vmap(multiply)(rows.astype(flat.dtype))
+def _times(network: Network, z: Array, rows: Array, places: tuple[Array, Array] | None) -> Array:
+    multiply, *_ = flat_product(make_problem(network, z))
+    if places is None:
+        return jax.vmap(multiply)(rows)
+    trained, rank = places
+    padded = jnp.pad(rows, ((0, 0), (0, 1)))
+    return jax.vmap(multiply)(padded[:, rank])[:, trained]
 
 
 _Solution = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, bool]
 
 
 def _dense_pairs(multiply: Multiply, size: int, k: int) -> _Solution:
-    gram = multiply(np.eye(size))
+    gram = _finite(multiply)(np.eye(size))
     values, s = np.linalg.eigh((gram + gram.T) / 2)
     values, s = values[::-1][:k], s[:, ::-1][:, :k]
     residuals = np.linalg.norm(gram @ s - s * values, axis=0)
@@ -183,45 +198,56 @@ def _dense_pairs(multiply: Multiply, size: int, k: int) -> _Solution:
     return np.maximum(values, 0), s.T, residuals, np.maximum(bounds, residuals), True
 
 
-def _lanczos_pairs(multiply: Multiply, double: Callable[[], Multiply], size: int, k: int, tolerance: float
-                   ) -> _Solution:
+def _lanczos_pairs(multiply: Multiply, double: Multiply, size: int, k: int, tolerance: float) -> _Solution:
     """Search with products in the network's own type, and judge what is found with k products in float64."""
-    rows = {"block": 1, "most_rows": _block(size, k)}
     if tolerance >= _SINGLE:
+        space = HostRows if jax.default_backend() == "cpu" else DeviceRows
         with warnings.catch_warnings(), contextlib.suppress(FloatingPointError):
             warnings.simplefilter("ignore", NotConvergedWarning)
-            pairs = block_lanczos(multiply, size, k, tolerance=tolerance, **rows)
-            values, vectors, residuals = _rayleigh_ritz(double(), pairs.vectors)
-            if pairs.converged and residuals.max() <= 10 * tolerance * values[0]:
-                return _bounded(values, vectors, residuals, True)
-    pairs = block_lanczos(double(), size, k, tolerance=tolerance, **rows)
-    return _bounded(pairs.values, pairs.vectors, pairs.residuals, pairs.converged)
+            block, basis = _sizes(size, k, 4)
+            pairs = block_lanczos(multiply, size, k, block=1, most_rows=block, capacity=basis, tolerance=tolerance,
+                                  rows=space(size, np.float32), judge=double)
+            if pairs.converged:
+                return _bounded(pairs)
+    block, basis = _sizes(size, k, 8)
+    return _bounded(block_lanczos(_finite(double), size, k, block=1, most_rows=block, capacity=basis,
+                                  tolerance=tolerance))
 
 
-def _rayleigh_ritz(multiply: Multiply, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The eigenpairs of G within the span of orthonormal rows, and their residuals."""
-    image = multiply(vectors)
-    projected = vectors @ image.T
-    values, s = np.linalg.eigh((projected + projected.T) / 2)
-    values, s = values[::-1], s[:, ::-1]
-    rows = s.T @ vectors
-    return values, rows, np.linalg.norm(s.T @ image - values[:, None] * rows, axis=1)
+def _finite(multiply: Multiply) -> Multiply:
+    def checked(rows: np.ndarray) -> np.ndarray:
+        out = multiply(rows)
+        if not np.isfinite(out).all():
+            raise FloatingPointError("products with the path kernel overflow float64: scale the network's weights or "
+                                     "its inputs down")
+        return out
+
+    return checked
 
 
-def _bounded(values: np.ndarray, vectors: np.ndarray, residuals: np.ndarray, converged: bool) -> _Solution:
+def _bounded(pairs: BlockLanczos) -> _Solution:
     # Kahan: k eigenvalues lie within the residual block's norm of these values, one each.
-    bounds = np.full(len(values), np.linalg.norm(residuals) if converged else np.inf)
-    return np.maximum(values, 0), vectors, residuals, bounds, converged
+    bound = max(float(np.linalg.norm(pairs.residuals)), pairs.slack) if pairs.converged else np.inf
+    return np.maximum(pairs.values, 0), pairs.vectors, pairs.residuals, np.full(len(pairs.values), bound), (
+        pairs.converged)
 
 
-def _block(size: int, k: int) -> int:
-    """Rows to a block of Lanczos: 8, fewer where the vectors would not fit half of the memory."""
-    limit, row = default_memory_limit(), 8 * size
-    block = min(8, (limit // row - 3 * k) // 8)       # locked pairs, space and their products hold that many rows
+class _Sizes(NamedTuple):
+    block: int
+    """Rows to a block of Lanczos, after copies were found."""
+    basis: int
+    """Rows that a search keeps."""
+
+
+def _sizes(size: int, k: int, itemsize: int) -> _Sizes:
+    """Choose a block and a basis, smaller where the vectors would not fit half of the memory."""
+    limit, row = default_memory_limit(), itemsize * size
+    left = limit // row - 24 // itemsize * k     # rows beside locked pairs and their products in float64
+    block = min(8, left // 8)
     if block < 1:
-        raise ValueError(f"{k} eigenpairs of {size} parameters take {row * (3 * k + 8):.3g} bytes by Lanczos, and half "
-                         f"of the memory is {limit:.3g}: at most {max(0, (limit // row - 8) // 3)} fit")
-    return block
+        raise ValueError(f"{k} eigenpairs of {size} parameters take {8 * size * (3 * k + 8):.3g} bytes by Lanczos, and "
+                         f"half of the memory is {limit:.3g}: at most {max(0, (limit // (8 * size) - 8) // 3)} fit")
+    return _Sizes(block, min(max(8 * k, 64), left - 2 * block))
 
 
 def _unflatten(rows: np.ndarray | None, params: PyTree) -> PyTree:
