@@ -29,11 +29,13 @@ from pkjax.paths.dense_layers import network_layers
 from pkjax.programs.program import BoundProgram
 from pkjax.trees import ApplyFn, Choice, is_floating
 
-__all__ = ["Eigenpairs", "is_direct", "largest_eigenpairs"]
+__all__ = ["Eigenpairs", "is_direct", "largest_eigenpairs", "search_products"]
 
 _DENSE_BELOW = 3000
 _AT_ONCE = 2**24   # entries of the vectors that G multiplies at a time
 _ROWS = 8          # vectors to a call
+_NARROW_ABOVE = 2**19
+"""Parameters above which products in float32 save more time than the compilation of another program costs."""
 _SINGLE = 1e-6     # a residual, in units of the largest eigenvalue, that products in float32 reach
 
 Multiply = Callable[[Any], Any]
@@ -120,23 +122,39 @@ def largest_eigenpairs(apply_fn: ApplyFn, params: PyTree, x: PyTree, k: int, mas
                               "values and their bounds hold", NotConvergedWarning, stacklevel=3)
             return Eigenpairs(top.values, _unflatten(top.vectors, params), top.residuals, top.bounds, not missing)
 
-    def double() -> Multiply:
-        """Products in float64."""
-        with jax.enable_x64(True), jax.default_matmul_precision("highest"):
-            # A program says what types it takes; any other function is read once more, on float64.
-            theta, start = (params, x) if isinstance(apply_fn, BoundProgram) else _in_double((params, x))
-            return _products(*read_start(apply_fn, theta, start, masks, trainable), most)
-
-    # A processor gains nothing from several rows at a time, and another number of them is another program.
-    most = 1 if method == "lanczos" and jax.default_backend() == "cpu" else _ROWS
+    start = (apply_fn, params, x, masks, trainable)
     values, rows, residuals, bounds, converged = (
-        _dense_pairs(double(), len(trained), k) if method == "dense"
-        else _lanczos_pairs(_products(network, z, most), double(), len(trained), k, tolerance))
+        _dense_pairs(_double(*start, _ROWS), len(trained), k) if method == "dense"
+        else _lanczos_pairs(network, z, _double(*start, _at_once()), len(trained), k, tolerance))
     if not vectors:
         return Eigenpairs(values, None, residuals, bounds, converged)
     full = np.zeros((k, size))
     full[:, trained] = rows
     return Eigenpairs(values, _unflatten(full, params), residuals, bounds, converged)
+
+
+def search_products(apply_fn: ApplyFn, params: PyTree, x: PyTree, masks: PyTree | None, trainable: Choice
+                    ) -> Multiply:
+    """Products of G with single rows, by the program that an iterative search has compiled."""
+    network, z = read_start(apply_fn, params, x, masks, trainable)
+    size = len(trained_positions(network))
+    if _DENSE_BELOW < size <= _NARROW_ABOVE and not is_direct(network, z):
+        return _double(apply_fn, params, x, masks, trainable, 1)
+    return _products(network, z, 1)
+
+
+def _double(apply_fn: ApplyFn, params: PyTree, x: PyTree, masks: PyTree | None, trainable: Choice, most: int
+            ) -> Multiply:
+    """Products in float64."""
+    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+        # A program says what types it takes; any other function is read once more, on float64.
+        theta, start = (params, x) if isinstance(apply_fn, BoundProgram) else _in_double((params, x))
+        return _products(*read_start(apply_fn, theta, start, masks, trainable), most)
+
+
+def _at_once() -> int:
+    """Rows that a search multiplies at a time: several gain a processor nothing, and are another program."""
+    return 1 if jax.default_backend() == "cpu" else _ROWS
 
 
 def _in_double(tree: PyTree) -> PyTree:
@@ -198,15 +216,18 @@ def _dense_pairs(multiply: Multiply, size: int, k: int) -> _Solution:
     return np.maximum(values, 0), s.T, residuals, np.maximum(bounds, residuals), True
 
 
-def _lanczos_pairs(multiply: Multiply, double: Multiply, size: int, k: int, tolerance: float) -> _Solution:
-    """Search with products in the network's own type, and judge what is found with k products in float64."""
-    if tolerance >= _SINGLE:
+def _lanczos_pairs(network: Network, z: Array, double: Multiply, size: int, k: int, tolerance: float) -> _Solution:
+    """Search with products in the network's own type, and judge what is found with k products in float64.
+
+    Of a small network, compiling products in two types takes longer than they do: it is searched in float64.
+    """
+    if tolerance >= _SINGLE and size > _NARROW_ABOVE:
         space = HostRows if jax.default_backend() == "cpu" else DeviceRows
         with warnings.catch_warnings(), contextlib.suppress(FloatingPointError):
             warnings.simplefilter("ignore", NotConvergedWarning)
             block, basis = _sizes(size, k, 4)
-            pairs = block_lanczos(multiply, size, k, block=1, most_rows=block, capacity=basis, tolerance=tolerance,
-                                  rows=space(size, np.float32), judge=double)
+            pairs = block_lanczos(_products(network, z, _at_once()), size, k, block=1, most_rows=block, capacity=basis,
+                                  tolerance=tolerance, rows=space(size, np.float32), judge=double)
             if pairs.converged:
                 return _bounded(pairs)
     block, basis = _sizes(size, k, 8)
