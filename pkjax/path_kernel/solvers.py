@@ -168,9 +168,9 @@ def _products(network: Network, z: Array, most: int = _ROWS) -> Multiply:
     """
     train = np.concatenate([np.broadcast_to(np.asarray(t), leaf.shape).ravel() for t, leaf in
                             zip(floating_entries(network), floating_leaves(network), strict=True)])
-    # Masked entries are left out and filled in by position; where everything trains there is nothing to do.
-    places = None if train.all() else (np.flatnonzero(train).astype(np.int32),
-                                       np.where(train, np.cumsum(train) - 1, train.sum()).astype(np.int32))
+    # Masked entries are left out, and filled in outside of the program, which so serves any mask. Where everything
+    # trains there is nothing to do: picking millions of entries one by one takes as long as a product.
+    places = None if train.all() else np.flatnonzero(train)
     dtype = jnp.result_type(z)
     wide = dtype == np.float64
     most = max(1, min(most, budget(_AT_ONCE, 8) // train.size))
@@ -183,24 +183,36 @@ def _products(network: Network, z: Array, most: int = _ROWS) -> Multiply:
                 part = rows[start:start + count].astype(dtype)
                 if len(part) < count:
                     part = np.concatenate([part, np.zeros((count - len(part), part.shape[1]), dtype)])
-                image = _times(network, z, part, places)[:len(rows) - start]
+                image = _picked(_times(network, z, _filled(part, places, train.size)), places)[:len(rows) - start]
                 if isinstance(rows, np.ndarray):
                     out[start:start + count] = np.asarray(image)
                 else:
                     out.append(image)
-            return out if isinstance(rows, np.ndarray) else jnp.concatenate(out)
+            return out if isinstance(rows, np.ndarray) else jnp.concatenate([jnp.asarray(each) for each in out])
 
     return multiply
 
 
-@jax.jit
-def _times(network: Network, z: Array, rows: Array, places: tuple[Array, Array] | None) -> Array:
-    multiply, *_ = flat_product(make_problem(network, z))
+def _filled(rows: Any, places: np.ndarray | None, size: int) -> Any:
     if places is None:
-        return jax.vmap(multiply)(rows)
-    trained, rank = places
-    padded = jnp.pad(rows, ((0, 0), (0, 1)))
-    return jax.vmap(multiply)(padded[:, rank])[:, trained]
+        return rows
+    if not isinstance(rows, np.ndarray):
+        return jnp.zeros((len(rows), size), rows.dtype).at[:, places].set(rows)
+    full = np.zeros((len(rows), size), rows.dtype)
+    full[:, places] = rows
+    return full
+
+
+def _picked(rows: Array, places: np.ndarray | None) -> Any:
+    if places is None:
+        return rows
+    return rows[:, places] if jax.default_backend() != "cpu" else np.asarray(rows)[:, places]
+
+
+@jax.jit
+def _times(network: Network, z: Array, rows: Array) -> Array:
+    multiply, *_ = flat_product(make_problem(network, z))
+    return jax.vmap(multiply)(rows)
 
 
 _Solution = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, bool]
