@@ -90,7 +90,8 @@ def eigenvalues(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "
         method: "counting" (exact, for fully connected networks), "dense" (a matrix with a row for each parameter),
             "lanczos" (any network), or "auto": the first of these that fits.
         tolerance: of "lanczos", the residual ``‖G z − π z‖`` relative to the largest eigenvalue. From 1e-6 on, products
-            in the network's own type find the pairs, and products in float64 judge them; below, all are in float64.
+            in float32 find the pairs of networks of more than half a million parameters, and products in float64 judge
+            them; otherwise all are in float64.
             The chance that its random start overlooks an eigenvalue beyond the bounds is below 1e-4.
 
     Returns:
@@ -130,7 +131,8 @@ def bounded_eigenvalues(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[Arra
         trainable: which parameters Π differentiates; all floating-point leaves by default.
         method: as for ``eigenvalues``.
         tolerance: of "lanczos", the residual ``‖G z − π z‖`` relative to the largest eigenvalue. From 1e-6 on, products
-            in the network's own type find the pairs, and products in float64 judge them; below, all are in float64.
+            in float32 find the pairs of networks of more than half a million parameters, and products in float64 judge
+            them; otherwise all are in float64.
             The chance that its random start overlooks an eigenvalue beyond the bounds is below 1e-4.
 
     Returns:
@@ -173,7 +175,8 @@ def eigenpairs(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N
         trainable: which parameters Π differentiates; all floating-point leaves by default.
         method: as for ``eigenvalues``.
         tolerance: of "lanczos", the residual ``‖G z − π z‖`` relative to the largest eigenvalue. From 1e-6 on, products
-            in the network's own type find the pairs, and products in float64 judge them; below, all are in float64.
+            in float32 find the pairs of networks of more than half a million parameters, and products in float64 judge
+            them; otherwise all are in float64.
             The chance that its random start overlooks an eigenvalue beyond the bounds is below 1e-4.
 
     Returns:
