@@ -1,7 +1,5 @@
 """The analyzer: one network's NTK, path kernel and data factor side by side."""
 
-import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,11 +11,12 @@ from jaxtyping import Array, Key, PyTree, Shaped
 from pkjax import path_kernel
 from pkjax.analysis.exactness import Analysis, Check, exactness
 from pkjax.analysis.report import Report
-from pkjax.analysis.spectra import data_spectrum, tangent_spectrum
+from pkjax.analysis.spectra import DataSpectrum, data_spectrum, tangent_spectrum
+from pkjax.analysis.stopwatch import Stopwatch
 from pkjax.analysis.theorem1 import evaluate_claims
 from pkjax.linalg.memory import default_memory_limit
 from pkjax.network import Network
-from pkjax.path_kernel.estimates import rank_of
+from pkjax.path_kernel.estimates import effective_rank_by
 from pkjax.path_kernel.gram import (
     check_start,
     floating_leaves,
@@ -26,17 +25,19 @@ from pkjax.path_kernel.gram import (
     widened,
     with_floating,
 )
-from pkjax.path_kernel.solvers import is_direct
+from pkjax.path_kernel.solvers import is_direct, search_products
 from pkjax.path_kernel.traces import Number, check_range, check_size, gated_trace_number, trace_number
 from pkjax.programs.meshes import automatic_axes
 from pkjax.pruning.connectivity import connectivity
-from pkjax.tables import Progress, reporter
+from pkjax.tables import Progress
 from pkjax.trees import ApplyFn, Choice, is_floating
 
 __all__ = ["analyze"]
 
 VECTOR_BYTES = 10**9
 """Memory that the eigenvectors of Π may take by default where the spectrum is exact, less where it is short."""
+TOLERANCE = 1e-5
+"""Residual of an iterative solver's pairs, in units of the largest π."""
 ITERATIVE_PAIRS = 16
 """Eigenpairs of Π that an iterative solver finds by default,"""
 ITERATIVE_ENTRIES = 2**23
@@ -46,7 +47,7 @@ ITERATIVE_ENTRIES = 2**23
 @automatic_axes
 def analyze(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[ArrayLike, "N ..."]], *,
             masks: PyTree | None = None, trainable: Choice = None, k: int | None = None, x: PyTree | None = None,
-            key: Key[Array, ""] | None = None, progress: Progress = False) -> Report:
+            key: Key[Array, ""] | None = None, progress: Progress = False, quick: bool = False) -> Report:
     """Compare a network's NTK spectrum with its path kernel's and its data factor's, and test Theorem 1 on them.
 
         Θ = J_v^f Π J_v^fᵀ,   A = J_v^f J_v^fᵀ
@@ -66,6 +67,8 @@ def analyze(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[ArrayLike, "N ..
         x: (1, *input), the input of the path kernel; all ones by default. Integers (tokens, bytes) have no default.
         key: a typed random key for the estimate of the effective rank.
         progress: True prints the name of each part as it begins; a function is called with it.
+        quick: for use inside loops, find λ, the traces and the k largest π with their bounds alone, one by default. The
+            report's other fields are empty.
 
     Returns:
         A ``Report``. Claims that are false in general are reported as they turn out.
@@ -94,51 +97,46 @@ def analyze(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[ArrayLike, "N ..
     check_start(z, x)
     m = len(trained_positions(network))
     options = {"masks": masks, "trainable": trainable}
-    seconds: dict[str, float] = {}
-    tell = reporter(progress)
-
-    def part(name: str, run: Callable[[], Any]) -> Any:
-        tell(name)
-        began = time.perf_counter()
-        out = jax.block_until_ready(run())
-        seconds[name] = time.perf_counter() - began
-        return out
-
+    key = jax.random.key(0) if key is None else key
+    watch = Stopwatch(progress)
+    part = watch.part
     check_size(network, z)
     tangent = part("tangent kernel", lambda: tangent_spectrum(network, signals, **options))
     lam = tangent.values
     direct = is_direct(network, z)
-    count = _default_k(m, len(lam), direct) if k is None else k
+    count = k if k is not None else 1 if quick else _default_k(m, len(lam), direct)
     if not 1 <= count <= m:
         raise ValueError(f"k must be between 1 and the {m} parameters that train, but is {count}")
-    data = part("data factor", lambda: data_spectrum(apply_fn, params, X, masks=masks))
-    nu = data.values
-    pairs = part("path kernel", lambda: path_kernel.eigenpairs(apply_fn, params, x, k=count, tolerance=1e-4,
-                                                               **options))
-    pi = np.maximum(np.asarray(pairs.values, np.float64), 0.0)
-    projected = part("overlaps", lambda: _projected(network, signals, pairs.vectors))
-    energy = data.vectors.T @ projected          # V_iᵀ (∇f) z_j = √(ν_i π_j) O_ij
-    scale = np.sqrt(np.outer(nu, pi))
-    overlaps = np.where(scale > 1e-6 * scale.max(initial=0.0), energy / np.maximum(scale, 1e-300), 0.0)
-    carried = (projected**2).sum(0) / (tangent.trace or 1.0)
-    key = jax.random.key(0) if key is None else key
-    whole, gated, rank = part("traces", lambda: _scalars(network, z, signals, key))
+    data = None if quick else part("data factor", lambda: data_spectrum(apply_fn, params, X, masks=masks))
+    find = path_kernel.bounded_eigenvalues if quick else path_kernel.eigenpairs
+    pairs = part("path kernel", lambda: find(apply_fn, params, x, k=count, tolerance=TOLERANCE, **options))
+    pi, pi_bounds = np.maximum(np.asarray(pairs.values, np.float64), 0.0), np.asarray(pairs.bounds, np.float64)
+    whole, gated = part("traces", lambda: _traces(network, z, signals))
     check_range(gated, gated.mantissa.dtype, "the gated path trace")
     trace_pi = float(whole.value)
+    checks = {"eigenvalues of Π": Check(
+        bool(np.isfinite(pi_bounds).all()) and getattr(pairs, "converged", True),
+        float(np.max(pi_bounds) / max(pi[0], np.finfo(np.float64).tiny)), 1e-6 if direct else 1e-3,
+        "each π lies within its error bound of the eigenvalue of its rank")}
+    shared: dict[str, Any] = {
+        "lam": lam, "pi": pi, "pi_bounds": pi_bounds, "trace_ntk": tangent.trace, "trace_pi": trace_pi,
+        "gated_trace": float(gated.value), "samples": len(signals), "outputs": network.size, "parameters": m,
+        "seconds": watch.seconds, "compile_seconds": watch.compile_seconds, "checks": checks}
+    if data is None:
+        return Report(**shared)
+    energy, overlaps, carried = part("overlaps", lambda: _overlaps(network, signals, pairs.vectors, data, pi))
+    carried = carried / (tangent.trace or 1.0)
+    rank = part("effective rank", lambda: effective_rank_by(
+        search_products(apply_fn, params, x, **options), m, trace_pi, key))
     links = part("paths", lambda: connectivity(network.fn, network.params, z, masks=masks))
     analysis = Analysis(network=network, signals=signals, options=options, tangent=tangent, data=data, pi=pi,
                         trace_pi=trace_pi, energy=energy, complete=count == m)
-    checks = part("checks", lambda: exactness(analysis))
-    checks["eigenvalues of Π"] = Check(
-        bool(pairs.converged), float(np.max(pairs.bounds) / max(pi[0], np.finfo(np.float64).tiny)),
-        1e-6 if direct else 1e-3, "each π lies within its error bound of the eigenvalue of its rank")
+    shared["checks"] = {**part("checks", lambda: exactness(analysis)), **checks}
     return Report(
-        lam=lam, nu=nu, pi=pi, pi_bounds=np.asarray(pairs.bounds, np.float64), trace_ntk=tangent.trace,
-        trace_pi=trace_pi, gated_trace=float(gated.value), effective_rank=float(rank), log10_paths=links.log10_paths,
+        **shared, nu=data.values, effective_rank=rank, log10_paths=links.log10_paths,
         log10_effective_paths=links.log10_effective_paths, connected=links.connected, overlaps=overlaps,
         carried=carried, captured=float(carried.sum()),
-        claims=evaluate_claims(lam, nu, pi, rest=(tangent.rest, data.rest)), checks=checks, layers=links.layers,
-        samples=len(signals), outputs=network.size, parameters=m, seconds=seconds)
+        claims=evaluate_claims(lam, data.values, pi, rest=(tangent.rest, data.rest)), layers=links.layers)
 
 
 def _default_k(parameters: int, eigenvalues: int, direct: bool) -> int:
@@ -157,10 +155,19 @@ def _ones(X: PyTree) -> PyTree:
 
 
 @jax.jit
-def _scalars(network: Network, z: Array, signals: Array, key: Array) -> tuple[Number, Number, Array]:
-    """Tr Π, the gated path trace, and the effective rank of Π."""
-    trace = trace_number(network, z)
-    return trace, gated_trace_number(network, signals), rank_of(network, z, trace.value, key).value
+def _traces(network: Network, z: Array, signals: Array) -> tuple[Number, Number]:
+    """Tr Π and the gated path trace."""
+    return trace_number(network, z), gated_trace_number(network, signals)
+
+
+def _overlaps(network: Network, signals: Array, vectors: PyTree, data: DataSpectrum, pi: np.ndarray
+              ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """√(ν_i π_j) O_ij = V_iᵀ (∇f) z_j; O_ij; ‖∇f z_j‖²."""
+    projected = _projected(network, signals, vectors)
+    energy = data.vectors.T @ projected
+    scale = np.sqrt(np.outer(data.values, pi))
+    overlaps = np.where(scale > 1e-6 * scale.max(initial=0.0), energy / np.maximum(scale, 1e-300), 0.0)
+    return energy, overlaps, (projected**2).sum(0)
 
 
 def _projected(network: Network, signals: Array, vectors: PyTree) -> np.ndarray:

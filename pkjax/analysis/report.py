@@ -1,7 +1,7 @@
 """What the analyzer returns, and its summaries: lines of text, and HTML tables for notebooks and pages."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from html import escape
 from typing import Any
 
@@ -16,12 +16,13 @@ from pkjax.tables import Raw, format_number, formula, html
 __all__ = ["Report", "checks_table", "claims_table", "finding", "lines", "status", "summary_table", "summary_text"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Report:
     """Spectra, traces, overlaps, claims and checks of one network on one batch.
 
     Returned by ``analyze``. Prints as text and, in a notebook, as tables; ``pk.plots.report`` draws it, and ``to_dict``
-    prepares it for JSON. All arrays are float64 on the host.
+    prepares it for JSON. All arrays are float64 on the host. The quick form leaves what it does not find empty, NaN or
+    None.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -39,7 +40,7 @@ class Report:
 
     lam: Float[np.ndarray, "l"]
     """λ: eigenvalues of Θ, descending: all NK of them up to NK = 4096, the 256 largest of more."""
-    nu: Float[np.ndarray, "l"]
+    nu: Float[np.ndarray, "n"] = field(default_factory=lambda: np.zeros(0))
     """ν: eigenvalues of A = J_v^f J_v^fᵀ, descending, as many."""
     pi: Float[np.ndarray, "k"]
     """π: the largest eigenvalues of Π, descending, with multiplicities."""
@@ -51,26 +52,26 @@ class Report:
     """Tr Π."""
     gated_trace: float
     """The part of Tr Θ on the diagonal of Π."""
-    effective_rank: float
+    effective_rank: float = np.nan
     """Tr(Π)² / ‖Π‖_F², estimated."""
-    log10_paths: float
+    log10_paths: float = np.nan
     """log10 of the number of live paths."""
-    log10_effective_paths: float | None
+    log10_effective_paths: float | None = None
     """log10 of R_2² / R_4, the participation ratio of the squared path values; None where no path is left, or where
     the two exceed the range of the parameters' type."""
-    connected: bool
+    connected: bool | None = None
     """Whether a path leads from an input entry to an output."""
-    overlaps: Float[np.ndarray, "l k"]
+    overlaps: Float[np.ndarray, "n c"] = field(default_factory=lambda: np.zeros((0, 0)))
     """O_ij: inner products of the eigenvectors of A with those of Π; 0 where ν_i or π_j is 0."""
-    carried: Float[np.ndarray, "k"]
+    carried: Float[np.ndarray, "c"] = field(default_factory=lambda: np.zeros(0))
     """Share of Tr Θ that each of the listed eigenvectors of Π carries: ‖∇f z_j‖² / Tr Θ = Σ_i ν_i π_j O_ij² / Tr Θ."""
-    captured: float
+    captured: float = np.nan
     """Share of Tr Θ that they carry together."""
-    claims: dict[str, Claim]
+    claims: dict[str, Claim] = field(default_factory=dict)
     """Every bound of theorem 1, tested here."""
     checks: dict[str, Check]
     """The analyzer's exactness checks of its own numbers."""
-    layers: tuple[LayerReport, ...]
+    layers: tuple[LayerReport, ...] = ()
     """What a mask leaves of each kernel."""
     samples: int
     """N, examples of the batch."""
@@ -79,7 +80,14 @@ class Report:
     parameters: int
     """Parameters that train."""
     seconds: dict[str, float]
-    """Time spent on each part."""
+    """Time spent on each part, compilation included."""
+    compile_seconds: dict[str, float] = field(default_factory=dict)
+    """The part of these times in which JAX lowered and compiled programs: nothing once they are compiled."""
+
+    @property
+    def quick(self) -> bool:
+        """Whether this is the quick form, of λ, π and traces alone."""
+        return not self.nu.size
 
     def __repr__(self) -> str:
         return summary_text(self)
@@ -97,7 +105,8 @@ class Report:
         plain["claims"] = {name: claim._asdict() for name, claim in self.claims.items()}
         plain["checks"] = {name: check._asdict() for name, check in self.checks.items()}
         plain["layers"] = [layer.to_dict() for layer in self.layers]
-        plain["log10_paths"] = self.log10_paths if np.isfinite(self.log10_paths) else None
+        for name in ("log10_paths", "effective_rank", "captured"):
+            plain[name] = plain[name] if np.isfinite(plain[name]) else None
         return plain
 
 
@@ -105,6 +114,16 @@ def lines(report: Report) -> list[tuple[str, str]]:
     """Summarize a report as pairs (quantity, value): traces, largest eigenvalues, ranks, path counts."""
     kept, total = (sum(getattr(layer, name) for layer in report.layers) for name in ("kept", "total"))
     bound = float(report.pi_bounds[0])
+    largest = f"{format_number(float(report.pi[0]))} ± {format_number(bound, 1)}"
+    if report.quick:
+        return [
+            ("parameters that train", f"{report.parameters:,}"),
+            ("Tr Θ", format_number(report.trace_ntk)),
+            ("Tr Π", format_number(report.trace_pi)),
+            ("gated path trace", format_number(report.gated_trace)),
+            ("λ₁, largest of Θ", format_number(float(report.lam[0]))),
+            ("π₁, largest of Π", largest),
+        ]
     return [
         ("weights kept", f"{kept:,} of {total:,}"),
         ("parameters that train", f"{report.parameters:,}"),
@@ -113,7 +132,7 @@ def lines(report: Report) -> list[tuple[str, str]]:
         ("gated path trace", format_number(report.gated_trace)),
         ("λ₁, largest of Θ", format_number(float(report.lam[0]))),
         ("ν₁, largest of A", format_number(float(report.nu[0]))),
-        ("π₁, largest of Π", f"{format_number(float(report.pi[0]))} ± {format_number(bound, 1)}"),
+        ("π₁, largest of Π", largest),
         ("bound ν₁π₁", format_number(float(report.nu[0] * report.pi[0]))),
         (f"Tr Θ in {len(report.pi):,} path eigenvectors", f"{100 * report.captured:.2f} %"),
         ("effective rank of Π", format_number(report.effective_rank)),
@@ -145,7 +164,8 @@ def summary_text(report: Report) -> str:
     width = max(len(name) for name, _ in shown)
     failing = [f"{name} {finding(claim)}" for name, claim in report.claims.items() if not claim.holds]
     failed = [name for name, check in report.checks.items() if not check.passed]
-    outcome = [("claims that do not hold", "; ".join(failing) or f"none of {len(report.claims)}"),
+    outcome = [*([("claims that do not hold", "; ".join(failing) or f"none of {len(report.claims)}")]
+                 if report.claims else []),
                ("exactness checks", f"{len(report.checks) - len(failed)} of {len(report.checks)} passed"
                 + (f"; FAILED: {', '.join(failed)}" if failed else ""))]
     return "\n".join([f"Report on {report.samples} examples of {report.outputs} outputs",

@@ -3,11 +3,13 @@
 Both multiply the dual Gram matrix G, which has the non-zero eigenvalues of Π, with random vectors ("probes").
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Key, PyTree, Shaped
 
@@ -19,7 +21,8 @@ from pkjax.programs.checks import check_result
 from pkjax.programs.meshes import automatic_axes
 from pkjax.trees import ApplyFn, Choice
 
-__all__ = ["Estimate", "density", "effective_rank", "effective_rank_estimate", "rank_of"]
+__all__ = ["Estimate", "density", "effective_rank", "effective_rank_by",
+           "effective_rank_estimate"]
 
 
 class Estimate(NamedTuple):
@@ -123,19 +126,31 @@ def effective_rank_estimate(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[
     return estimate
 
 
-def rank_of(network: Network, z: Array, scale: Array, key: Array, probes: int = 64) -> Estimate:
-    """Effective rank of a network that has been read, of which ``scale`` is Tr Π."""
+def effective_rank_by(multiply: Callable[[np.ndarray], np.ndarray], size: int, scale: float, key: Array,
+                      probes: int = 64) -> float:
+    """Estimate the effective rank from products of G with rows on the host, of which ``scale`` is Tr Π.
+
+    It is for callers that have compiled such products: ``effective_rank`` compiles a program of its own.
+    """
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
+    squares = []
+    for _ in range(probes):
+        signs = rng.integers(0, 2, (1, size), np.int8) * np.int8(2) - np.int8(1)
+        image = multiply(signs.astype(np.float32)).astype(np.float64) / (scale or 1.0)
+        squares.append(float(np.einsum("ij,ij->", image, image)))
+    mean = float(np.mean(squares))
+    return 1 / mean if mean else 0.0
+
+
+@partial(jax.jit, static_argnames="probes")
+def _rank(network: Network, z: Array, key: Array, *, probes: int) -> Estimate:
+    scale = trace_number(network, z).value
     multiply, flat, train = flat_product(make_problem(network, z))
     # Products of G divided by its trace neither overflow nor vanish when squared. Signs are drawn as they are needed.
     mean, deviation = frobenius(lambda draw: multiply(jax.random.rademacher(draw, flat.shape, flat.dtype) * train),
                                 jax.random.split(key, probes), jnp.where(scale > 0, scale, 1),
                                 batch_size=max(1, min(8, 2**22 // flat.size)))
     return Estimate(*inverse(mean.astype(scale.dtype), deviation.astype(scale.dtype)))
-
-
-@partial(jax.jit, static_argnames="probes")
-def _rank(network: Network, z: Array, key: Array, *, probes: int) -> Estimate:
-    return rank_of(network, z, trace_number(network, z).value, key, probes)
 
 
 @automatic_axes

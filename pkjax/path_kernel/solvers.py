@@ -4,6 +4,7 @@ import contextlib
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,9 @@ import numpy as np
 from jaxtyping import Array, Float64, PyTree
 
 from pkjax import tables
-from pkjax.linalg.block_lanczos import NotConvergedWarning, block_lanczos
+from pkjax.linalg.block_lanczos import BlockLanczos, NotConvergedWarning, block_lanczos
 from pkjax.linalg.memory import budget, default_memory_limit
+from pkjax.linalg.rows import DeviceRows, HostRows
 from pkjax.network import Network
 from pkjax.path_kernel.gram import (
     flat_product,
@@ -27,15 +29,17 @@ from pkjax.paths.dense_layers import network_layers
 from pkjax.programs.program import BoundProgram
 from pkjax.trees import ApplyFn, Choice, is_floating
 
-__all__ = ["Eigenpairs", "is_direct", "largest_eigenpairs"]
+__all__ = ["Eigenpairs", "is_direct", "largest_eigenpairs", "search_products"]
 
 _DENSE_BELOW = 3000
 _AT_ONCE = 2**24   # entries of the vectors that G multiplies at a time
 _ROWS = 8          # vectors to a call
+_NARROW_ABOVE = 2**19
+"""Parameters above which products in float32 save more time than the compilation of another program costs."""
 _SINGLE = 1e-6     # a residual, in units of the largest eigenvalue, that products in float32 reach
 
-Multiply = Callable[[np.ndarray], np.ndarray]
-"""Maps rows over the parameters that train to the products of G with them."""
+Multiply = Callable[[Any], Any]
+"""Maps rows over the parameters that train to the products of G with them: arrays of NumPy or JAX."""
 
 
 @jax.tree_util.register_dataclass
@@ -118,15 +122,10 @@ def largest_eigenpairs(apply_fn: ApplyFn, params: PyTree, x: PyTree, k: int, mas
                               "values and their bounds hold", NotConvergedWarning, stacklevel=3)
             return Eigenpairs(top.values, _unflatten(top.vectors, params), top.residuals, top.bounds, not missing)
 
-    def double() -> Multiply:
-        with jax.enable_x64(True), jax.default_matmul_precision("highest"):
-            # A program says what types it takes; any other function is read once more, on float64.
-            theta, start = (params, x) if isinstance(apply_fn, BoundProgram) else _in_double((params, x))
-            return _products(*read_start(apply_fn, theta, start, masks, trainable))
-
+    start = (apply_fn, params, x, masks, trainable)
     values, rows, residuals, bounds, converged = (
-        _dense_pairs(double(), len(trained), k) if method == "dense"
-        else _lanczos_pairs(_products(network, z), double, len(trained), k, tolerance))
+        _dense_pairs(_double(*start, _ROWS), len(trained), k) if method == "dense"
+        else _lanczos_pairs(network, z, _double(*start, _at_once()), len(trained), k, tolerance))
     if not vectors:
         return Eigenpairs(values, None, residuals, bounds, converged)
     full = np.zeros((k, size))
@@ -134,47 +133,93 @@ def largest_eigenpairs(apply_fn: ApplyFn, params: PyTree, x: PyTree, k: int, mas
     return Eigenpairs(values, _unflatten(full, params), residuals, bounds, converged)
 
 
+def search_products(apply_fn: ApplyFn, params: PyTree, x: PyTree, masks: PyTree | None, trainable: Choice
+                    ) -> Multiply:
+    """Products of G with single rows, by the program that an iterative search has compiled."""
+    network, z = read_start(apply_fn, params, x, masks, trainable)
+    size = len(trained_positions(network))
+    if _DENSE_BELOW < size <= _NARROW_ABOVE and not is_direct(network, z):
+        return _double(apply_fn, params, x, masks, trainable, 1)
+    return _products(network, z, 1)
+
+
+def _double(apply_fn: ApplyFn, params: PyTree, x: PyTree, masks: PyTree | None, trainable: Choice, most: int
+            ) -> Multiply:
+    """Products in float64."""
+    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+        # A program says what types it takes; any other function is read once more, on float64.
+        theta, start = (params, x) if isinstance(apply_fn, BoundProgram) else _in_double((params, x))
+        return _products(*read_start(apply_fn, theta, start, masks, trainable), most)
+
+
+def _at_once() -> int:
+    """Rows that a search multiplies at a time: several gain a processor nothing, and are another program."""
+    return 1 if jax.default_backend() == "cpu" else _ROWS
+
+
 def _in_double(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64) if is_floating(leaf) else leaf, tree)
 
 
-def _products(network: Network, z: Array) -> Multiply:
-    """Products of G with rows over the parameters that train, in the network's type, handed over in float64."""
+def _products(network: Network, z: Array, most: int = _ROWS) -> Multiply:
+    """Products of G with rows over the parameters that train, in the network's type, so many at a time.
+
+    Rows of NumPy come back as such, those of JAX stay on its device.
+    """
     train = np.concatenate([np.broadcast_to(np.asarray(t), leaf.shape).ravel() for t, leaf in
                             zip(floating_entries(network), floating_leaves(network), strict=True)])
-    # A slice where everything trains: picking millions of entries one by one takes as long as a product.
-    where = slice(None) if train.all() else np.flatnonzero(train)
-    wide = jnp.result_type(z) == np.float64
-    most = max(1, min(_ROWS, budget(_AT_ONCE, 8) // train.size))
+    # Masked entries are left out, and filled in outside of the program, which so serves any mask. Where everything
+    # trains there is nothing to do: picking millions of entries one by one takes as long as a product.
+    places = None if train.all() else np.flatnonzero(train)
+    dtype = jnp.result_type(z)
+    wide = dtype == np.float64
+    most = max(1, min(most, budget(_AT_ONCE, 8) // train.size))
 
-    def multiply(rows: np.ndarray) -> np.ndarray:
-        out = np.empty(rows.shape)
-        count = 1 if len(rows) == 1 else most     # two shapes, so two programs at most
-        for start in range(0, len(rows), count):
-            part = rows[start:start + count]
-            filled = np.zeros((count, train.size), np.float64 if wide else np.float32)
-            filled[:len(part), where] = part
-            with jax.enable_x64(wide):
-                out[start:start + count] = np.asarray(_times(network, z, filled))[:len(part), where]
-        if not np.isfinite(out).all():
-            raise FloatingPointError(f"products with the path kernel overflow {jnp.result_type(z)}: scale the "
-                                     "network's weights or its inputs down")
-        return out
+    def multiply(rows: Any) -> Any:
+        count = 1 if len(rows) < most else most     # two shapes, so two programs at most
+        out: Any = np.empty(rows.shape, dtype) if isinstance(rows, np.ndarray) else []
+        with jax.enable_x64(wide):
+            for start in range(0, len(rows), count):
+                part = rows[start:start + count].astype(dtype)
+                if len(part) < count:
+                    part = np.concatenate([part, np.zeros((count - len(part), part.shape[1]), dtype)])
+                image = _picked(_times(network, z, _filled(part, places, train.size)), places)[:len(rows) - start]
+                if isinstance(rows, np.ndarray):
+                    out[start:start + count] = np.asarray(image)
+                else:
+                    out.append(image)
+            return out if isinstance(rows, np.ndarray) else jnp.concatenate([jnp.asarray(each) for each in out])
 
     return multiply
 
 
+def _filled(rows: Any, places: np.ndarray | None, size: int) -> Any:
+    if places is None:
+        return rows
+    if not isinstance(rows, np.ndarray):
+        return jnp.zeros((len(rows), size), rows.dtype).at[:, places].set(rows)
+    full = np.zeros((len(rows), size), rows.dtype)
+    full[:, places] = rows
+    return full
+
+
+def _picked(rows: Array, places: np.ndarray | None) -> Any:
+    if places is None:
+        return rows
+    return rows[:, places] if jax.default_backend() != "cpu" else np.asarray(rows)[:, places]
+
+
 @jax.jit
 def _times(network: Network, z: Array, rows: Array) -> Array:
-    multiply, flat, _ = flat_product(make_problem(network, z))
-    return jax.vmap(multiply)(rows.astype(flat.dtype))
+    multiply, *_ = flat_product(make_problem(network, z))
+    return jax.vmap(multiply)(rows)
 
 
 _Solution = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, bool]
 
 
 def _dense_pairs(multiply: Multiply, size: int, k: int) -> _Solution:
-    gram = multiply(np.eye(size))
+    gram = _finite(multiply)(np.eye(size))
     values, s = np.linalg.eigh((gram + gram.T) / 2)
     values, s = values[::-1][:k], s[:, ::-1][:, :k]
     residuals = np.linalg.norm(gram @ s - s * values, axis=0)
@@ -183,45 +228,59 @@ def _dense_pairs(multiply: Multiply, size: int, k: int) -> _Solution:
     return np.maximum(values, 0), s.T, residuals, np.maximum(bounds, residuals), True
 
 
-def _lanczos_pairs(multiply: Multiply, double: Callable[[], Multiply], size: int, k: int, tolerance: float
-                   ) -> _Solution:
-    """Search with products in the network's own type, and judge what is found with k products in float64."""
-    rows = {"block": 1, "most_rows": _block(size, k)}
-    if tolerance >= _SINGLE:
+def _lanczos_pairs(network: Network, z: Array, double: Multiply, size: int, k: int, tolerance: float) -> _Solution:
+    """Search with products in the network's own type, and judge what is found with k products in float64.
+
+    Of a small network, compiling products in two types takes longer than they do: it is searched in float64.
+    """
+    if tolerance >= _SINGLE and size > _NARROW_ABOVE:
+        space = HostRows if jax.default_backend() == "cpu" else DeviceRows
         with warnings.catch_warnings(), contextlib.suppress(FloatingPointError):
             warnings.simplefilter("ignore", NotConvergedWarning)
-            pairs = block_lanczos(multiply, size, k, tolerance=tolerance, **rows)
-            values, vectors, residuals = _rayleigh_ritz(double(), pairs.vectors)
-            if pairs.converged and residuals.max() <= 10 * tolerance * values[0]:
-                return _bounded(values, vectors, residuals, True)
-    pairs = block_lanczos(double(), size, k, tolerance=tolerance, **rows)
-    return _bounded(pairs.values, pairs.vectors, pairs.residuals, pairs.converged)
+            block, basis = _sizes(size, k, 4)
+            pairs = block_lanczos(_products(network, z, _at_once()), size, k, block=1, most_rows=block, capacity=basis,
+                                  tolerance=tolerance, rows=space(size, np.float32), judge=double)
+            if pairs.converged:
+                return _bounded(pairs)
+    block, basis = _sizes(size, k, 8)
+    return _bounded(block_lanczos(_finite(double), size, k, block=1, most_rows=block, capacity=basis,
+                                  tolerance=tolerance))
 
 
-def _rayleigh_ritz(multiply: Multiply, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The eigenpairs of G within the span of orthonormal rows, and their residuals."""
-    image = multiply(vectors)
-    projected = vectors @ image.T
-    values, s = np.linalg.eigh((projected + projected.T) / 2)
-    values, s = values[::-1], s[:, ::-1]
-    rows = s.T @ vectors
-    return values, rows, np.linalg.norm(s.T @ image - values[:, None] * rows, axis=1)
+def _finite(multiply: Multiply) -> Multiply:
+    def checked(rows: np.ndarray) -> np.ndarray:
+        out = multiply(rows)
+        if not np.isfinite(out).all():
+            raise FloatingPointError("products with the path kernel overflow float64: scale the network's weights or "
+                                     "its inputs down")
+        return out
+
+    return checked
 
 
-def _bounded(values: np.ndarray, vectors: np.ndarray, residuals: np.ndarray, converged: bool) -> _Solution:
+def _bounded(pairs: BlockLanczos) -> _Solution:
     # Kahan: k eigenvalues lie within the residual block's norm of these values, one each.
-    bounds = np.full(len(values), np.linalg.norm(residuals) if converged else np.inf)
-    return np.maximum(values, 0), vectors, residuals, bounds, converged
+    bound = max(float(np.linalg.norm(pairs.residuals)), pairs.slack) if pairs.converged else np.inf
+    return np.maximum(pairs.values, 0), pairs.vectors, pairs.residuals, np.full(len(pairs.values), bound), (
+        pairs.converged)
 
 
-def _block(size: int, k: int) -> int:
-    """Rows to a block of Lanczos: 8, fewer where the vectors would not fit half of the memory."""
-    limit, row = default_memory_limit(), 8 * size
-    block = min(8, (limit // row - 3 * k) // 8)       # locked pairs, space and their products hold that many rows
+class _Sizes(NamedTuple):
+    block: int
+    """Rows to a block of Lanczos, after copies were found."""
+    basis: int
+    """Rows that a search keeps."""
+
+
+def _sizes(size: int, k: int, itemsize: int) -> _Sizes:
+    """Choose a block and a basis, smaller where the vectors would not fit half of the memory."""
+    limit, row = default_memory_limit(), itemsize * size
+    left = limit // row - 24 // itemsize * k     # rows beside locked pairs and their products in float64
+    block = min(8, left // 8)
     if block < 1:
-        raise ValueError(f"{k} eigenpairs of {size} parameters take {row * (3 * k + 8):.3g} bytes by Lanczos, and half "
-                         f"of the memory is {limit:.3g}: at most {max(0, (limit // row - 8) // 3)} fit")
-    return block
+        raise ValueError(f"{k} eigenpairs of {size} parameters take {8 * size * (3 * k + 8):.3g} bytes by Lanczos, and "
+                         f"half of the memory is {limit:.3g}: at most {max(0, (limit // (8 * size) - 8) // 3)} fit")
+    return _Sizes(block, min(max(8 * k, 64), left - 2 * block))
 
 
 def _unflatten(rows: np.ndarray | None, params: PyTree) -> PyTree:

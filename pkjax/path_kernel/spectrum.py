@@ -90,7 +90,9 @@ def eigenvalues(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "
         method: "counting" (exact, for fully connected networks), "dense" (a matrix with a row for each parameter),
             "lanczos" (any network), or "auto": the first of these that fits.
         tolerance: of "lanczos", the residual ``‖G z − π z‖`` relative to the largest eigenvalue. From 1e-6 on, products
-            in the network's own type find the pairs, and products in float64 judge them; below, all are in float64.
+            in float32 find the pairs of networks of more than half a million parameters, and products in float64 judge
+            them; otherwise all are in float64.
+            The chance that its random start overlooks an eigenvalue beyond the bounds is below 1e-4.
 
     Returns:
         (k,) float64, descending. Where "lanczos" cannot vouch for the list, it warns with ``NotConvergedWarning``.
@@ -129,7 +131,9 @@ def bounded_eigenvalues(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[Arra
         trainable: which parameters Π differentiates; all floating-point leaves by default.
         method: as for ``eigenvalues``.
         tolerance: of "lanczos", the residual ``‖G z − π z‖`` relative to the largest eigenvalue. From 1e-6 on, products
-            in the network's own type find the pairs, and products in float64 judge them; below, all are in float64.
+            in float32 find the pairs of networks of more than half a million parameters, and products in float64 judge
+            them; otherwise all are in float64.
+            The chance that its random start overlooks an eigenvalue beyond the bounds is below 1e-4.
 
     Returns:
         The values (k,), descending, and their bounds (k,). Where "lanczos" cannot vouch for the list, it warns with
@@ -171,7 +175,9 @@ def eigenpairs(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N
         trainable: which parameters Π differentiates; all floating-point leaves by default.
         method: as for ``eigenvalues``.
         tolerance: of "lanczos", the residual ``‖G z − π z‖`` relative to the largest eigenvalue. From 1e-6 on, products
-            in the network's own type find the pairs, and products in float64 judge them; below, all are in float64.
+            in float32 find the pairs of networks of more than half a million parameters, and products in float64 judge
+            them; otherwise all are in float64.
+            The chance that its random start overlooks an eigenvalue beyond the bounds is below 1e-4.
 
     Returns:
         The values (k,), the vectors z as a tree like ``params`` with a leading axis k, residuals and error bounds.

@@ -27,7 +27,7 @@ def report(report: Report, title: str = "", axes: "Sequence[Axes] | None" = None
         the figure of the axes.
 
     Raises:
-        ValueError: `axes` are not three Matplotlib axes.
+        ValueError: `axes` are not three Matplotlib axes, or the report is the quick form.
         ImportError: Matplotlib is missing.
 
     Source: Gebhart, Saxena and Schrater (2021), theorem 1 and equation 13.
@@ -38,6 +38,8 @@ def report(report: Report, title: str = "", axes: "Sequence[Axes] | None" = None
         >>> len(figure.axes)                                           # three panels and a colour bar
         4
     """
+    if report.quick:
+        raise ValueError("a report is drawn whole, got its quick form: call analyze without quick=True")
     height = max(3.8, 1.0 + BAR * min(len(report.layers), MAX_BARS))
     places = new_figure(13.0, height).subplots(1, 3) if axes is None else axes
     places = axes_of_all(places, 3, "a report is drawn on 3 panels")

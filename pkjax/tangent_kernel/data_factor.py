@@ -80,12 +80,20 @@ def data_blocks(apply_fn: ApplyFn, params: PyTree, X: PyTree, masks: PyTree | No
     Gates have the dtype of the parameters, sums over paths have `dtype`; None means the same.
     """
     def wide(tree: PyTree) -> PyTree:
-        return tree if dtype is None else jax.tree.map(
-            lambda leaf: jnp.asarray(leaf, dtype) if is_floating(leaf) else leaf, tree)
+        """In the type of the sums; known numbers by NumPy, which compiles no program for each shape."""
+        def convert(leaf: Any) -> Any:
+            as_type = jnp.asarray if isinstance(leaf, jax.core.Tracer) else np.asarray
+            return as_type(leaf, dtype) if is_floating(leaf) else leaf
+        return tree if dtype is None else jax.tree.map(convert, tree)
+
+    def units(tree: PyTree) -> PyTree:
+        traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+        return paths.unit_weights(tree) if traced else jax.tree.map(
+            lambda leaf: np.ones(np.shape(leaf), leaf.dtype) if is_floating(leaf) else leaf, tree)
 
     gated = read(apply_fn, params, X, masks=masks, paths=True)
     gates = _gates(gated, gated.batch(X))
-    counted = read(apply_fn, paths.unit_weights(wide(params)), wide(X), masks=masks, paths=True)
+    counted = read(apply_fn, units(wide(params)), wide(X), masks=masks, paths=True)
     Z = counted.batch(wide(X))
     blocks = None
     if masks is None:
@@ -132,7 +140,10 @@ def _pair_by_pair(network: Network, Z: Array, gates: tuple[Array, ...]) -> Array
         each = sum(math.prod(leaf.shape[1:]) for leaf in (*gates, Z))
         most = ENTRIES if jax.default_backend() == "cpu" else ENTRIES * ACCELERATED
         batch = max(1, min(len(rows), budget(most, Z.dtype.itemsize) // max(1, each)))
-        values = jax.lax.map(pair, (jnp.asarray(rows), jnp.asarray(columns)), batch_size=batch)
+        # Whole batches, the last one filled up with the first pair: a part of one would be compiled once more.
+        fill = (0, -len(rows) % batch)
+        values = jax.lax.map(pair, (jnp.asarray(np.pad(rows, fill)), jnp.asarray(np.pad(columns, fill))),
+                             batch_size=batch)[:len(rows)]
         number = np.zeros((n, n), np.int32)
         number[rows, columns] = number[columns, rows] = np.arange(len(rows))
         return jax.lax.map(lambda of_output: of_output[number], values.T)

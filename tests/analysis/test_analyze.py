@@ -56,6 +56,34 @@ def test_a_report_becomes_json():
     assert plain["log10_paths"] == pytest.approx(np.log10(2))
     assert parts[0] == "tangent kernel"
     assert set(parts) <= set(plain["seconds"])
+    assert all(0 <= plain["compile_seconds"][name] <= seconds for name, seconds in plain["seconds"].items())
+
+
+def test_the_quick_form_finds_what_the_whole_one_does():
+    net, w, masks, X = counterexample()
+    parts = []
+    whole, quick = analyze(net, w, X, masks=masks), analyze(net, w, X, masks=masks, quick=True, progress=parts.append)
+    assert parts == ["tangent kernel", "path kernel", "traces"]
+    for name in ("lam", "trace_ntk", "trace_pi", "gated_trace"):
+        np.testing.assert_array_equal(getattr(quick, name), getattr(whole, name))
+    np.testing.assert_allclose(quick.pi, whole.pi[:1], rtol=1e-12)
+    assert quick.pi_bounds[0] <= whole.pi_bounds[0] + 1e-12
+    assert quick.checks["eigenvalues of Π"].passed
+    assert quick.quick
+    assert not whole.quick
+    assert len(analyze(net, w, X, masks=masks, quick=True, k=2).pi) == 2
+    assert "claims" not in str(quick)
+    assert "π₁, largest of Π" in str(quick)
+    plain = json.loads(json.dumps(quick.to_dict(), allow_nan=False))
+    assert plain["effective_rank"] is None
+    assert plain["nu"] == []
+
+
+def test_an_analysis_again_compiles_nothing_and_other_weights_do_not_either():
+    net, w, masks, X = counterexample()
+    analyze(net, w, X, masks=masks)
+    again = analyze(net, {name: 2 * leaf for name, leaf in w.items()}, X, masks=masks)
+    assert sum(again.compile_seconds.values()) < 0.05, again.compile_seconds
 
 
 def test_bad_input_is_refused_by_name():

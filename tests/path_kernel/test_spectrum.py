@@ -101,10 +101,10 @@ def test_pairs_found_by_products_in_float32_are_judged_in_float64(scale):
 
 def test_blocks_of_lanczos_shrink_before_memory_ends(monkeypatch):
     monkeypatch.setattr(solvers, "default_memory_limit", lambda: 8 * 1000 * 60)
-    assert solvers._block(1000, 4) == 6
-    assert solvers._block(1000, 17) == 1
+    assert solvers._sizes(1000, 4, 8) == (6, 36)
+    assert solvers._sizes(1000, 17, 8).block == 1
     with pytest.raises(ValueError, match=r"18 eigenpairs of 1000 parameters take 4.96e\+05 bytes.* at most 17 fit"):
-        solvers._block(1000, 18)
+        solvers._sizes(1000, 18, 8)
 
 
 def test_bad_input_of_the_spectrum_is_named():
