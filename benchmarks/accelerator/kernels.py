@@ -262,7 +262,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = options(__doc__, "kernels", 160)
     parser.add_argument("--cases", nargs="*", choices=[*CASES], default=[*CASES][:-1])
     parser.add_argument("--sides", nargs="*", choices=SIDES, default=SIDES)
-    parser.add_argument("--first", type=float, default=30, help="seconds that a process and its first call may take")
+    parser.add_argument("--first", type=float, default=45, help="seconds that a process and its first call may take")
     chosen = parser.parse_args(arguments)
     names = [[*CASES][-1]] if chosen.small else chosen.cases
     rows, references = Rows(chosen.output, type="float32 without TF32"), dict[str, np.ndarray]()
