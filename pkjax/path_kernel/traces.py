@@ -10,7 +10,6 @@ exponent, and all terms are positive: nothing overflows, and nothing vanishes be
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -37,6 +36,7 @@ from pkjax.paths.magnitudes import Magnitudes, magnitudes
 from pkjax.paths.polynomial import checked_gates, network_tied
 from pkjax.paths.scaled import ScaledPolynomial
 from pkjax.programs.checks import HOLDS, REMEDY, check_result
+from pkjax.programs.compilation import compiled_for_few_calls
 from pkjax.trees import is_floating
 
 __all__ = ["Number", "check_range", "check_size", "gated_measured", "measured", "trace_number"]
@@ -115,7 +115,7 @@ def trace_number(network: Network, z: Array) -> Number:
     return _trace(network, z, magnitudes(network, z, 2).careful)[0]
 
 
-@partial(jax.jit, static_argnames=("known", "batch_size"))
+@compiled_for_few_calls(static_argnames=("known", "batch_size"))
 def _gated(network: Network, X: Array, known: Magnitudes, batch_size: int) -> tuple[tuple[Number, Array], Array]:
     def trace_over(examples: Array) -> tuple[Number, Array]:
         settled = known.settled(network)
@@ -188,13 +188,13 @@ def _trace(network: Network, x: Array, known: Magnitudes, gates: Sequence[Array]
     return Number(mantissa.astype(dtype), exponent), sure
 
 
-@partial(jax.jit, static_argnames="known")
+@compiled_for_few_calls(static_argnames="known")
 def _measured(network: Network, z: Array, known: Magnitudes) -> tuple[Any, Array]:
     number, sure = _trace(network, z, known)
     return (number, number.value, log_of(*number)), sure
 
 
-@partial(jax.jit, static_argnames="known")
+@compiled_for_few_calls(static_argnames="known")
 def _compared(network: Network, z: Array, known: Magnitudes) -> tuple[Any, Array]:
     """Tr Π, and that part of it which comes from a gradient in the parameters' type."""
     problem = make_problem(network, z)
