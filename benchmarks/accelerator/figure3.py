@@ -2,13 +2,14 @@
 
     python -m benchmarks.accelerator.figure3 [--small] [--images FILE] [--epochs E] [--output FILE.json]
 
-One sweep: dense, and six pruners at compressions 1 and 2, all trained together where this version can. The number of
-epochs is what the time allows by the seconds of an epoch, from `training.json` beside the output or measured here.
-Writes the runs to the JSON file, and beside it the sweep's table (`.parquet`) and picture (`.png`).
+One sweep: dense, then six pruners at compression 1, then at 2. Four at most train together, where `training.json`
+beside the output says that an epoch of several takes less than as many of one; else one after the other. So what is
+done when the time is up is recorded, and drawn. The number of epochs is what the time allows by the seconds of an epoch
+there, or measured here. Writes the runs to the JSON file, and beside it the sweep's table (`.parquet`) and picture
+(`.png`). `run.sh` switches XLA's timing of candidates off for this part (`XLA_FLAGS` in the file).
 """
 
 import argparse
-import inspect
 import json
 import multiprocessing
 import shutil
@@ -26,18 +27,20 @@ from pkjax.experiments.worker import IMAGES
 
 from benchmarks.accelerator.images import SPLITS, load, noise
 from benchmarks.accelerator.rows import Rows, message, options
-from benchmarks.accelerator.training import epochs_of, train_one, train_together
+from benchmarks.accelerator.training import epochs_of, train_one
 
 PRUNERS = ["none", "snip", "grasp", "synflow", "synflow-l2", "synflow-dist", "synflow-l2-dist"]
 OVERHEAD = 70.0
 """Seconds for compiling, pruning and measuring, by which the epochs' share of the time is reduced."""
+TOGETHER = 4
+"""Networks that train together at most."""
 
 
 def runs(small: bool, epochs: int) -> list[experiments.Settings]:
     """The sweep; its learning rate drops for the last fifth."""
     drop = round(0.8 * epochs)
     return grid({"model": "fc-8x1" if small else "resnet20", "data": "cifar10", "epochs": epochs, "traces": 0,
-                 "output_samples": 100, "drops": [drop] if 0 < drop < epochs else [], "compression": [1.0, 2.0],
+                 "output_samples": 1, "drops": [drop] if 0 < drop < epochs else [], "compression": [1.0, 2.0],
                  "pruner": PRUNERS[:4] if small else PRUNERS})
 
 
@@ -50,22 +53,24 @@ def spread_images(folder: Path, images: Path | None, small: bool) -> None:
                  std=data.std, classes=data.classes, levels=data.levels)
 
 
-def epoch_seconds(chosen: argparse.Namespace, count: int, together: bool) -> float:
-    """Seconds of a later epoch of all runs, by the part `training` where it has run, else measured."""
-    path, networks = chosen.output.with_name("training.json"), count if together else 1
+def pace(chosen: argparse.Namespace) -> tuple[int, float]:
+    """How many networks to train together, and the seconds of a later epoch of each, by what has been measured."""
+    path, seconds = chosen.output.with_name("training.json"), dict[int, float]()
     for row in json.loads(path.read_text())["rows"] if path.is_file() and not chosen.small else []:
-        if row["networks"] > 1 == together and row.get("later_epochs"):
-            return min(row["later_epochs"]) * count / row["networks"]
-    data = [noise(128), noise(64, 1)] if chosen.small else [load(chosen.images, split) for split in SPLITS]
-    recipe = replace(training.recipe("resnet20", "cifar10"), epochs=2)
-    module = pk.models.fc(8, 1) if chosen.small else pk.models.resnet20()
-    fits = train_together(module, *data, recipe, networks) if together else train_one(module, *data, recipe)
-    return min(epochs_of(fits)["later_epochs"]) * count / networks
+        if row.get("later_epochs"):
+            seconds[row["networks"]] = min(row["later_epochs"]) / row["networks"]
+    if not seconds:
+        data = [noise(128), noise(64, 1)] if chosen.small else [load(chosen.images, split) for split in SPLITS]
+        module = pk.models.fc(8, 1) if chosen.small else pk.models.resnet20()
+        fits = train_one(module, *data, replace(training.recipe("resnet20", "cifar10"), epochs=2))
+        seconds[1] = min(epochs_of(fits)["later_epochs"])
+    best = min(seconds, key=lambda count: seconds[count])
+    return min(best, TOGETHER), seconds[best]
 
 
-def sweep(settings: Sequence[experiments.Settings], folder: Path, together: bool) -> None:
+def sweep(settings: Sequence[experiments.Settings], folder: Path, together: int) -> None:
     """Run the sweep, in a process that can be ended."""
-    experiments.sweep(settings, folder, progress=True, **({"together": len(settings)} if together else {}))
+    experiments.sweep(settings, folder, progress=True, together=together)
 
 
 def publish(rows: Rows, folder: Path) -> None:
@@ -85,18 +90,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = options(__doc__, "figure3", 123, images=True)
     parser.add_argument("--epochs", type=int, help="of each run; by default what the time allows")
     chosen = parser.parse_args(arguments)
-    together = "together" in inspect.signature(experiments.sweep).parameters and hasattr(training, "fit_together")
-    rows = Rows(chosen.output, data="random images" if chosen.small else "CIFAR-10", together=together)
+    rows = Rows(chosen.output, data="random images" if chosen.small else "CIFAR-10")
     try:
-        count = len(runs(chosen.small, 1))
-        epochs = chosen.epochs
+        count, epochs = len(runs(chosen.small, 1)), chosen.epochs
+        together, one = pace(chosen)
         if epochs is None:
-            one = epoch_seconds(chosen, count, together)
             left = chosen.seconds - rows.seconds - OVERHEAD
-            epochs = 1 if chosen.small else max(1, min(100, int(left / one)))
-            rows.about |= {"seconds an epoch of all runs": one}
+            epochs = 1 if chosen.small else max(1, min(100, int(left / (one * count))))
         settings = runs(chosen.small, epochs)
-        rows.about |= {"epochs": epochs, "runs": len(settings)}
+        rows.about |= {"seconds an epoch of one run": one, "together": together, "epochs": epochs,
+                       "runs": len(settings)}
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
             spread_images(folder, chosen.images, chosen.small)

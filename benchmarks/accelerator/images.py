@@ -8,6 +8,7 @@ The pixels are those that `pk.data.load("cifar10")` gives.
 import argparse
 import io
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,12 @@ def load(path: Path | None, split: str) -> Dataset:
     with np.load(path, allow_pickle=False) as stored:
         content, ends, labels = (stored[f"{split}_{name}"] for name in ("bytes", "ends", "labels"))
     content = content.tobytes()
-    pixels = np.stack([np.asarray(Image.open(io.BytesIO(content[begin:end])).convert("RGB"))
-                       for begin, end in zip([0, *ends[:-1]], ends, strict=True)])
+
+    def decoded(begin: int, end: int) -> np.ndarray:
+        return np.asarray(Image.open(io.BytesIO(content[begin:end])).convert("RGB"))
+
+    with ThreadPoolExecutor() as pool:      # Pillow decodes beside Python
+        pixels = np.stack(list(pool.map(decoded, [0, *ends[:-1]], ends)))
     return _dataset(pixels, labels.astype(np.int64))
 
 

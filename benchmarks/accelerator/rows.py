@@ -1,16 +1,26 @@
 """What the accelerator's parts share: a table written row by row, what describes the card, and the command line."""
 
 import argparse
+import contextlib
 import math
+import multiprocessing
+import os
 import subprocess
+import threading
 import time
 import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from benchmarks.common import environment, write_json
+
+UNMEASURED = {"error", "unfinished", "not tried", "out of memory"}
+"""What a row says that holds no measurement; of these an error alone is a failure."""
+GRACE = 8.0
+"""Seconds beyond a part's own in which what has begun may end; the command ends it after 15."""
 
 
 class Rows:
@@ -34,6 +44,28 @@ class Rows:
         self.output.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.output, {"environment": self.about, "rows": self.rows})
 
+    @contextlib.contextmanager
+    def within(self, seconds: float, *without: Mapping[str, Any]) -> Iterator[None]:
+        """End this process and its own where the block is not done when the table is so many seconds old.
+
+        Nothing else ends a compilation. The rows `without` are then written as unfinished: that of the block, and those
+        of what would have come after it.
+        """
+        def end() -> None:
+            for row in without:
+                self.add(**row, unfinished=f"not ready after {self.seconds:.0f} s")
+            for process in multiprocessing.active_children():
+                process.kill()
+            os._exit(min(self.failed, 1))
+
+        timer = threading.Timer(max(0.0, seconds - self.seconds), end)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
     @property
     def seconds(self) -> float:
         """Seconds since the table began."""
@@ -41,21 +73,22 @@ class Rows:
 
     @property
     def failed(self) -> int:
-        """Number of rows with an error; where no row is finished, at least 1."""
-        finished = any(not {"error", "unfinished"} & set(row) for row in self.rows)
+        """Number of rows with an error, which those unfinished are not; where no row is finished, at least 1."""
+        finished = any(not UNMEASURED & set(row) for row in self.rows)
         return max(sum("error" in row for row in self.rows), int(not finished))
 
 
 def card() -> dict[str, Any]:
-    """Describe the device, its driver, and how precise JAX's float32 products are."""
+    """Describe the device, its driver, how precise JAX's float32 products are, and what is compiled already."""
     command = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
     try:
         shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         shown = None
-    client = jax.devices()[0].client
+    client, kept = jax.devices()[0].client, jax.config.jax_compilation_cache_dir
     return {"card": shown, "runtime": " ".join(str(getattr(client, "platform_version", "")).split()),
-            "default_matmul_precision": jax.config.jax_default_matmul_precision or "the device's default"}
+            "default_matmul_precision": jax.config.jax_default_matmul_precision or "the device's default",
+            "programs on the disk": sum(file.is_file() for file in Path(kept).rglob("*-cache")) if kept else 0}
 
 
 def message(error: BaseException) -> str:

@@ -26,7 +26,7 @@ from pkjax.path_kernel.gram import (
     with_floating,
 )
 from pkjax.path_kernel.solvers import is_direct, search_products
-from pkjax.path_kernel.traces import Number, check_range, check_size, gated_trace_number, trace_number
+from pkjax.path_kernel.traces import check_range, check_size, gated_measured
 from pkjax.programs.meshes import automatic_axes
 from pkjax.pruning.connectivity import connectivity
 from pkjax.tables import Progress
@@ -100,7 +100,7 @@ def analyze(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[ArrayLike, "N ..
     key = jax.random.key(0) if key is None else key
     watch = Stopwatch(progress)
     part = watch.part
-    check_size(network, z)
+    whole = part("traces", lambda: check_size(network, z))
     tangent = part("tangent kernel", lambda: tangent_spectrum(network, signals, **options))
     lam = tangent.values
     direct = is_direct(network, z)
@@ -111,7 +111,7 @@ def analyze(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[ArrayLike, "N ..
     find = path_kernel.bounded_eigenvalues if quick else path_kernel.eigenpairs
     pairs = part("path kernel", lambda: find(apply_fn, params, x, k=count, tolerance=TOLERANCE, **options))
     pi, pi_bounds = np.maximum(np.asarray(pairs.values, np.float64), 0.0), np.asarray(pairs.bounds, np.float64)
-    whole, gated = part("traces", lambda: _traces(network, z, signals))
+    gated, gated_trace = part("traces", lambda: gated_measured(network, signals))
     check_range(gated, gated.mantissa.dtype, "the gated path trace")
     trace_pi = float(whole.value)
     checks = {"eigenvalues of Π": Check(
@@ -120,7 +120,7 @@ def analyze(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[ArrayLike, "N ..
         "each π lies within its error bound of the eigenvalue of its rank")}
     shared: dict[str, Any] = {
         "lam": lam, "pi": pi, "pi_bounds": pi_bounds, "trace_ntk": tangent.trace, "trace_pi": trace_pi,
-        "gated_trace": float(gated.value), "samples": len(signals), "outputs": network.size, "parameters": m,
+        "gated_trace": float(gated_trace), "samples": len(signals), "outputs": network.size, "parameters": m,
         "seconds": watch.seconds, "compile_seconds": watch.compile_seconds, "checks": checks}
     if data is None:
         return Report(**shared)
@@ -152,12 +152,6 @@ def _ones(X: PyTree) -> PyTree:
         raise ValueError("x must be given where X holds integers (tokens, bytes): one example, (1, *input), with which "
                          "the path kernel's paths start; ones are its default for floating-point inputs alone")
     return jax.tree.map(lambda leaf: jnp.ones((1, *leaf.shape[1:]), leaf.dtype), X)
-
-
-@jax.jit
-def _traces(network: Network, z: Array, signals: Array) -> tuple[Number, Number]:
-    """Tr Π and the gated path trace."""
-    return trace_number(network, z), gated_trace_number(network, signals)
 
 
 def _overlaps(network: Network, signals: Array, vectors: PyTree, data: DataSpectrum, pi: np.ndarray

@@ -1,8 +1,7 @@
 """The analyzer's exactness checks: what it reports, computed a second way."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +16,7 @@ from pkjax.path_kernel.gram import floating_entries, floating_leaves, with_float
 from pkjax.paths.algebras import Polynomial
 from pkjax.paths.evaluation import evaluate_paths
 from pkjax.paths.polynomial import recorded_gates
+from pkjax.programs.compilation import compiled_for_few_calls
 from pkjax.tangent_kernel.kernel import ntk, ntk_plan
 from pkjax.tangent_kernel.products import ntk_trace
 
@@ -95,18 +95,12 @@ def exactness(analysis: Analysis) -> dict[str, Check]:
         A dictionary from the identity's name to the outcome. Agreement with neural-tangents is included where that
         package is installed.
     """
-    evaluation = jax.device_get(_compiled_evaluation()(analysis.network, analysis.few))
+    evaluation = jax.device_get(_evaluate(analysis.network, analysis.few))
     return {**_path_sum_checks(analysis, evaluation), **_kernel_checks(analysis, evaluation),
             **_overlap_checks(analysis), **_trace_checks(analysis)}
 
 
-@lru_cache(maxsize=1)
-def _compiled_evaluation() -> Callable[[Network, Array], Evaluation]:
-    """The evaluation as a program that compiles in half the time on a processor, for it runs once."""
-    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    return jax.jit(_evaluate, compiler_options=options)
-
-
+@compiled_for_few_calls(most=1 << 40)      # it runs once
 def _evaluate(network: Network, z: Array) -> Evaluation:
     """Evaluate a network, read at the highest precision, on signals of a few examples."""
     held, theta, n = recorded_gates(network, z)[1], floating_leaves(network), len(z)

@@ -11,7 +11,6 @@ takes ones.
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import jax
@@ -21,7 +20,7 @@ from jaxtyping import Array, Float, PyTree, Shaped
 
 from pkjax.network import Network
 from pkjax.path_kernel.gram import flat_product, make_problem, product, read_paths, read_start, with_floating
-from pkjax.path_kernel.traces import Number, check_range, check_size, gated_trace_number, measured
+from pkjax.path_kernel.traces import check_range, check_size, gated_measured, measured
 from pkjax.programs.checks import HOLDS, check_result
 from pkjax.programs.meshes import automatic_axes
 from pkjax.trees import ApplyFn, Choice, is_floating
@@ -204,12 +203,6 @@ def gated_trace(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[ArrayLike, "
         7.0
     """
     network, signals = read_paths(apply_fn, params, X, masks, trainable)
-    number, value = _gated(network, signals, batch_size=int(batch_size))
-    check_range(Number(*number), value.dtype, "the gated path trace")
+    number, value = gated_measured(network, signals, int(batch_size))
+    check_range(number, value.dtype, "the gated path trace")
     return value
-
-
-@partial(jax.jit, static_argnames="batch_size")
-def _gated(network: Network, signals: Array, *, batch_size: int) -> tuple[Number, Array]:
-    number = gated_trace_number(network, signals, batch_size)
-    return number, number.value

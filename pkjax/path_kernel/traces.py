@@ -10,7 +10,6 @@ exponent, and all terms are positive: nothing overflows, and nothing vanishes be
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -34,12 +33,13 @@ from pkjax.paths.exponents import (
 )
 from pkjax.paths.interpreter import PathSum
 from pkjax.paths.magnitudes import Magnitudes, magnitudes
-from pkjax.paths.polynomial import network_tied, recorded_gates
+from pkjax.paths.polynomial import checked_gates, network_tied
 from pkjax.paths.scaled import ScaledPolynomial
 from pkjax.programs.checks import HOLDS, REMEDY, check_result
+from pkjax.programs.compilation import compiled_for_few_calls
 from pkjax.trees import is_floating
 
-__all__ = ["Number", "check_range", "check_size", "gated_trace_number", "measured", "trace_number"]
+__all__ = ["Number", "check_range", "check_size", "gated_measured", "measured", "trace_number"]
 
 Series = tuple[Scaled | None, ...]
 """Coefficients of 1, ε, ε² …; None where one is 0 whatever the numbers."""
@@ -115,18 +115,21 @@ def trace_number(network: Network, z: Array) -> Number:
     return _trace(network, z, magnitudes(network, z, 2).careful)[0]
 
 
-def gated_trace_number(network: Network, X: Array, batch_size: int = 16) -> Number:
-    """The gated path trace, of which ``batch_size`` examples are taken at a time."""
-    def trace_over(examples: Array) -> Number:
-        gates = tuple(g**2 for g in recorded_gates(network, examples)[1])
-        return _trace(network, examples, magnitudes(network, examples, 2).careful, gates)[0]
+@compiled_for_few_calls(static_argnames=("known", "batch_size"))
+def _gated(network: Network, X: Array, known: Magnitudes, batch_size: int) -> tuple[tuple[Number, Array], Array]:
+    def trace_over(examples: Array) -> tuple[Number, Array]:
+        settled = known.settled(network)
+        _, gates, sure = checked_gates(settled, examples, known)
+        number, too = _trace(network, examples, known, tuple(g**2 for g in gates))
+        return number, sure & too
 
     size = max(1, min(batch_size, len(X)))
     whole = len(X) - len(X) % size
-    parts = jax.lax.map(trace_over, X[:whole].reshape(-1, size, *X.shape[1:]))
+    parts, sure = jax.lax.map(trace_over, X[:whole].reshape(-1, size, *X.shape[1:]))
     if whole < len(X):
-        parts = jax.tree.map(lambda many, one: jnp.append(many, one[None]), parts, trace_over(X[whole:]))
-    return Number(*added(*parts))
+        parts, sure = jax.tree.map(lambda many, one: jnp.append(many, one[None]), (parts, sure), trace_over(X[whole:]))
+    number = Number(*added(*parts))
+    return (number, number.value), sure.all()
 
 
 def _trace(network: Network, x: Array, known: Magnitudes, gates: Sequence[Array] | None = None
@@ -137,7 +140,9 @@ def _trace(network: Network, x: Array, known: Magnitudes, gates: Sequence[Array]
     phi = [known.held(i, leaf, 2, apart=True) if is_floating(leaf) else None for i, leaf in enumerate(leaves)]
 
     def signal(value: Array) -> Series:
-        return (known.input(value) if gates is None else raised(value, 2),)
+        if gates is None:
+            return (known.input(value),)
+        return (known.input(value).squared if known.lean else raised(value, 2),)
 
     def coefficient(order: int, directions: Sequence[Array | None], lean: bool) -> tuple[Number, Array]:
         """Sum over examples and outputs of the coefficient of ε^order of R_2(φ + ε · directions)."""
@@ -183,13 +188,13 @@ def _trace(network: Network, x: Array, known: Magnitudes, gates: Sequence[Array]
     return Number(mantissa.astype(dtype), exponent), sure
 
 
-@partial(jax.jit, static_argnames="known")
+@compiled_for_few_calls(static_argnames="known")
 def _measured(network: Network, z: Array, known: Magnitudes) -> tuple[Any, Array]:
     number, sure = _trace(network, z, known)
     return (number, number.value, log_of(*number)), sure
 
 
-@partial(jax.jit, static_argnames="known")
+@compiled_for_few_calls(static_argnames="known")
 def _compared(network: Network, z: Array, known: Magnitudes) -> tuple[Any, Array]:
     """Tr Π, and that part of it which comes from a gradient in the parameters' type."""
     problem = make_problem(network, z)
@@ -200,11 +205,11 @@ def _compared(network: Network, z: Array, known: Magnitudes) -> tuple[Any, Array
     return (number, number.value, sum(parts, jnp.zeros((), dtype))), sure
 
 
-def _surely(fn: Callable[[Network, Array, Magnitudes], tuple[Any, Array]], network: Network, z: Array) -> Any:
+def _surely(fn: Callable[..., tuple[Any, Array]], network: Network, z: Array, **options: Any) -> Any:
     """Evaluate by the small program, and by that in which every mantissa is brought back where it is not sure."""
     known = magnitudes(network, z, 2)
-    result, sure = fn(network, z, known)
-    return result if not known.lean or bool(sure) else fn(network, z, known.careful)[0]
+    result, sure = fn(network, z, known, **options)
+    return result if not known.lean or bool(sure) else fn(network, z, known.careful, **options)[0]
 
 
 def measured(network: Network, z: Array) -> tuple[Number, Array, Array]:
@@ -213,18 +218,25 @@ def measured(network: Network, z: Array) -> tuple[Number, Array, Array]:
     return Number(*number), value, logarithm
 
 
-def check_size(network: Network, z: Array) -> None:
-    """Raise FloatingPointError where products with G are outside of their type's range (traced networks pass).
+def gated_measured(network: Network, X: Array, batch_size: int = 16) -> tuple[Number, Array]:
+    """The gated path trace as mantissa and exponent and as a plain number; ``batch_size`` examples at a time."""
+    number, value = _surely(_gated, network, X, batch_size=batch_size)
+    return Number(*number), value
 
-    They are where Tr Π is, or where numbers on the way to it overflow or vanish.
+
+def check_size(network: Network, z: Array) -> Number | None:
+    """Raise FloatingPointError where products with G are outside of their type's range; else return Tr Π.
+
+    They are where Tr Π is, or where numbers on the way to it overflow or vanish. Traced networks pass, with None.
     """
     if any(isinstance(v, jax.core.Tracer) for v in jax.tree.leaves((network, z))):
-        return
+        return None
     number, value, plainly = _surely(_compared, network, z)
     number = Number(*number)
     check_range(number, value.dtype, "Tr Π")
     if not float(value) / 100 <= float(plainly) < np.inf:      # a part alone, where weights are tied
         raise FloatingPointError(f"numbers on the way to Π are outside of what {value.dtype} holds: {REMEDY}")
+    return number
 
 
 def check_range(number: Number, dtype: Any, what: str) -> None:

@@ -44,6 +44,11 @@ class Scaled(NamedTuple):
     maxima: int = 0
     """How many sums stand between the exponent and the last mantissa that was brought back."""
 
+    @property
+    def squared(self) -> "Scaled":
+        """The squares of the entries."""
+        return self._replace(mantissa=self.mantissa * self.mantissa, exponent=2 * self.exponent, growth=2 * self.growth)
+
 
 NOTHING = -(1 << 24)  # the exponent of zero: below any other, so that sums pass over it
 MAXIMA = 4  # the sums after which a mantissa is brought back: XLA computes their maxima anew for whatever they scale
@@ -90,6 +95,14 @@ class Scaling:
         within = ((reached >= self.lowest) & (reached <= int(self.enough) - self.lowest)).all()
         largest = [jnp.abs(jnp.concatenate([c.ravel() for c in self.assumed])).max()] if self.assumed else []
         return reduce(jnp.logical_and, [largest[0] <= 2.0**NEAR, within] if largest else [within])
+
+    def constant(self, value: Array, held: Array, power: int) -> Scaled:
+        """Hold a power of a constant, of which a traced one is assumed to be near 1."""
+        if isinstance(value, jax.core.Tracer):
+            self.assumed.append(value)
+            return Scaled(held, 0, power * NEAR)
+        size = math.log2(float(np.abs(value).max(initial=0)) or 1.0)
+        return Scaled(held, 0, power * max(size, 0.0))
 
     def combined(self, op: str, fn: Callable[..., Any], terms: Sequence[Scaled]) -> Scaled:
         """Apply an operation that is jointly linear in its operands, to operands of one exponent."""

@@ -112,11 +112,12 @@ def magnitudes(network: Network, x: Any, power: int) -> Magnitudes:
 def size_of(value: Any, power: int = 1) -> str:
     """Say of which size the largest entry of an array is.
 
-    "zero" where all are 0, "near" between 2^−16 and 2^2, "extreme" where its power may leave the range of its type,
-    "whole" where it holds no floating-point numbers, and else, or where it is traced, "unknown".
+    "zero" where a scalar or a vector, such as biases, is all 0; "near" up to 2^2, and not below 2^−16 or all 0;
+    "extreme" where its power may leave the range of its type; "whole" where it holds no floating-point numbers; and
+    else, or where it is traced, "unknown".
 
     Examples:
-        >>> size_of(jnp.zeros(2)), size_of(jnp.ones(2)), size_of(jnp.array([1e-30, 0]), 4), size_of(jnp.array(1e9))
+        >>> size_of(jnp.zeros(2)), size_of(jnp.ones(2)), size_of(np.float32([1e-30, 0]), 4), size_of(jnp.array(1e9))
         ('zero', 'near', 'extreme', 'unknown')
     """
     if not is_floating(value):
@@ -125,8 +126,8 @@ def size_of(value: Any, power: int = 1) -> str:
         return next((size for leaf, size in reversed(_ASSUMED) if leaf is value), "unknown")
     values = np.asarray(value)
     peak = float(np.abs(values).max(initial=0))
-    if not peak:
-        return "zero"
+    if not peak:      # a matrix of zeros is one that masks have emptied: other masks are the same program
+        return "zero" if values.ndim < 2 else "near"
     if not math.isfinite(peak):
         return "unknown"
     size = math.log2(peak)

@@ -4,15 +4,17 @@ from collections.abc import Sequence
 from functools import lru_cache, partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, PyTree, Shaped
+from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
 from pkjax.network import Network, read
 from pkjax.paths.algebras import Polynomial
 from pkjax.paths.evaluation import evaluate_paths
-from pkjax.paths.exponents import plain
+from pkjax.paths.exponents import Scaling, plain
 from pkjax.paths.interpret import interpret
+from pkjax.paths.magnitudes import Magnitudes
 from pkjax.paths.scaled import scaled_values
 from pkjax.paths.scaled_signals import ScaledSignals
 from pkjax.programs.checks import REMEDY, check_result
@@ -20,7 +22,7 @@ from pkjax.programs.meshes import automatic_axes
 from pkjax.programs.program import BoundProgram, Program
 from pkjax.trees import ApplyFn, shapes
 
-__all__ = ["gates", "network_tied", "path_sum", "polynomial", "record", "recorded_gates", "tied"]
+__all__ = ["checked_gates", "gates", "network_tied", "path_sum", "polynomial", "record", "recorded_gates", "tied"]
 
 
 @automatic_axes
@@ -129,15 +131,27 @@ def record(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *,
 
 def recorded_gates(network: Network, x: Array) -> tuple[Float[Array, "N ..."], tuple[Array, ...]]:
     """Outputs and gates of a batch that the network took in; the gates are right where signals overflow or vanish."""
-    def one(x: Array) -> tuple[Array, tuple[Array, ...]]:
-        algebra = ScaledSignals()
-        out = interpret(algebra, network.fn, network.params, x[None], lambda _, leaf: algebra.hold(leaf), algebra.hold)
-        return plain(out.value.mantissa, out.value.exponent), tuple(algebra.recorded)
+    values, gates, _ = checked_gates(network, x, None)
+    return values, gates
+
+
+def checked_gates(network: Network, x: Array, known: Magnitudes | None
+                  ) -> tuple[Float[Array, "N ..."], tuple[Array, ...], Bool[Array, ""]]:
+    """The same, and whether they are sure, by the small program where sizes are known."""
+    lean = known is not None and known.lean
+
+    def one(x: Array) -> tuple[Array, tuple[Array, ...], Array]:
+        algebra = ScaledSignals(Scaling(True, x.dtype if lean else None), known)
+        held = interpret(algebra, network.fn, network.params, x[None], algebra.parameter, algebra.input).value
+        if lean:
+            held = algebra.scaling.back(held)
+        sure = algebra.scaling.sure() if lean else jnp.asarray(True)
+        return plain(held.mantissa, held.exponent), tuple(algebra.recorded), sure
 
     if len(x) == 1:
         return one(x[0])
-    values, recorded = jax.vmap(one)(x)
-    return values[:, 0], tuple(g if g.ndim < 2 else g.reshape(-1, *g.shape[2:]) for g in recorded)
+    values, recorded, sure = jax.vmap(one)(x)
+    return values[:, 0], tuple(g if g.ndim < 2 else g.reshape(-1, *g.shape[2:]) for g in recorded), sure.all()
 
 
 @automatic_axes

@@ -1,6 +1,5 @@
 """The path polynomial as a mantissa and a power of two, which leaves the range of its type at no depth."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ from jaxtyping import Array, Float, Int, PyTree, Shaped
 from pkjax.network import Network, read
 from pkjax.paths.algebras import Polynomial
 from pkjax.paths.evaluation import evaluate_paths, unit_weights
-from pkjax.paths.exponents import NEAR, NOTHING, Scaled, Scaling, nothing, shifted
+from pkjax.paths.exponents import NOTHING, Scaled, Scaling, nothing, shifted
 from pkjax.paths.interpreter import PathSum
 from pkjax.paths.magnitudes import Magnitudes
 from pkjax.programs.checks import HOLDS, check_parameters, check_result
@@ -55,12 +54,7 @@ class ScaledPolynomial(Polynomial):
         if nothing(held) or not jnp.issubdtype(held.mantissa.dtype, jnp.floating):
             return held
         if self.scaling.enough:
-            most = q if isinstance(q, int) else 4
-            if isinstance(held.mantissa, jax.core.Tracer):
-                self.scaling.assumed.append(held.mantissa)
-                return Scaled(self.power(held.mantissa), 0, most * NEAR)
-            size = math.log2(float(np.abs(held.mantissa).max()))
-            return Scaled(self.power(held.mantissa), 0, most * max(size, 0.0))
+            return self.scaling.constant(held.mantissa, self.power(held.mantissa), q if isinstance(q, int) else 4)
         if isinstance(q, int) and q < 2:
             return held._replace(mantissa=self.power(held.mantissa))
         base = self.scaling.back(held)
@@ -240,7 +234,13 @@ def log_count(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N 
 
 def in_double(tree: PyTree) -> PyTree:
     """Floating-point leaves in float64, which must be enabled; the others as they are."""
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64) if is_floating(leaf) else leaf, tree)
+    def wide(leaf: Any) -> Any:
+        if not is_floating(leaf):
+            return leaf
+        # NumPy casts without compiling anything.
+        return jnp.asarray(leaf if isinstance(leaf, jax.core.Tracer) else np.asarray(leaf, np.float64), jnp.float64)
+
+    return jax.tree.map(wide, tree)
 
 
 def path_total(network: Network, x: Array) -> tuple[Array, Array]:

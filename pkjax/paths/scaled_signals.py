@@ -10,31 +10,49 @@ from jaxtyping import Array
 from pkjax.paths.algebras import TrueValues
 from pkjax.paths.exponents import Scaled, Scaling, normalized, plain, shifted
 from pkjax.paths.interpreter import PathSum
+from pkjax.paths.magnitudes import Magnitudes
 
 __all__ = ["ScaledSignals"]
 
 
-_SCALING = Scaling(skip_zeros=True)
-
-
 class ScaledSignals(TrueValues):
-    """The network as it stands, with every signal as mantissas over a power of two, and every gate recorded."""
+    """The network as it stands, with every signal as mantissas over a power of two, and every gate recorded.
+
+    Args:
+        scaling: how far mantissas may grow; by default each is brought back.
+        sizes: what is known of the sizes of the network's arrays, for a scaling that lets them grow.
+    """
+
+    def __init__(self, scaling: Scaling | None = None, sizes: Magnitudes | None = None):
+        super().__init__()
+        self.scaling, self.sizes = scaling or Scaling(skip_zeros=True), sizes
 
     def lift(self, constant: Any) -> Scaled:
         """Hold the constant itself."""
-        return self.hold(jnp.asarray(constant))
+        value = jnp.asarray(constant)
+        if not self.scaling.enough or not jnp.issubdtype(value.dtype, jnp.floating):
+            return normalized(Scaled(value, 0), True)
+        return self.scaling.constant(value, value, 1)
 
-    def hold(self, value: Any) -> Scaled:
-        """Hold a parameter or the input."""
-        return normalized(Scaled(value, jnp.zeros((), jnp.int32)), True)
+    def parameter(self, i: int, value: Any) -> Scaled:
+        """Hold a parameter."""
+        if self.sizes is None or not self.scaling.enough:
+            return normalized(Scaled(value, 0), True)
+        return self.sizes.held(i, value, 1)._replace(mantissa=value)
+
+    def input(self, value: Any) -> Scaled:
+        """Hold the input."""
+        if self.sizes is None or not self.scaling.enough:
+            return normalized(Scaled(value, 0), True)
+        return self.sizes.input(value)
 
     def linear(self, op: str, fn: Callable[..., Any], operands: Sequence[PathSum]) -> Scaled:
         """Apply the operation to operands of one exponent."""
-        return _SCALING.combined(op, fn, [s.value for s in operands])
+        return self.scaling.combined(op, fn, [s.value for s in operands])
 
     def bilinear(self, op: str, fn: Callable[..., Any], a: PathSum, b: PathSum) -> Scaled:
         """Apply the operation to the mantissas and add the exponents."""
-        return _SCALING.multiplied(op, fn, a.value, b.value)
+        return self.scaling.multiplied(op, fn, a.value, b.value)
 
     def gated(self, operand: PathSum, gate: Callable[[], Any]) -> Scaled:
         """Record the gate and multiply by it."""
@@ -47,7 +65,7 @@ class ScaledSignals(TrueValues):
     def gated_again(self, operand: PathSum, gate: Array) -> Scaled:
         """Multiply by a gate that stands recorded already."""
         held: Scaled = operand.value
-        return normalized(held._replace(mantissa=held.mantissa * gate), True)
+        return self.scaling.kept(held._replace(mantissa=held.mantissa * gate), held.growth)
 
     def is_last(self, out: PathSum) -> bool:
         """Whether a path sum is the last gate's product."""

@@ -17,6 +17,7 @@ from pkjax.paths.exponents import NEAR, Scaled, log_of, nothing
 from pkjax.paths.magnitudes import Magnitudes, magnitudes
 from pkjax.paths.scaled import in_double, scaled_values
 from pkjax.programs.checks import HOLDS
+from pkjax.programs.compilation import compiled_for_few_calls
 from pkjax.programs.meshes import automatic_axes
 from pkjax.programs.program import BoundProgram
 from pkjax.pruning.prunable import prunable_leaves
@@ -166,7 +167,7 @@ def connectivity(
     )
 
 
-@partial(jax.jit, static_argnames="known")
+@compiled_for_few_calls(static_argnames="known")
 def _sums(network: Network, x: Array, known: Magnitudes) -> tuple[Array, Array, list[Array], Array]:
     """Scaled sum over the paths from inputs; log10 of R_0, R_2 and R_4; shares of R_1; whether all is sure.
 

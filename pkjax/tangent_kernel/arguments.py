@@ -85,7 +85,7 @@ def _responds(network: Network, X: Array, v: Array | None) -> bool:
 def _response(network: Network, X: Array, v: Array, signed: bool) -> Array:
     def one(x: Array) -> tuple[Array, Array]:
         algebra = ScaledSignals()
-        out = interpret(algebra, network.fn, network.params, x[None], lambda _, leaf: algebra.hold(leaf), algebra.hold)
+        out = interpret(algebra, network.fn, network.params, x[None], algebra.parameter, algebra.input)
         return out.value.mantissa[0], out.value.exponent
 
     mantissas, exponents = jax.lax.map(one, X)

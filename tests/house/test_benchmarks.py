@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from benchmarks import bench_ntk, bench_path_kernel, bench_pruning, common
+from benchmarks import bench_first_calls, bench_ntk, bench_path_kernel, bench_pruning, common
 
 
 def test_modules_load_without_pytorch(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    for module in (common, bench_ntk, bench_path_kernel, bench_pruning):
+    for module in (common, bench_first_calls, bench_ntk, bench_path_kernel, bench_pruning):
         assert runpy.run_path(module.__file__, run_name="loaded")["__doc__"] == module.__doc__
 
 
@@ -152,3 +152,23 @@ def test_projections_notice_a_wrong_kernel():
     theta = bench_ntk.calls(case)["pkjax"]()
     assert bench_ntk.projections(case, theta) < 1e-5
     assert bench_ntk.projections(case, theta.at[0, 1].mul(2)) > 1e-3
+
+
+def test_first_calls_are_measured_in_plain_gradients_and_their_programs_counted(monkeypatch):
+    every = bench_first_calls.functions
+
+    def few(network):
+        return {name: every(network)[name] for name in (bench_first_calls.PLAIN, "path_kernel.trace")}
+
+    monkeypatch.setattr(bench_first_calls, "functions", few)
+    kept = jax.config.jax_enable_compilation_cache
+    try:
+        rows = bench_first_calls.timed("tiny", rounds=1)
+    finally:
+        jax.config.update("jax_enable_compilation_cache", kept)
+    assert rows[bench_first_calls.PLAIN]["ratio"] == 1
+    assert 0 < rows["path_kernel.trace"]["again"] < rows["path_kernel.trace"]["first"]
+    count = common.in_fresh_process(bench_first_calls.counted, "tiny", bench_first_calls.PLAIN)
+    assert count["programs"] == 1
+    assert count["equations"] > 10
+    assert count["instructions"] > 10

@@ -184,6 +184,40 @@ def test_the_comparison_of_pruning_is_the_benchmarks():
                                    err_msg=row)
 
 
+def test_the_figures_of_a_card_are_those_that_were_measured_on_it():
+    def measured(part, **chosen):
+        content = json.loads((ROOT / "benchmarks" / "results" / "accelerator" / f"{part}.json").read_text())
+        return next(row for row in content["rows"] if chosen.items() <= row.items())
+
+    table = rows("accelerators.md", "gave this much")
+    (epoch,) = (cells for what, cells in table.items() if "an epoch" in what)
+    one = measured("training", networks=1)
+    np.testing.assert_allclose([*quantities(epoch[0]), *quantities(epoch[2])],
+                               [np.median(one["later_epochs"]), one["first_epoch"]], rtol=0.01)
+    theta = measured("exactness", network="fc-500", examples=64, function="ntk")
+    cells = table["`ntk`, FC-500, N = 64"]
+    np.testing.assert_allclose([*quantities(cells[0]), *quantities(cells[2])], [theta["again"], theta["first"]],
+                               rtol=0.01)
+    assert f"{theta['difference'] * 1e7:.1f} · 10⁻⁷" in (DOCS / "accelerators.md").read_text()
+    compared = 0
+    for what, (ours, theirs, first) in table.items():
+        if what.startswith("`prune`"):
+            name = what.split(", ")[1].replace(" with BatchNorm", "-BN")
+            here, there = (measured("pruning", network=name, side=side) for side in ("pkjax", "torch on cuda"))
+            shown, *spread = quantities(ours)
+            np.testing.assert_allclose([shown, *quantities(first)], [here["median"], here["first"]], rtol=0.02)
+            np.testing.assert_allclose(spread, [here["min"], here["max"]] if spread else [], rtol=0.01)
+            assert theirs == "unfinished" if "unfinished" in there else quantities(theirs) == [
+                pytest.approx(there["median"], rel=0.01)]
+            for seconds in (here["median"], there.get("median")):
+                assert seconds is None or f"{seconds:.3f} s" in (DOCS / "comparison.md").read_text()
+            compared += 1
+    assert compared == 3
+    differing = measured("pruning", network="FC-500", side="torch on cuda")["masks_differ"]
+    assert all(f"{differing:,} of" in " ".join((DOCS / page).read_text().split())
+               for page in ("accelerators.md", "comparison.md"))
+
+
 def test_the_scale_of_path_kernels_is_the_benchmarks():
     measured = result("path_kernel.json")
     cells = rows("scale.md", "## The path kernel")["Tr Π"]

@@ -5,7 +5,6 @@ kept. All are pure and run under ``jit``. Leaves without a score of their own (i
 parameters narrower than float32 are computed and returned in float32.
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -18,6 +17,7 @@ from pkjax.paths.exponents import NOTHING, Scaled, exponent_of, nothing, plain, 
 from pkjax.paths.magnitudes import Magnitudes, magnitudes
 from pkjax.paths.scaled import scaled_values
 from pkjax.programs.checks import all_finite
+from pkjax.programs.compilation import compiled_for_few_calls
 from pkjax.programs.meshes import automatic_axes
 from pkjax.pruning.scores.leaves import finite, split, widened
 from pkjax.trees import ApplyFn, is_floating
@@ -237,7 +237,7 @@ def _path_scores(apply_fn: ApplyFn, params: PyTree, x: PyTree, power: int, q: in
     return ScaledScores(finite(rebuild(scores), name), exponent)
 
 
-@partial(jax.jit, static_argnames=("known", "power", "q", "pool"))
+@compiled_for_few_calls(static_argnames=("known", "power", "q", "pool"))
 def _scaled_scores(network: Network, z: Array, *, known: Magnitudes, power: int, q: int, pool: str
                    ) -> tuple[list[Array], Array, Array]:
     """Scores of the floating-point leaves over a power of two, its exponent, and whether they are sure."""
