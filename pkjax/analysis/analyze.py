@@ -100,7 +100,8 @@ def analyze(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[ArrayLike, "N ..
     key = jax.random.key(0) if key is None else key
     watch = Stopwatch(progress)
     part = watch.part
-    whole = part("traces", lambda: check_size(network, z))
+    whole, (gated, gated_trace) = part("traces", lambda: (check_size(network, z), gated_measured(network, signals)))
+    check_range(gated, gated.mantissa.dtype, "the gated path trace")
     tangent = part("tangent kernel", lambda: tangent_spectrum(network, signals, **options))
     lam = tangent.values
     direct = is_direct(network, z)
@@ -111,8 +112,6 @@ def analyze(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[ArrayLike, "N ..
     find = path_kernel.bounded_eigenvalues if quick else path_kernel.eigenpairs
     pairs = part("path kernel", lambda: find(apply_fn, params, x, k=count, tolerance=TOLERANCE, **options))
     pi, pi_bounds = np.maximum(np.asarray(pairs.values, np.float64), 0.0), np.asarray(pairs.bounds, np.float64)
-    gated, gated_trace = part("traces", lambda: gated_measured(network, signals))
-    check_range(gated, gated.mantissa.dtype, "the gated path trace")
     trace_pi = float(whole.value)
     checks = {"eigenvalues of Π": Check(
         bool(np.isfinite(pi_bounds).all()) and getattr(pairs, "converged", True),

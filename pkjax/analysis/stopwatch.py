@@ -50,12 +50,11 @@ class Stopwatch:
         self._tell = reporter(progress)
 
     def part(self, name: str, run: Callable[[], Any]) -> Any:
-        """Run a part and wait for its result; a part may be run in pieces."""
+        """Run a part and wait for its result."""
         self._tell(name)
         _listen()
         began, before = time.perf_counter(), _spent.seconds
         out = jax.block_until_ready(run())
-        took = time.perf_counter() - began
-        self.seconds[name] = self.seconds.get(name, 0.0) + took
-        self.compile_seconds[name] = self.compile_seconds.get(name, 0.0) + min(_spent.seconds - before, took)
+        self.seconds[name] = time.perf_counter() - began
+        self.compile_seconds[name] = min(_spent.seconds - before, self.seconds[name])
         return out

@@ -93,8 +93,10 @@ class Scaling:
         """Whether every mantissa that was brought back, and every constant, had the size that was expected of it."""
         reached = jnp.stack(self.reached)
         within = ((reached >= self.lowest) & (reached <= int(self.enough) - self.lowest)).all()
-        largest = [jnp.abs(jnp.concatenate([c.ravel() for c in self.assumed])).max()] if self.assumed else []
-        return reduce(jnp.logical_and, [largest[0] <= 2.0**NEAR, within] if largest else [within])
+        if not self.assumed:
+            return within
+        constants = jnp.concatenate([c.ravel().astype(jnp.float32) for c in self.assumed])
+        return within & (jnp.abs(constants).max(initial=0) <= 2.0**NEAR)
 
     def constant(self, value: Array, held: Array, power: int) -> Scaled:
         """Hold a power of a constant, of which a traced one is assumed to be near 1."""

@@ -54,7 +54,7 @@ def test_a_report_becomes_json():
     assert plain["layers"][0] == {"name": "a", "shape": [2, 2], "kept": 2, "total": 4, "emptied": False,
                                   "density": 0.5, "flow": 1.0}
     assert plain["log10_paths"] == pytest.approx(np.log10(2))
-    assert parts[0] == "tangent kernel"
+    assert parts[0] == "traces"
     assert set(parts) <= set(plain["seconds"])
     assert all(0 <= plain["compile_seconds"][name] <= seconds for name, seconds in plain["seconds"].items())
 
@@ -63,7 +63,7 @@ def test_the_quick_form_finds_what_the_whole_one_does():
     net, w, masks, X = counterexample()
     parts = []
     whole, quick = analyze(net, w, X, masks=masks), analyze(net, w, X, masks=masks, quick=True, progress=parts.append)
-    assert parts == ["tangent kernel", "path kernel", "traces"]
+    assert parts == ["traces", "tangent kernel", "path kernel"]
     for name in ("lam", "trace_ntk", "trace_pi", "gated_trace"):
         np.testing.assert_array_equal(getattr(quick, name), getattr(whole, name))
     np.testing.assert_allclose(quick.pi, whole.pi[:1], rtol=1e-12)

@@ -5,8 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pkjax as pk
 import pytest
+from pkjax.network import read
 from pkjax.paths.exponents import NOTHING, Scaled, normalized, power_of_two, shifted
+from pkjax.paths.magnitudes import magnitudes
 from pkjax.pruning.scores import synflow_l2_scaled, synflow_scaled
+from pkjax.pruning.scores.data_free import _scaled_scores
 
 VARIANTS = ("synflow", "paper", "conserved", "released")
 
@@ -79,6 +82,49 @@ def test_scores_of_a_deep_network_in_float32_are_those_of_float64(name):
         # The last biases carry so little of what the weights do that the ratio alone is beyond float32.
         np.testing.assert_allclose(np.ldexp(np.asarray(a, np.float64), int(less) - int(more)), b, rtol=1e-4,
                                    atol=1e-35 * top)
+
+
+def test_a_small_program_is_right_or_says_that_it_is_not_sure():
+    """Weights near 1 by their largest entries, many far below it, some layers sparse: one program for all draws."""
+    x, outcomes = jnp.ones((1, 4), jnp.float32), set()
+    for seed in range(24):
+        rng = np.random.default_rng(seed)
+
+        def leaf(size, rng=rng):
+            value = rng.normal(size=size) * 10.0 ** rng.uniform(-9 * rng.integers(2), 0, size)
+            value *= rng.random(size) < 0.7
+            value[(0,) * len(size)] = 1.0
+            return jnp.asarray(value / np.abs(value).max() * 2.0 ** rng.uniform(-15, 1), jnp.float32)
+        params = [{"a": leaf((4, 4)), "bias": leaf((4,)), "b": leaf((4, 4))} for _ in range(5)]
+        network = read(residual, params, x, paths=True)
+        known = magnitudes(network, x, 1)
+        assert known.lean
+        outcomes.add(bool(_scaled_scores(network, x, known=known, power=1, q=1, pool="sum")[2]))
+        scores, exponent = synflow_scaled(residual, params, x)
+        wide, more = synflow_scaled(residual, jax.tree.map(lambda p: p.astype(jnp.float64), params), jnp.ones((1, 4)))
+        top = max(float(b.max()) for b in jax.tree.leaves(wide))
+        for a, b in zip(jax.tree.leaves(scores), jax.tree.leaves(wide), strict=True):
+            np.testing.assert_allclose(np.ldexp(np.asarray(a, np.float64), int(exponent) - int(more)), b, rtol=1e-4,
+                                       atol=1e-6 * top)
+    assert outcomes == {True} or outcomes == {True, False}
+
+
+def test_a_chain_far_below_its_weights_is_found_by_the_careful_program():
+    """Largest entries meet zeros: what is left is 2^−16 a layer, which no bound on largest entries foresees."""
+    layer = np.array([[2.0, 0.0], [0.0, 2.0**-14]])
+    params = [jnp.asarray(layer * keep, jnp.float32) for keep in ([[0, 1], [1, 1]], *[np.ones((2, 2))] * 6)]
+
+    def net(p, x):
+        for kernel in p:
+            x = x @ kernel
+        return x
+    x = jnp.ones((1, 2), jnp.float32)
+    network = read(net, params, x, paths=True)
+    known = magnitudes(network, x, 1)
+    assert known.lean
+    assert not bool(_scaled_scores(network, x, known=known, power=1, q=1, pool="sum")[2])
+    scores, exponent = synflow_scaled(net, params, x)
+    assert float(np.log2(np.float64(scores[5][1, 1])) + int(exponent)) == pytest.approx(-14 * 7)
 
 
 def test_a_trace_beyond_float32_has_its_logarithm():

@@ -254,7 +254,9 @@ def _scaled_scores(network: Network, z: Array, *, known: Magnitudes, power: int,
 
     total, pull, (exponent, sure) = jax.vjp(objective, [sizes[i].mantissa**q for i in live], has_aux=True)
     (slopes,) = pull(jnp.ones_like(total))
-    scores = {i: sizes[i].mantissa**power * g for i, g in zip(live, slopes, strict=True)}
+    # A weight of 0 scores 0, however much would flow through it.
+    scores = {i: jnp.where(sizes[i].mantissa == 0, 0, sizes[i].mantissa**power * g)
+              for i, g in zip(live, slopes, strict=True)}
     largest = jnp.finfo(total.dtype).maxexp // 2
     kept = jnp.clip(exponent, -largest // 2, largest)
     by = dict.fromkeys(live, kept)
