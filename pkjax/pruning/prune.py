@@ -20,7 +20,8 @@ from pkjax.pruning.plan import Layout, Plan, plan_pruning
 from pkjax.pruning.result import EmptiedLayerWarning, PruneResult, layer_report
 from pkjax.pruning.schedules import Schedule, exponential
 from pkjax.pruning.scopes import Scope, global_scope
-from pkjax.pruning.top_k import count_dtype, select_best
+from pkjax.pruning.selection import select_best
+from pkjax.pruning.top_k import count_dtype
 from pkjax.pruning.zero_scores import warn_of_zero_scores
 from pkjax.tables import Progress, reporter
 from pkjax.trees import Choice, apply_masks, check_like, is_floating, kernels

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from pkjax.pruning import top_k
+from pkjax.pruning.selection import select_best
 
 SHAPES = [(90, 37), (1024,), (3, 3, 16, 40), (10,), (0,), (2047, 2)]
 TOTAL = sum(int(np.prod(shape)) for shape in SHAPES)
@@ -55,5 +56,5 @@ def test_what_is_not_finite_is_seen_wherever_it_lies(small_chunks):
     leaves[3][[5, 1500]] = np.inf, np.nan
     for joined in (0, 1 << 20):
         top_k.JOINED = joined
-        best = top_k.select_best([jnp.asarray(leaf) for leaf in leaves], [jnp.ones(3000, bool)] * 4, jnp.asarray(5))
+        best = select_best([jnp.asarray(leaf) for leaf in leaves], [jnp.ones(3000, bool)] * 4, jnp.asarray(5))
         assert best.flags.tolist() == [[False, False, False, True], [False, True, True, True]]
