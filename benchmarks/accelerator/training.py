@@ -35,13 +35,7 @@ def train_one(module: Any, train: Dataset, test: Dataset, recipe: Any) -> Sequen
 
 
 def train_together(module: Any, train: Dataset, test: Dataset, recipe: Any, count: int = TOGETHER) -> Sequence[Any]:
-    """Train several networks as one program.
-
-    Raises:
-        NotImplementedError: this version has no function for that.
-    """
-    if not hasattr(training, "fit_together"):
-        raise NotImplementedError("pk.training.fit_together does not exist in this version")
+    """Train several networks as one program."""
     return training.fit_together(module, train, test, recipe=recipe, seeds=range(count), progress=True)
 
 

@@ -37,7 +37,7 @@ def keep_compiled(folder: Path) -> None:
         if hasattr(os, "getuid") and place.stat().st_uid != os.getuid():
             return
         _shorten(place)
-    except OSError:      # a cache that cannot be written is no reason to stop
+    except OSError:      # runs go on without a cache
         return
     jax.config.update("jax_compilation_cache_dir", str(place))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", SECONDS)

@@ -122,7 +122,7 @@ def work(settings: Settings, folder: Path | None) -> tuple[dict[str, Any], PyTre
 def work_together(group: Sequence[Settings], folder: Path | None) -> Iterator[tuple[dict[str, Any], PyTree | None]]:
     """Run experiments whose networks train together; yield what `work` returns for each, in order.
 
-    What stops all of them, such as a lack of memory, is no result: they run one by one.
+    Where the group fails as a whole, for lack of memory say, its runs are done one by one.
     """
     together: list[Any] = []
     if len(group) > 1:

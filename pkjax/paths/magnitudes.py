@@ -8,6 +8,7 @@ kept by.
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -72,7 +73,7 @@ class Magnitudes:
         return Scaled(value, 0, NEAR if self.start == "near" else math.nan)
 
 
-_ASSUMED: list[tuple[Any, str]] = []
+_ASSUMED: ContextVar[tuple[tuple[Any, str], ...]] = ContextVar("assumed", default=())
 
 
 @contextlib.contextmanager
@@ -84,11 +85,11 @@ def assumed(leaves: Sequence[Any], sizes: Sequence[str]) -> Iterator[None]:
         ...     size_of(jnp.ones(2))
         'near'
     """
-    _ASSUMED.extend(zip(leaves, sizes, strict=True))
+    before = _ASSUMED.set((*_ASSUMED.get(), *zip(leaves, sizes, strict=True)))
     try:
         yield
     finally:
-        del _ASSUMED[len(_ASSUMED) - len(leaves):]
+        _ASSUMED.reset(before)
 
 
 def magnitudes(network: Network, x: Any, power: int) -> Magnitudes:
@@ -123,7 +124,7 @@ def size_of(value: Any, power: int = 1) -> str:
     if not is_floating(value):
         return "whole"
     if isinstance(value, jax.core.Tracer):
-        return next((size for leaf, size in reversed(_ASSUMED) if leaf is value), "unknown")
+        return next((size for leaf, size in reversed(_ASSUMED.get()) if leaf is value), "unknown")
     values = np.asarray(value)
     peak = float(np.abs(values).max(initial=0))
     if not peak:      # a matrix of zeros is one that masks have emptied: other masks are the same program

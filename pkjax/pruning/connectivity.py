@@ -203,6 +203,7 @@ def _sums(network: Network, x: Array, known: Magnitudes) -> tuple[Array, Array, 
     whole, pull, (exponents, sure) = jax.vjp(totals, {i: h.mantissa for i, h in held.items()}, has_aux=True)
     (slopes,) = pull(jnp.zeros_like(whole).at[2].set(1))
     norm = jnp.where(whole[2] > 0, whole[2], 1)
-    flows = {i: jnp.sum(held[i].mantissa[2] * slopes[i][2]) / norm for i in held}
+    # Nothing flows through a weight of 0, however much would.
+    flows = {i: jnp.sum(jnp.where(h.mantissa[2] == 0, 0, h.mantissa[2] * slopes[i][2])) / norm for i, h in held.items()}
     logs = jnp.stack([log_of(whole[i], exponents[i]) for i in (1, 3, 4)]) / math.log(10)
     return whole[0], logs, [flows.get(i, jnp.zeros(())) for i in range(len(leaves))], sure.all()

@@ -44,7 +44,7 @@ class Fit:
     finished: bool
     """Whether the training ran all its epochs."""
     error: str = ""
-    """Why the training of a network among several stopped: its loss is no longer finite. Empty elsewhere."""
+    """Why this network of several stopped early: its loss became infinite or NaN. Empty otherwise."""
 
     __repr__ = tables.brief
 

@@ -40,7 +40,7 @@ def fit_together(module: Any, train: Dataset | Sequence[Dataset], test: Dataset 
     the last bit. They also train singly where JAX's random numbers depend on the batch (keys other than threefry). No
     more networks train at a time than memory holds.
 
-    A network whose loss is no longer finite stops alone: its result says so in `error`, and the others go on.
+    If the loss of a network becomes infinite or NaN, it alone stops, and its result says so in `error`.
 
     Args:
         module: a Linen or NNX module.
@@ -64,8 +64,8 @@ def fit_together(module: Any, train: Dataset | Sequence[Dataset], test: Dataset 
         the result of each network, in order.
 
     Raises:
-        ValueError: there are no seeds, another argument has not one value for each, the data sets do not go together,
-            or as in `fit`.
+        ValueError: there are no seeds, another argument does not have one value per seed, the data sets do not go
+            together, or as in `fit`.
         CheckpointError: as in `fit`.
         OSError: as in `fit`.
         TypeError: `module` is not a Flax module.

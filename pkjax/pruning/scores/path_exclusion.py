@@ -100,7 +100,7 @@ def path_exclusion(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, pool: str = 
         types = [jnp.finfo(t.dtype) for t in [whole, *leaves]]
         low, high = max(3 * int(t.minexp) // 4 for t in types), min(3 * int(t.maxexp) // 4 for t in types)
         by = jnp.clip(power + more, low - exponent_of(whole), high - exponent_of(whole))
-        return [shifted(t * g, by) for t, g in zip(squares, slopes, strict=True)]
+        return [shifted(jnp.where(t == 0, 0, t * g), by) for t, g in zip(squares, slopes, strict=True)]
 
     with jax.default_matmul_precision("highest"):
         start = (zeros([jnp.zeros(out.shape[1:], out.dtype)]), jnp.asarray(NOTHING, jnp.int32))
