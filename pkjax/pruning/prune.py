@@ -14,6 +14,7 @@ from jaxtyping import Array, PyTree
 
 from pkjax.paths.magnitudes import assumed, size_of
 from pkjax.programs.checks import unfit_constants
+from pkjax.programs.compilation import compiled_for_few_calls
 from pkjax.programs.meshes import automatic_axes
 from pkjax.programs.program import BoundProgram, trace
 from pkjax.pruning.plan import Layout, Plan, plan_pruning
@@ -248,7 +249,13 @@ def _step(scores: Callable[..., list[Array]], layout: Layout, params: PyTree, al
     return _best(layout, scores(params, _fill(layout, params, alive, fixed)), alive, counts)
 
 
-_compiled_loop = jax.jit(_loop, static_argnames="layout", donate_argnames="alive")
+def _work(scores: Any, layout: Layout, params: PyTree, alive: Any, fixed: Any, counts: Any) -> int:
+    return len(counts) * sum(int(np.size(leaf)) for leaf in jax.tree.leaves(params))
+
+
+# Few steps of small networks take less than the optimisations of their program.
+_compiled_loop = compiled_for_few_calls(static_argnames="layout", donate_argnames="alive", most=1 << 24,
+                                        work=_work)(_loop)
 _compiled_step = jax.jit(_step, static_argnames="layout", donate_argnames="alive")
 
 
