@@ -16,7 +16,7 @@ import pkjax as pk
 from pkjax.data.dataset import Dataset
 from pkjax.experiments.environment import environment
 from pkjax.experiments.measurements import choose, initial_traces, measurements, spectra
-from pkjax.experiments.methods import PRUNERS, compiled, model, pruned, score, steps_of, weights
+from pkjax.experiments.methods import compiled, images_of, model, pruned, pruner_of, score, steps_of, weights
 from pkjax.experiments.records import FORMAT
 from pkjax.experiments.settings import Settings
 from pkjax.tables import Progress, reporter
@@ -48,7 +48,7 @@ def run(settings: Settings, *, load: Loader | None = None, checkpoint: Path | No
 
     Args:
         settings: what to do.
-        load: where the images come from; `pk.data.load` by default.
+        load: where the images come from; `pk.data.load` and functions of the user's own by default.
         checkpoint: a folder for the last state of the training, to resume from.
         progress: where to report what is running.
 
@@ -99,7 +99,7 @@ def run_together(runs: Sequence[Settings], *, load: Loader | None = None, checkp
 
     Args:
         runs: what to do, with one `Settings.program`.
-        load: where the images come from; `pk.data.load` by default.
+        load: where the images come from; `pk.data.load` and functions of the user's own by default.
         checkpoints: a folder for each run, for the last state of its training.
         save_last: whether the last state is written too.
         progress: where to report what is running.
@@ -122,7 +122,7 @@ def run_together(runs: Sequence[Settings], *, load: Loader | None = None, checkp
     if len({settings.program for settings in runs}) > 1:
         raise ValueError("runs that train together differ in seed, pruner, compression and prune_steps alone; "
                          "got others: use run for each, or sweep")
-    tell, load = reporter(progress), load or _load
+    tell, load = reporter(progress), load or images_of
     chosen = lru_cache(maxsize=None)(lambda split, samples, seed: choose(load(runs[0].data, split), samples, seed))
     results: dict[int, Any] = {}
     ready: dict[int, _Prepared] = {}
@@ -186,7 +186,11 @@ def _prepare(settings: Settings, load: Loader, images: Callable[[Settings], list
     seed = settings.seed
     train, test = images(settings)
     module = model(settings.model, train.classes)
-    variables = _init(module)(jax.random.key(seed), jnp.asarray(train.images[:1]))
+    one = jnp.asarray(train.images[:1])
+    variables = _init(module)(jax.random.key(seed), one)
+    if (got := jax.eval_shape(_outputs(module), variables, one).shape) != (1, train.classes):
+        raise ValueError(f"{settings.model} gives outputs of shape {got} for one image, where {settings.data} with its "
+                         f"{train.classes} classes needs (1, {train.classes})")
     params, state = variables["params"], {k: v for k, v in variables.items() if k != "params"}
     tell(f"pruning by {settings.pruner}")
     masks, pruning = _prune(settings, params, load)
@@ -213,13 +217,17 @@ def _result(ready: _Prepared, trained: Fit, seconds: float) -> Result | Floating
             "history": [dict(row) for row in trained.history], "seconds": ready.seconds + seconds}, ready.masks
 
 
-def _load(name: str, split: str) -> Dataset:
-    return pk.data.load(name, split=split)
-
-
 @lru_cache(maxsize=8)
 def _init(module: Any) -> Callable[..., Any]:
     return jax.jit(module.init)
+
+
+def _outputs(module: Any) -> Callable[..., Any]:
+    def outputs(variables: PyTree, images: Any) -> Any:
+        apply_fn, params = pk.from_linen(module, variables)
+        return apply_fn(params, images)
+
+    return outputs
 
 
 def _prune(settings: Settings, params: PyTree, load: Loader) -> tuple[PyTree, dict[str, Any]]:
@@ -228,7 +236,7 @@ def _prune(settings: Settings, params: PyTree, load: Loader) -> tuple[PyTree, di
         total = weights(params)
         return masks, {"kept": total, "total": total, "density": 1.0, "compression": 0.0, "history": [], "layers": []}
     # A score that does not depend on the seed is one function for every seed, and traced once.
-    seed = settings.seed if PRUNERS[settings.pruner].seeded or settings.train_samples else 0
+    seed = settings.seed if pruner_of(settings.pruner).seeded or settings.train_samples else 0
     scores = _score(load, settings.model, settings.data, settings.train_samples, settings.pruner, seed)
     result = pruned(scores, params, compression=settings.compression,
                     steps=steps_of(settings.pruner, settings.prune_steps), jit=False)

@@ -8,29 +8,48 @@ import re
 import tomllib
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import pkjax as pk
-from pkjax.experiments.methods import PRUNERS, model, steps_of
+from pkjax.experiments.methods import check_name, steps_of
+from pkjax.experiments.user_code import import_from, is_own, name_of, versioned
 from pkjax.training.recipes import Recipe, recipe
 
 __all__ = ["MOST", "Settings", "grid", "read_grid", "recorded_settings", "unique"]
+
+# A setting takes a function too, and holds its name, a text.
+if TYPE_CHECKING:
+    Name = Any
+else:
+    Name = str | Callable[..., Any]
 
 
 @dataclass(frozen=True)
 class Settings:
     """One run: initialise, prune, measure the kernels, train.
 
-    Whole numbers stand for floating-point ones, and lists for tuples.
+    Whole numbers stand for floating-point ones, and lists for tuples. A model, a data set and a pruner may be the
+    user's own: a function of an importable module, or its name `"module:function"`. The setting then becomes
+    `"module:function@version"`, where the version is the `__version__` or `VERSION` that the module declares, else a
+    hash of its file and of the files that it imports from the same folder. What is passed to a function goes by name:
+
+    - `make(classes)` returns a Linen module or a pair of functions (init, apply); `make(classes, rngs)` an NNX module.
+    - `score(params, …)` returns scores like the parameters. It may also take `apply_fn`, `images` and `labels` (ten
+      images a class), `loss` (parameters → mean cross entropy of these images), `masks` and `key`. It is traced, as by
+      `jax.jit`; its attribute `steps` is the default of `prune_steps`, else 1.
+    - `load()` returns (train, test), each a pair of images (N, …), as bytes or floating-point numbers, and labels (N,)
+      from 0, or a `pk.data.Dataset`. Bytes are normalised by the training images' mean and standard deviation of each
+      channel, numbers are taken as they are.
 
     Raises:
-        ValueError: the settings describe no possible run; raised before anything is computed.
-        TypeError: a value has the wrong type.
+        ValueError: the settings describe no possible run; raised before anything is computed. Or a function of the
+            user's own is not found, cannot be imported by other processes (a lambda, a function in a function or in
+            `__main__`), or belongs to another version than the one that is named.
+        TypeError: a value has the wrong type, or a function of the user's own takes other arguments.
 
     Source: Gebhart, Saxena and Schrater (2021), section 5 and appendix A.4.
 
@@ -39,12 +58,12 @@ class Settings:
         50
     """
 
-    model: str = "fc-100"
-    """Name of a network on the command line."""
-    data: str = "digits"
-    """One of `pk.data.names`."""
-    pruner: str = "none"
-    """A pruner, or "none" for the dense network."""
+    model: Name = "fc-100"
+    """Name of a network on the command line, or one of the user's own."""
+    data: Name = "digits"
+    """One of `pk.data.names`, or a data set of the user's own."""
+    pruner: Name = "none"
+    """A pruner, or "none" for the dense network, or a score of the user's own."""
     compression: float | int = 0.0
     """ρ: keep the fraction 10^-ρ of the weights."""
     seed: int = 0
@@ -52,7 +71,9 @@ class Settings:
     prune_steps: int | None = None
     """Pruning steps; None takes the default of the pruner."""
     epochs: int | None = None
-    """Passes over the training images; None, here and below, as the paper trains this model on this data set."""
+    """Passes over the training images; None, here and below, as the paper trains this model on this data set. A model
+    of the user's own trains as ResNet-20 (100 epochs at 0.001, a tenth after 60); data of the user's own is not
+    augmented, and else treated as CIFAR-10."""
     batch_size: int | None = None
     """Images per step."""
     learning_rate: float | int | None = None
@@ -76,11 +97,8 @@ class Settings:
         """Refuse settings that describe no possible run, and give equal runs equal values."""
         for field in fields(self):
             object.__setattr__(self, field.name, _fitting(field.name, getattr(self, field.name), field.type))
-        model(self.model, 10)
-        if self.data not in pk.data.names:
-            raise ValueError(f"unknown data set {self.data!r}; choose from {', '.join(pk.data.names)}")
-        if self.pruner not in (*PRUNERS, "none"):
-            raise ValueError(f"unknown pruner {self.pruner!r}; choose from none, {', '.join(PRUNERS)}")
+        for what in _NAMES:
+            object.__setattr__(self, what, _checked(getattr(self, what), what))
         if not 0 <= self.compression < float("inf"):
             raise ValueError(f"compression must be a number of at least 0, got {self.compression}")
         for name, least, most in _RANGES:
@@ -102,11 +120,16 @@ class Settings:
         if self.pruner == "none" or self.compression == 0:    # one name for the dense network
             for name, value in (("pruner", "none"), ("compression", 0.0), ("prune_steps", None)):
                 object.__setattr__(self, name, value)
+        elif is_own(self.pruner):       # a record of it can be read without it
+            object.__setattr__(self, "prune_steps", steps_of(self.pruner, self.prune_steps))
 
     @property
     def _chosen(self) -> Recipe:
         own = {name: getattr(self, name) for name in ("epochs", "batch_size", "learning_rate", "weight_decay", "drops")}
-        return replace(recipe(self.model, self.data), **{k: v for k, v in own.items() if v is not None})
+        nearest = recipe("" if is_own(self.model) else self.model, "" if is_own(self.data) else self.data)
+        if is_own(self.data):
+            nearest = replace(nearest, augment=False)
+        return replace(nearest, **{k: v for k, v in own.items() if v is not None})
 
     @property
     def recipe(self) -> Recipe:
@@ -154,6 +177,7 @@ class Settings:
         return json.dumps(values, sort_keys=True)
 
 
+_NAMES = ("model", "data", "pruner")
 _RANGES = (("seed", 0, 2**32 - 1), *((name, 0, 2**31 - 1) for name in ("traces", "spectra")), *(
     (name, 1, 2**31 - 1) for name in ("prune_steps", "epochs", "batch_size", "train_samples", "test_samples",
                                       "output_samples")))
@@ -161,6 +185,16 @@ _RANGES = (("seed", 0, 2**32 - 1), *((name, 0, 2**31 - 1) for name in ("traces",
 _FLOAT32 = float(np.finfo(np.float32).max)
 MOST = 100_000
 """Runs of one sweep at most."""
+
+
+def _checked(name: str, what: str) -> str:
+    """Complete and check the name of a model, data set or pruner; a full name may be one of former files."""
+    if "@" in name:
+        return name
+    if is_own(name):
+        name = versioned(name, what)
+    check_name(name, what)
+    return name
 
 
 def recorded_settings(values: Mapping[str, Any]) -> Settings:
@@ -232,6 +266,8 @@ def _axes(table: Mapping[str, Any]) -> dict[str, list[Any]]:
     for name, values in axes.items():
         if not values:
             raise ValueError(f"the list of {name} is empty")
+        if name in _NAMES:      # each once, not for every run
+            axes[name] = [_checked(_fitting(name, value, str), name) for value in values]
     return axes
 
 
@@ -255,6 +291,9 @@ def read_grid(path: Path) -> list[Settings]:
         pruner = ["synflow", "synflow-l2"]
         compression = [1.0, 2.0]
 
+    Functions of the user's own, as in `model = "my_module:make"`, are imported from the folder of the file first, which
+    is put at the front of `sys.path`.
+
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is not a TOML file or describes no sweep; the message names what does not fit.
@@ -275,6 +314,8 @@ def read_grid(path: Path) -> list[Settings]:
         if not all(isinstance(table, dict) for table in tables):
             raise ValueError("write [defaults] and [[grid]] (in two brackets)")
         whole = [{**defaults, **table} for table in tables]
+        if any(is_own(str(table.get(what))) for table in whole for what in _NAMES):
+            import_from(Path(path).parent)
         _count([_axes(table) for table in whole])
         return unique(settings for table in whole for settings in grid(table))
     except (ValueError, TypeError) as error:
@@ -287,6 +328,8 @@ def _fitting(name: str, value: Any, annotation: Any) -> Any:
     allowed = {typing.get_origin(part) or part for part in parts}
     if isinstance(value, np.generic):
         value = value.item()
+    if name in _NAMES and callable(value):
+        return name_of(value, name)
     if value is None and types.NoneType in allowed:
         return None
     if Sequence in allowed and isinstance(value, list | tuple) and all(type(part) is int for part in value):

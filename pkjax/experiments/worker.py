@@ -22,11 +22,11 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-import pkjax as pk
 from pkjax import files
 from pkjax.data.dataset import Dataset
 from pkjax.experiments.compiled import keep_compiled
 from pkjax.experiments.environment import environment
+from pkjax.experiments.methods import images_of
 from pkjax.experiments.records import FORMAT, write_failure, write_record
 from pkjax.experiments.runs import run, run_together
 from pkjax.experiments.settings import Settings
@@ -165,10 +165,10 @@ def _loader(folder: Path | None) -> Callable[[str, str], Dataset]:
     @lru_cache(maxsize=4)
     def load(name: str, split: str) -> Dataset:
         if folder is None or name == "digits":
-            return pk.data.load(name, split=split)
-        file = folder / IMAGES / f"{name}-{split}.npz"
+            return images_of(name, split)
+        file = folder / IMAGES / f"{name.replace(':', '.')}-{split}.npz"
         if not file.exists():
-            dataset = pk.data.load(name, split=split)
+            dataset = images_of(name, split)
             file.parent.mkdir(parents=True, exist_ok=True)
             kept: dict[str, Any] = {key: np.asarray(getattr(dataset, key)) for key in _KEPT}
             with files.replacing(file) as part, part.open("xb") as out:
