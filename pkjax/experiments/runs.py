@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -34,7 +34,8 @@ Result = tuple[dict[str, Any], PyTree]
 
 
 def run(settings: Settings, *, load: Loader | None = None, checkpoint: Path | None = None,
-        progress: Progress = False) -> tuple[dict[str, Any], PyTree]:
+        progress: Progress = False, on_epoch: Callable[[Mapping[str, Any]], None] | None = None
+        ) -> tuple[dict[str, Any], PyTree]:
     """Run an experiment and return its record, ready for JSON, and its masks.
 
     The record holds the settings and their key, the environment, what every layer keeps, and the traces at
@@ -51,6 +52,7 @@ def run(settings: Settings, *, load: Loader | None = None, checkpoint: Path | No
         load: where the images come from; `pk.data.load` and functions of the user's own by default.
         checkpoint: a folder for the last state of the training, to resume from.
         progress: where to report what is running.
+        on_epoch: a function that is given every new row of the history, as in `pk.training.fit`.
 
     Returns:
         the record, and the masks: booleans like the parameters.
@@ -69,7 +71,8 @@ def run(settings: Settings, *, load: Loader | None = None, checkpoint: Path | No
         (1, 1.0)
     """
     result, = run_together([settings], load=load, checkpoints=None if checkpoint is None else [checkpoint],
-                           save_last=True, progress=progress)
+                           save_last=True, progress=progress,
+                           on_epoch=None if on_epoch is None else lambda _, row: on_epoch(row))
     if isinstance(result, BaseException):
         raise result
     return result
@@ -91,7 +94,9 @@ class _Prepared(NamedTuple):
 
 
 def run_together(runs: Sequence[Settings], *, load: Loader | None = None, checkpoints: Sequence[Path] | None = None,
-                 save_last: bool = False, progress: Progress = False) -> list[Result | Exception | SystemExit]:
+                 save_last: bool = False, progress: Progress = False,
+                 on_epoch: Callable[[int, Mapping[str, Any]], None] | None = None
+                 ) -> list[Result | Exception | SystemExit]:
     """Run experiments of one training program, and train their networks together.
 
     Each is initialised, pruned and measured on its own. A run that fails, before or in its training, leaves its
@@ -103,6 +108,8 @@ def run_together(runs: Sequence[Settings], *, load: Loader | None = None, checkp
         checkpoints: a folder for each run, for the last state of its training.
         save_last: whether the last state is written too.
         progress: where to report what is running.
+        on_epoch: a function that is given the place of a run and a new row of its history, as in
+            `pk.training.fit_together`.
 
     Returns:
         for each run record and masks, or what it raised.
@@ -161,7 +168,7 @@ def run_together(runs: Sequence[Settings], *, load: Loader | None = None, checkp
             seeds=[each.settings.seed for each in all_of], variables=[each.variables for each in all_of],
             masks=[each.masks for each in all_of], measure=measurements(module), about=[each.about for each in all_of],
             checkpoint=None if checkpoints is None else [checkpoints[i] for i in ready], save_last=save_last,
-            progress=tell)
+            progress=tell, on_epoch=None if on_epoch is None else lambda place, row: on_epoch(list(ready)[place], row))
         share = (time.monotonic() - began) / len(ready)
         results |= {i: _result(each, done, share) for (i, each), done in zip(ready.items(), trained, strict=True)}
     return [results[i] for i in range(len(runs))]

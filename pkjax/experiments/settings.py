@@ -6,27 +6,19 @@ import json
 import math
 import re
 import tomllib
-import types
-import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from pkjax.experiments.methods import check_name, steps_of
-from pkjax.experiments.user_code import import_from, is_own, name_of, versioned
+from pkjax.experiments.methods import steps_of
+from pkjax.experiments.user_code import import_from, is_own
+from pkjax.experiments.values import NAMES, Name, checked_name, fitting
 from pkjax.training.recipes import Recipe, recipe
 
-__all__ = ["MOST", "Settings", "grid", "read_grid", "recorded_settings", "unique"]
-
-# A setting takes a function too, and holds its name, a text.
-if TYPE_CHECKING:
-    Name = Any
-else:
-    Name = str | Callable[..., Any]
-
+__all__ = ["MOST", "Settings", "grid", "read_file", "read_grid", "recorded_settings", "unique"]
 
 @dataclass(frozen=True)
 class Settings:
@@ -96,9 +88,9 @@ class Settings:
     def __post_init__(self) -> None:
         """Refuse settings that describe no possible run, and give equal runs equal values."""
         for field in fields(self):
-            object.__setattr__(self, field.name, _fitting(field.name, getattr(self, field.name), field.type))
-        for what in _NAMES:
-            object.__setattr__(self, what, _checked(getattr(self, what), what))
+            object.__setattr__(self, field.name, fitting(field.name, getattr(self, field.name), field.type))
+        for what in NAMES:
+            object.__setattr__(self, what, checked_name(getattr(self, what), what))
         if not 0 <= self.compression < float("inf"):
             raise ValueError(f"compression must be a number of at least 0, got {self.compression}")
         for name, least, most in _RANGES:
@@ -177,7 +169,6 @@ class Settings:
         return json.dumps(values, sort_keys=True)
 
 
-_NAMES = ("model", "data", "pruner")
 _RANGES = (("seed", 0, 2**32 - 1), *((name, 0, 2**31 - 1) for name in ("traces", "spectra")), *(
     (name, 1, 2**31 - 1) for name in ("prune_steps", "epochs", "batch_size", "train_samples", "test_samples",
                                       "output_samples")))
@@ -185,16 +176,6 @@ _RANGES = (("seed", 0, 2**32 - 1), *((name, 0, 2**31 - 1) for name in ("traces",
 _FLOAT32 = float(np.finfo(np.float32).max)
 MOST = 100_000
 """Runs of one sweep at most."""
-
-
-def _checked(name: str, what: str) -> str:
-    """Complete and check the name of a model, data set or pruner; a full name may be one of former files."""
-    if "@" in name:
-        return name
-    if is_own(name):
-        name = versioned(name, what)
-    check_name(name, what)
-    return name
 
 
 def recorded_settings(values: Mapping[str, Any]) -> Settings:
@@ -252,7 +233,7 @@ def grid(table: Mapping[str, Any]) -> list[Settings]:
     axes = _axes(table)
     _count([axes])
     kinds = {field.name: field.type for field in fields(Settings)}
-    return unique(Settings(**{name: _fitting(name, value, kinds[name]) for name, value in zip(axes, run, strict=True)})
+    return unique(Settings(**{name: fitting(name, value, kinds[name]) for name, value in zip(axes, run, strict=True)})
                   for run in itertools.product(*axes.values()))
 
 
@@ -266,8 +247,8 @@ def _axes(table: Mapping[str, Any]) -> dict[str, list[Any]]:
     for name, values in axes.items():
         if not values:
             raise ValueError(f"the list of {name} is empty")
-        if name in _NAMES:      # each once, not for every run
-            axes[name] = [_checked(_fitting(name, value, str), name) for value in values]
+        if name in NAMES:      # each once, not for every run
+            axes[name] = [checked_name(fitting(name, value, str), name) for value in values]
     return axes
 
 
@@ -277,6 +258,23 @@ def _count(grids: Sequence[Mapping[str, list[Any]]]) -> None:
     if total > MOST:
         raise ValueError(f"a sweep of {total:,} runs is too large: at most {MOST:,} go into one; shorten its lists, or "
                          "split it into several sweeps")
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """Read the TOML file of a sweep.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not a TOML file, or holds what no sweep has.
+    """
+    try:
+        content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a TOML file: {error}") from error
+    unknown = set(content) - {"defaults", "grid", "logger"}
+    if unknown:
+        raise ValueError(f"{path} holds {sorted(unknown)[0]!r}; a sweep has a table [defaults] and tables [[grid]]")
+    return content
 
 
 def read_grid(path: Path) -> list[Settings]:
@@ -299,13 +297,7 @@ def read_grid(path: Path) -> list[Settings]:
         ValueError: the file is not a TOML file or describes no sweep; the message names what does not fit.
         TypeError: a value has the wrong type.
     """
-    try:
-        content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a TOML file: {error}") from error
-    unknown = set(content) - {"defaults", "grid"}
-    if unknown:
-        raise ValueError(f"{path} holds {sorted(unknown)[0]!r}; a sweep has a table [defaults] and tables [[grid]]")
+    content = read_file(path)
     tables = content.get("grid", [{}])
     defaults = content.get("defaults", {})
     if not isinstance(tables, list) or not isinstance(defaults, dict):
@@ -314,30 +306,9 @@ def read_grid(path: Path) -> list[Settings]:
         if not all(isinstance(table, dict) for table in tables):
             raise ValueError("write [defaults] and [[grid]] (in two brackets)")
         whole = [{**defaults, **table} for table in tables]
-        if any(is_own(str(table.get(what))) for table in whole for what in _NAMES):
+        if any(is_own(str(table.get(what))) for table in whole for what in NAMES):
             import_from(Path(path).parent)
         _count([_axes(table) for table in whole])
         return unique(settings for table in whole for settings in grid(table))
     except (ValueError, TypeError) as error:
         raise (ValueError if isinstance(error, ValueError) else TypeError)(f"{path}: {error}") from error
-
-
-def _fitting(name: str, value: Any, annotation: Any) -> Any:
-    """Make an integer a number, a list a tuple and NumPy's scalars Python's; refuse other types."""
-    parts = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
-    allowed = {typing.get_origin(part) or part for part in parts}
-    if isinstance(value, np.generic):
-        value = value.item()
-    if name in _NAMES and callable(value):
-        return name_of(value, name)
-    if value is None and types.NoneType in allowed:
-        return None
-    if Sequence in allowed and isinstance(value, list | tuple) and all(type(part) is int for part in value):
-        return tuple(value)
-    if float in allowed and type(value) is int:
-        return float(value) if abs(value) < 2**1000 else math.inf if value > 0 else -math.inf
-    wanted = "a list of int" if Sequence in allowed else next(kind.__name__ for kind in (float, int, str)
-                                                              if kind in allowed)
-    if type(value).__name__ != wanted:
-        raise TypeError(f"{name} must be {wanted}, got {value!r}")
-    return value + 0.0 if isinstance(value, float) else value      # -0.0 is 0.0
