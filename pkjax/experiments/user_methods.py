@@ -104,7 +104,16 @@ def user_data(name: str) -> tuple[Dataset, Dataset]:
         raise TypeError(f"data {name!r} must return (train, test), each a pair (images, labels) or a "
                         f"pk.data.Dataset, but returned {_kind(splits)}")
     train = _dataset(splits[0], name, "training", None)
-    return train, _dataset(splits[1], name, "test", train)
+    test = _dataset(splits[1], name, "test", train)
+    if (test.pixels.shape[1:], test.pixels.dtype) != (train.pixels.shape[1:], train.pixels.dtype) or (
+            test.labels.max() >= train.classes):
+        raise ValueError(f"the test images of {name!r} must be like the training images, {_images(train)} in "
+                         f"{train.classes} classes, got {_images(test)} with labels up to {test.labels.max()}")
+    return train, test
+
+
+def _images(data: Dataset) -> str:
+    return f"{data.pixels.dtype} of shape (N, {', '.join(map(str, data.pixels.shape[1:]))})"
 
 
 def _kind(value: Any) -> str:
@@ -131,11 +140,6 @@ def _dataset(part: Any, name: str, split: str, train: Dataset | None) -> Dataset
                          f"{labels.shape}")
     if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
         raise ValueError(f"the labels of {where} must be whole numbers from 0, got {labels.dtype} {labels[:5]!s:.60}")
-    if train is not None and (images.shape[1:] != train.pixels.shape[1:] or images.dtype != train.pixels.dtype
-                              or labels.max() >= train.classes):
-        raise ValueError(f"{where} must be like the training images, {train.pixels.dtype} of shape "
-                         f"{train.pixels.shape[1:]} in {train.classes} classes, got {images.dtype} of shape "
-                         f"{images.shape[1:]} with labels up to {labels.max()}")
     if train is not None:
         mean, std, levels = train.mean, train.std, train.levels
     elif images.dtype == np.uint8:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pkjax as pk
 import pytest
-from pkjax.experiments import paper_claims, records, user_code
+from pkjax.experiments import paper_claims, records, user_code, worker
 from pkjax.experiments.figures.styles import styles_of
 from pkjax.experiments.methods import model
 from pkjax.experiments.runs import run
@@ -16,7 +16,7 @@ from pkjax.experiments.settings import Settings, grid, read_grid, recorded_setti
 from pkjax.experiments.user_methods import user_data
 
 FILE = """
-import jax, jax.numpy as jnp, numpy as np
+import jax, jax.numpy as jnp, numpy as np, pkjax as pk
 from flax import linen as nn, nnx
 from NAME_helper import WIDTH
 
@@ -67,6 +67,10 @@ def number(classes): return classes
 def seedless(classes): return Net(classes, nnx.Rngs(0))
 def stranger(params, gradient): return params
 def one_set(): return load()[0]
+def sets():
+    (images, labels), _ = load()
+    return [pk.data.Dataset(images[:, :size], labels, np.zeros(1, np.float32), np.ones(1, np.float32), 3, "any", 255)
+            for size in (8, 4)]
 def of_words(): return (np.zeros((3, 2)), np.array(["a", "b", "c"])), (np.zeros((1, 2)), np.zeros(1, int))
 def too_many(): return load()[0], (load()[1][0], load()[1][1] + 1)
 def uneven(): return (np.zeros((3, 2)), np.zeros(2, int)), (np.zeros((3, 2)), np.zeros(3, int))
@@ -206,6 +210,7 @@ def test_a_function_that_returns_no_network_is_named(own, function, message):
     ("one_set", r"the training images of .* must have the shape|must be a pair \(images, labels\)"),
     ("of_words", "labels of the training images .* must be whole numbers from 0, got <U1"),
     ("too_many", "the test images .* must be like the training images, .*in 3 classes, got .* labels up to 3"),
+    ("sets", r"like the training images, uint8 of shape \(N, 8, 8, 1\) in .*, got uint8 of shape \(N, 4, 8, 1\)"),
     ("uneven", r"the shape \(N, …\) and labels the shape \(N,\), got \(3, 2\) and \(2,\)"),
     ("not_numbers", "the training images .* hold NaN or infinity"),
 ])
@@ -258,6 +263,15 @@ def test_networks_with_batchnorm_train_and_their_averages_move(own, network):
     assert all(jax.tree.leaves(jax.tree.map(lambda a, b: not np.allclose(a, b), averages,
                                             next(iter(done.state.values())))))
     assert done.history[-1]["test_accuracy"] == pytest.approx(record["history"][-1]["test_accuracy"], abs=0.04)
+
+
+def test_networks_that_train_together_leave_the_records_of_single_runs(own):
+    group = grid({**SMALL, "model": f"{own}:Net", "pruner": f"{own}:score", "data": f"{own}:load", "seed": [0, 1]})
+    for settings, (record, masks) in zip(group, worker.work_together(group, None), strict=True):
+        alone, kept = run(settings)
+        assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), masks, kept))
+        for row, want in zip(record["history"], alone["history"], strict=True):
+            assert {**row, "seconds": 0} == pytest.approx({**want, "seconds": 0}, rel=1e-3, abs=1e-5)
 
 
 def test_an_nnx_network_is_what_from_nnx_makes_of_it_and_every_seed_has_its_own(own):

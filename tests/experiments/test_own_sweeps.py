@@ -131,6 +131,17 @@ def test_a_logger_hears_of_every_run_and_epoch_in_the_workers(tracked, together)
     assert len(lines(folder, runs[2])) == 2
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")        # Ray's own
+def test_a_ray_cluster_imports_what_the_sweep_does(tracked):
+    pytest.importorskip("ray")
+    name, folder = tracked
+    (folder / f"{name}_score.py").write_text("def score(params): return {k: v for k, v in params.items()}\n")
+    chosen = Settings(**TINY, pruner=f"{name}_score:score", compression=0.3)
+    assert sweeps.sweep([chosen], folder / "r", ray="local", logger=f"{name}:Log") == (1, 0, 0)
+    assert lines(folder, chosen)[-1] == ["end", "done"]
+
+
 def test_a_logger_that_raises_costs_its_log_alone(tracked):
     name, folder = tracked
     settings = Settings(**TINY)
