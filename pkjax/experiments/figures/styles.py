@@ -57,7 +57,7 @@ STYLES = {
 """Pruner → style; a -Dist variant is paler, open and dashed beside its counterpart."""
 
 
-_OWN = tuple(zip(("#117733", "#AA4499", "#999933", "#661100", "#6699CC"), "<>hHd",
+_OWN = tuple(zip(("#661100", "#999933", "#AA4499", "#117733", "#6699CC"), "<>hHd",
                  ((0, (2, 1)), (0, (6, 1, 2, 1)), "-.", (0, (1, 2)), "--"), strict=True))
 """Colour, marker and dashes of the user's own pruners, in turn; the colours are Tol's."""
 
