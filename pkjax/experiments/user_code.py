@@ -164,24 +164,25 @@ def _version(module: str, what: str) -> str:
     top = module.partition(".")[0]
     importlib.invalidate_caches()
     spec = PathFinder.find_spec(top) or importlib.util.find_spec(top)
-    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+    packages = list(spec.submodule_search_locations or ()) if spec else []
+    origin = spec.origin if spec else None
+    place = Path(packages[0] if packages else origin or "")
+    if not packages and not place.is_file():
         raise ValueError(f"{what}: there is no module {top!r} in {', '.join(map(repr, sys.path[:1]))} or elsewhere on "
                          "the Python path; modules are found beside the TOML file, or on the path")
     loaded = getattr(sys.modules.get(top), "__file__", None)
-    if loaded is not None and Path(loaded).resolve() != Path(spec.origin).resolve():
-        raise ValueError(f"{what}: {top} is {spec.origin}, but this process has imported {loaded} by that name: give "
+    if origin and loaded is not None and Path(loaded).resolve() != Path(origin).resolve():
+        raise ValueError(f"{what}: {top} is {origin}, but this process has imported {loaded} by that name: give "
                          "one of them another name, or use another process")
     try:
-        folder = Path(spec.origin).parent
-        files = _files(module, folder if spec.submodule_search_locations is None else folder.parent) or {
-            module: Path(spec.origin)}
+        files = _files(module, place.parent) or {module: place}
         content = hashlib.sha256()
         for name, file in sorted(files.items()):
             content.update(f"{name}\0".encode() + file.read_bytes().replace(b"\r\n", b"\n") + b"\0")
         if _seen.get(module, content.hexdigest()) != content.hexdigest():
             for name in files:
                 sys.modules.pop(name, None)
-        imported = importlib.import_module(module)
+        imported = _imported(module)
     except (Exception, SystemExit) as error:      # whatever the user's file raises
         raise ValueError(f"{what}: {module} cannot be imported ({type(error).__name__}: {error})") from error
     _seen[module] = content.hexdigest()
@@ -192,6 +193,15 @@ def _version(module: str, what: str) -> str:
         raise ValueError(f"{what}: the version that {module} declares must be at most 40 letters, digits and . + - _, "
                          f"got {declared!r}")
     return str(declared)
+
+
+def _imported(module: str) -> Any:
+    """Import a module, and leave no bytecode: Python takes it for that of a file changed within the same second."""
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        return importlib.import_module(module)
+    finally:
+        sys.dont_write_bytecode = before
 
 
 def _files(module: str, folder: Path) -> dict[str, Path]:

@@ -117,6 +117,24 @@ def test_the_version_is_that_of_the_file_and_of_what_it_imports_beside_it(own, t
     assert Settings(model=f"{own}:Linen").key == second.key
 
 
+def test_a_change_within_a_second_that_keeps_the_length_is_seen(own, tmp_path):
+    for width in (6, 7, 8):
+        (tmp_path / f"{own}_helper.py").write_text(f"WIDTH = {width}\n")
+        module = model(Settings(model=f"{own}:Linen").model, 3)
+        variables = module.init(jax.random.key(0), jnp.ones((1, 64), jnp.float32))
+        assert variables["params"]["Dense_0"]["kernel"].shape == (64, width)
+
+
+def test_a_module_in_a_folder_is_found_with_what_it_imports_there(own, tmp_path):
+    folder = tmp_path / f"{own}_folder"
+    folder.mkdir()
+    (folder / "scores.py").write_text("from .parts import part\ndef score(params): return part(params)\n")
+    (folder / "parts.py").write_text("def part(params): return params\n")
+    first = Settings(pruner=f"{own}_folder.scores:score", compression=1.0)
+    (folder / "parts.py").write_text("def part(params): return None\n")
+    assert Settings(pruner=f"{own}_folder.scores:score", compression=1.0).key != first.key
+
+
 @pytest.mark.parametrize("declared", ["__version__ = '1.2-b'", "VERSION = 7"])
 def test_a_declared_version_comes_before_the_content(own, tmp_path, declared):
     file = tmp_path / f"{own}.py"
