@@ -12,18 +12,27 @@ from pkjax import experiments, files, plots
 from pkjax.cli import html
 from pkjax.cli.options import FIGURES, Analyze, Common, Figures, Network, Prune, Sweep, Train, check, network
 from pkjax.experiments.environment import environment
+from pkjax.experiments.loggers import read_logger
 from pkjax.experiments.methods import pruned, score, steps_of
 from pkjax.experiments.records import export, read_records, recorded
 from pkjax.experiments.settings import Settings, read_grid
 from pkjax.experiments.sweeps import Outcome
+from pkjax.experiments.user_code import import_from, is_own
 from pkjax.tables import Progress, reporter
 
 __all__ = ["Swept", "Verdicts", "analyze", "figures", "prune", "settings", "sweep", "train"]
 
 
+def _import_own(options: Common | Train) -> None:
+    """Let Python import functions of the user's own from the current folder, where the options name some."""
+    if any(map(is_own, (options.model, options.data, options.pruner))):
+        import_from(Path.cwd())
+
+
 def prune(options: Prune, progress: Progress = False) -> pk.PruneResult:
     """Prune as the options say, and write the masks."""
     tell = reporter(progress)
+    _import_own(options)
     check(options)
     if options.output.is_dir():
         raise IsADirectoryError(f"{options.output} is a folder; give --output the file to write")
@@ -46,6 +55,7 @@ def _pruned(options: Common, net: Network, tell: Callable[[str], None]) -> pk.Pr
 def analyze(options: Analyze, progress: Progress = False) -> dict[str, pk.Report]:
     """Analyze the network dense and pruned, and write the folder of results."""
     tell = reporter(progress)
+    _import_own(options)
     check(options)
     with files.folder(options.output) as folder:
         tell("loading images, initialising")
@@ -78,6 +88,7 @@ def _analyzed(options: Analyze, net: Network, masks: PyTree | None, name: str, t
 
 def train(options: Train, progress: Progress = False) -> dict[str, Any]:
     """Train as the options say, resume from a checkpoint in the folder, and write record, masks and picture there."""
+    _import_own(options)
     asked = asdict(options)
     output, asked["prune_steps"] = Path(asked.pop("output")), asked.pop("steps")
     if options.pruner == "none" and options.compression:
@@ -95,7 +106,7 @@ def train(options: Train, progress: Progress = False) -> dict[str, Any]:
     tell("drawing and writing")
     with files.folder(output) as folder:
         (folder / "record.json").write_text(files.to_json(record), encoding="utf-8")
-        plots.training(record["history"], title=f"{chosen.model} on {chosen.data}").savefig(folder / "training.png")
+        plots.training(record["history"], title=f"{options.model} on {options.data}").savefig(folder / "training.png")
         pk.save_masks(folder / "masks.npz", masks)
     return record
 
@@ -113,8 +124,12 @@ class Swept(NamedTuple):
 def sweep(options: Sweep, progress: Progress = False) -> Swept:
     """Run the sweep of a file; return how many runs there were, and the file with their table."""
     runs = read_grid(options.config)
+    if options.logger is not None:
+        import_from(Path.cwd())
+    logger = options.logger or read_logger(options.config)
     outcome = experiments.sweep(runs, output := _results(options), workers=options.workers, together=options.together,
-                                ray=options.ray, gpus=options.gpus, retry=options.retry, progress=progress)
+                                ray=options.ray, gpus=options.gpus, retry=options.retry, progress=progress,
+                                logger=logger)
     return Swept(outcome, export(output), _without_result(output, {chosen.key for chosen in runs}))
 
 

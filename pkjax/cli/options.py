@@ -12,7 +12,9 @@ from tyro.conf import arg
 
 import pkjax as pk
 from pkjax.data.dataset import Dataset
-from pkjax.experiments.methods import MODELS, PRUNERS, model
+from pkjax.experiments.measurements import choose
+from pkjax.experiments.methods import MODELS, PRUNERS, check_name, images_of, model, pruner_of
+from pkjax.experiments.user_code import is_own
 from pkjax.trees import ApplyFn
 
 __all__ = ["COMMANDS", "FIGURES", "Analyze", "Common", "Figures", "Network", "Options", "Prune", "Sweep", "Train",
@@ -52,8 +54,9 @@ INTS = _value("INT,INT,…", lambda text: tuple(int(part) for part in text.split
               "whole numbers with commas between them")
 STR, PATH = _value("STR", str, "a word"), _value("PATH", Path, "a path")
 MODEL = arg(help=f"Network: fc-WIDTH (six hidden layers), fc-WIDTHxDEPTH, {_or(MODELS)}. -plain at the end of a name "
-                 "leaves out BatchNorm.")
-DATA = arg(help=f"Data set: {_or(pk.data.names)}. All but digits are downloaded or read from a folder.")
+                 "leaves out BatchNorm. Or a function of your own, module:function, imported from this folder.")
+DATA = arg(help=f"Data set: {_or(pk.data.names)}. All but digits are downloaded or read from a folder. "
+                "Or module:function.")
 STEPS = _unset(f"100 for {_or([name for name, pruner in PRUNERS.items() if pruner.steps == 100])}, else 1")
 RECIPE = _unset("as in the paper's tables")
 FIGURES = {
@@ -73,7 +76,7 @@ class Common:
 
     model: Annotated[str, MODEL] = "fc-100"
     data: Annotated[str, DATA] = "digits"
-    pruner: Annotated[str, arg(help=f"Score to prune by: {_or(tuple(PRUNERS))}.")] = "synflow-l2"
+    pruner: Annotated[str, arg(help=f"Score to prune by: {_or(tuple(PRUNERS))}; or module:function.")] = "synflow-l2"
     compression: Annotated[float, FLOAT] = 1.0
     """Compression ρ: keep the fraction 10^-ρ of the weights."""
     steps: Annotated[int | None, INT, STEPS] = None
@@ -118,7 +121,7 @@ class Train:
 
     model: Annotated[str, MODEL] = "fc-100"
     data: Annotated[str, DATA] = "digits"
-    pruner: Annotated[str, arg(help=f"Score to prune by: none, {_or(tuple(PRUNERS))}.")] = "none"
+    pruner: Annotated[str, arg(help=f"Score to prune by: none, {_or(tuple(PRUNERS))}; or module:function.")] = "none"
     compression: Annotated[float | None, FLOAT, _unset("1.0 with a pruner")] = None
     """Compression ρ: keep the fraction 10^-ρ of the weights."""
     steps: Annotated[int | None, INT, STEPS] = None
@@ -164,6 +167,8 @@ class Sweep:
     """GPUs of the cluster that one run occupies."""
     retry: bool = False
     """Repeat the runs that failed before."""
+    logger: Annotated[str | None, STR, _unset("as the file says, else none")] = None
+    """Logger of your own, module:Log, which hears of every run and epoch."""
 
 
 @dataclass(frozen=True)
@@ -192,11 +197,9 @@ def check(options: Common) -> None:
     Raises:
         ValueError: an option does not fit; the message names it.
     """
-    if options.pruner not in PRUNERS:
-        raise ValueError(f"unknown pruner {options.pruner!r}; choose from {', '.join(PRUNERS)}")
-    if options.data not in pk.data.names:
-        raise ValueError(f"unknown data set {options.data!r}; choose from {', '.join(pk.data.names)}")
-    model(options.model, 10)
+    pruner_of(options.pruner)
+    for what in ("model", "data", "pruner"):
+        check_name(getattr(options, what), what)
     for name in ("samples", "steps"):
         value = getattr(options, name)
         if value is not None and value < 1:
@@ -220,7 +223,8 @@ class Network:
 
 def network(options: Common) -> Network:
     """Load the images that the options choose, and initialise the network that they name."""
-    dataset = pk.data.load(options.data, samples=options.samples, seed=options.seed)
+    dataset = choose(images_of(options.data, "train"), options.samples, options.seed) if is_own(options.data) else (
+        pk.data.load(options.data, samples=options.samples, seed=options.seed))
     module = model(options.model, dataset.classes)
     variables = jax.jit(module.init)(jax.random.key(options.seed), dataset.images[:1])
     apply_fn, params = pk.from_linen(module, variables)

@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Labelled images in their stored form: one byte per pixel and channel.
+    """Labelled images in their stored form: one byte per pixel and channel, or floating-point numbers.
 
     `images` is (raw − mean) / std, where `raw` are the pixels in [0, 1]. Returned by `load`.
 
@@ -48,8 +48,8 @@ class Dataset:
         )
     """
 
-    pixels: UInt8[np.ndarray, "n h w c"]
-    """Grey levels, from 0 to `levels`."""
+    pixels: UInt8[np.ndarray, "n *shape c"] | Float32[np.ndarray, "n *shape c"]
+    """Grey levels, from 0 to `levels`: (N, H, W, C) in the data sets of `load`."""
     labels: Int[np.ndarray, " n"]
     """Classes, counted from 0."""
     mean: Float32[np.ndarray, " c"]

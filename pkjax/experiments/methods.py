@@ -1,9 +1,9 @@
-"""The models and pruners that can be chosen by name."""
+"""The models, pruners and data sets that can be chosen by name, those of the user's own among them."""
 
 import inspect
 import re
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,10 +14,13 @@ from jaxtyping import Array, PyTree
 
 import pkjax as pk
 from pkjax.data.dataset import Dataset
+from pkjax.experiments.user_code import find, is_own
+from pkjax.experiments.user_methods import check_user, score_arguments, user_data, user_model, user_steps
 from pkjax.programs.program import BoundProgram, trace
 from pkjax.trees import ApplyFn
 
-__all__ = ["MODELS", "PRUNERS", "Pruner", "compiled", "model", "pruned", "score", "steps_of", "weights"]
+__all__ = ["MODELS", "PRUNERS", "Pruner", "check_name", "compiled", "images_of", "model", "pruned",
+           "pruner_of", "score", "steps_of", "weights"]
 
 MODELS = ("vgg11", "vgg16", "resnet20", "wide_resnet20", "resnet18", "wide_resnet18")
 """Functions of `pk.models` that take a number of classes and `plain`."""
@@ -112,11 +115,74 @@ PRUNERS = {
 """Name on the command line → pruner."""
 
 
+def check_name(name: str, what: str) -> None:
+    """Refuse a model, pruner or data set that is unknown, or whose function has other arguments than it is given.
+
+    Raises:
+        ValueError: the name is unknown, or its module or function cannot be found.
+        TypeError: the function takes other arguments.
+    """
+    if is_own(name):
+        check_user(name, what)
+    elif what == "model":
+        model(name, 10)
+    elif what == "pruner":
+        if name not in (*PRUNERS, "none"):
+            raise ValueError(f"unknown pruner {name!r}; choose from none, {', '.join(PRUNERS)}{_OR_OWN}")
+    elif name not in pk.data.names:
+        raise ValueError(f"unknown data set {name!r}; choose from {', '.join(pk.data.names)}{_OR_OWN}")
+
+
+_OR_OWN = ', or name a function of your own, such as "my_module:function"'
+
+
+def pruner_of(name: str) -> Pruner:
+    """Return the pruner of a name.
+
+    Raises:
+        ValueError: the pruner is unknown.
+
+    Examples:
+        >>> pruner_of("synflow").steps
+        100
+    """
+    if is_own(name):
+        return Pruner(partial(_own_score, name), steps=user_steps(name))
+    if name not in PRUNERS:
+        raise ValueError(f"unknown pruner {name!r}; choose from {', '.join(PRUNERS)}{_OR_OWN}")
+    return PRUNERS[name]
+
+
+def _own_score(name: str, case: Case) -> ScoreFn:
+    """Build the score function of a function of the user's own, which gets the arguments that it names."""
+    function, takes = find(name, "pruner"), score_arguments(name)
+    known = {"apply_fn": case.apply_fn, "images": jnp.asarray(case.examples.images),
+             "labels": jnp.asarray(case.examples.labels), "loss": _loss(case), "key": jax.random.key(case.seed)}
+    given = {argument: value for argument, value in known.items() if argument in takes}
+    if "masks" not in takes:
+        return lambda params: function(params=params, **given)
+
+    def score_fn(params: PyTree, masks: PyTree) -> PyTree:
+        return function(params=params, masks=masks, **given)
+
+    return score_fn
+
+
+def images_of(name: str, split: str) -> Dataset:
+    """Load all images of a split, of `pk.data.load` or of the user's own.
+
+    Examples:
+        >>> len(images_of("digits", "test"))
+        360
+    """
+    return user_data(name)[split == "test"] if is_own(name) else pk.data.load(name, split=split)
+
+
 def score(pruner: str, apply_fn: ApplyFn, examples: Dataset, *, seed: int, mean: np.ndarray | None = None) -> ScoreFn:
     """Build the score function of a pruner.
 
     Args:
-        pruner: one of `PRUNERS`.
+        pruner: one of `PRUNERS`, or the full name of a score of the user's own.
         apply_fn: the network.
         examples: labelled images for SNIP and GraSP; PX and the tangent kernel's trace use only the images.
         seed: for random scores.
@@ -125,9 +191,7 @@ def score(pruner: str, apply_fn: ApplyFn, examples: Dataset, *, seed: int, mean:
     Raises:
         ValueError: the pruner is unknown.
     """
-    if pruner not in PRUNERS:
-        raise ValueError(f"unknown pruner {pruner!r}; choose from {', '.join(PRUNERS)}")
-    return PRUNERS[pruner].build(Case(apply_fn, examples, seed, mean))
+    return pruner_of(pruner).build(Case(apply_fn, examples, seed, mean))
 
 
 def steps_of(pruner: str, steps: int | None) -> int:
@@ -137,7 +201,7 @@ def steps_of(pruner: str, steps: int | None) -> int:
         >>> steps_of("synflow", None), steps_of("snip", None), steps_of("snip", 3)
         (100, 1, 3)
     """
-    return PRUNERS[pruner].steps if steps is None else steps
+    return pruner_of(pruner).steps if steps is None else steps
 
 
 @lru_cache(maxsize=32)
@@ -146,18 +210,21 @@ def model(name: str, classes: int) -> Any:
 
     Raises:
         ValueError: the name is unknown.
+        TypeError: a function of the user's own returns no network.
 
     Examples:
         >>> model("fc-100x2", 10).depth, model("resnet20-plain", 10).plain
         (2, True)
     """
+    if is_own(name):
+        return user_model(name, classes)
     if dense := re.fullmatch(r"fc-([1-9]\d{0,5})(?:x([1-9]\d?))?", name):
         return pk.models.fc(int(dense[1]), int(dense[2] or 6), classes)
     base = name.removesuffix("-plain")
     if base in MODELS:
         return getattr(pk.models, base)(classes, plain=base != name)
     raise ValueError(f"unknown model {name!r}; choose fc-WIDTH or fc-WIDTHxDEPTH (such as fc-100x6), or one of "
-                     f"{', '.join(MODELS)} (add -plain to leave out BatchNorm)")
+                     f"{', '.join(MODELS)} (add -plain to leave out BatchNorm){_OR_OWN}")
 
 
 def weights(params: PyTree) -> int:

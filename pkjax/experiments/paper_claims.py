@@ -8,6 +8,7 @@ import numpy as np
 
 from pkjax.experiments.findings import curves, fits, rms
 from pkjax.experiments.run_tables import QUANTITIES, data_frame, finished, floats, groups
+from pkjax.experiments.user_code import is_own
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -159,7 +160,7 @@ def judge_claims(table: "DataFrame") -> "DataFrame":
       λ_i / ν_i π_i in the runs with spectra.
 
     A difference within two standard errors over seeds, or of one seed, is not judged. Runs that failed or diverged are
-    left out.
+    left out, and so are pruners of the user's own, of which the paper says nothing.
 
     Args:
         table: columns data, model, pruner, compression, seed, learning_rate, test_accuracy, trace_pi, trace_pi_1,
@@ -184,6 +185,8 @@ def judge_claims(table: "DataFrame") -> "DataFrame":
         >>> judged[judged["claim"].str.contains("linear")]["held"].tolist()
         [True, None]
     """
+    if "pruner" in table.columns and len(left := table[[not is_own(str(name)) for name in table["pruner"]]]):
+        table = left
     runs = finished(table, "data", "model", "pruner", "compression", "seed", "learning_rate", "test_accuracy",
                     "trace_pi", "trace_pi_1", *QUANTITIES).runs
     rows = [*_width(runs), *_dist(runs), *_linear(table), *_nearest(runs), *_order(runs)]

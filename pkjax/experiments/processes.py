@@ -60,13 +60,14 @@ class _Task:
 class _Worker:
     """A worker process with the runs that it has."""
 
-    def __init__(self, output: Path, slot: int, workers: int) -> None:
+    def __init__(self, output: Path, slot: int, workers: int, logger: str | None) -> None:
         self.output, self.runs = output, 0
         self.task: _Task | None = None
         self._failures: dict[str, tuple[int, int] | None] = {}
         # A file takes whatever is written and blocks nobody; process and parent share the place in it.
         self.log = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 (closed by `end`)
-        arguments = json.dumps([[path for path in sys.path if isinstance(path, str)], [str(output), slot, workers]])
+        arguments = json.dumps([[path for path in sys.path if isinstance(path, str)],
+                                [str(output), slot, workers, logger]])
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-c", START, arguments], stdin=subprocess.PIPE, stdout=self.log, stderr=self.log,
             bufsize=0, env={**os.environ, **as_here(), "PKJAX_WORKERS": str(workers)})
@@ -117,7 +118,7 @@ class _Worker:
         return True
 
 
-def run_locally(groups: Sequence[Sequence[Settings]], output: Path, workers: int
+def run_locally(groups: Sequence[Sequence[Settings]], output: Path, workers: int, logger: str | None = None
                 ) -> Generator[tuple[Settings, str], None, None]:
     """Run experiments in local processes, which write the records; yield each with "done" or "failed".
 
@@ -148,7 +149,7 @@ def run_locally(groups: Sequence[Sequence[Settings]], output: Path, workers: int
                     if code is not None or worker.runs >= RUNS_A_PROCESS:
                         crew.pop(slot).end(PATIENCE)
                 if waiting:
-                    worker = crew.get(slot) or _Worker(output, slot, workers)
+                    worker = crew.get(slot) or _Worker(output, slot, workers, logger)
                     crew[slot] = worker
                     task = waiting.popleft()
                     if not worker.give(task):

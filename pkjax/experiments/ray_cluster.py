@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import socket
+import sys
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from pkjax.experiments.environment import versions
 from pkjax.experiments.records import write_failure, write_record
 from pkjax.experiments.settings import Settings
-from pkjax.experiments.worker import failure, work, work_together
+from pkjax.experiments.worker import failure, work_together
 from pkjax.extras import needed
 
 __all__ = ["run_on_ray"]
@@ -22,8 +23,8 @@ SECONDS = 5.0
 GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 
 
-def run_on_ray(groups: Sequence[Sequence[Settings]], output: Path, address: str, gpus: float
-               ) -> Generator[tuple[Settings, str], None, None]:
+def run_on_ray(groups: Sequence[Sequence[Settings]], output: Path, address: str, gpus: float,
+               logger: str | None = None) -> Generator[tuple[Settings, str], None, None]:
     """Run experiments on a Ray cluster and record them here, one after the other; yield each with "done" or "failed".
 
     A group of runs is one task of the cluster; where that cannot be done, its runs become tasks of their own.
@@ -41,7 +42,7 @@ def run_on_ray(groups: Sequence[Sequence[Settings]], output: Path, address: str,
     try:
         # A worker that dies (killed, out of memory, machine lost) is a failure of the cluster, not of the run.
         remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)(_work)
-        waiting = {remote.remote(work, group): group for group in groups}
+        waiting = {remote.remote(work_together, group, logger, sys.path): group for group in groups}
         while waiting:
             (reference,), _ = ray.wait(list(waiting), num_returns=1)
             group = waiting.pop(reference)
@@ -49,7 +50,8 @@ def run_on_ray(groups: Sequence[Sequence[Settings]], output: Path, address: str,
                 results = ray.get(reference)
             except ray.exceptions.RayError as error:
                 if len(group) > 1:
-                    waiting |= {remote.remote(work, [settings]): [settings] for settings in group}
+                    waiting |= {remote.remote(work_together, [settings], logger, sys.path): [settings]
+                                for settings in group}
                     continue
                 results = [(failure(group[0], f"{type(error).__name__}: {error}", "", versions()), None)]
             del reference
@@ -66,9 +68,11 @@ def run_on_ray(groups: Sequence[Sequence[Settings]], output: Path, address: str,
         ray.shutdown()
 
 
-def _work(single: Callable[..., Any], group: Sequence[Settings]) -> list[Any]:
-    """Run a group on a machine of the cluster; `single` runs one experiment."""
-    return [single(group[0], None)] if len(group) == 1 else list(work_together(group, None))
+def _work(together: Callable[..., Any], group: Sequence[Settings], logger: str | None, path: Sequence[str]
+          ) -> list[Any]:
+    """Run a group on a machine of the cluster by `together`; `path` is where the sweep's own process imports from."""
+    sys.path[:0] = [folder for folder in path if folder not in sys.path]
+    return list(together(group, None, logger))
 
 
 def _reach(address: str) -> None:

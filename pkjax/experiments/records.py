@@ -10,6 +10,7 @@ from jaxtyping import PyTree
 import pkjax as pk
 from pkjax import files
 from pkjax.experiments.settings import recorded_settings
+from pkjax.experiments.user_code import short_names
 from pkjax.extras import needed
 
 if TYPE_CHECKING:
@@ -159,7 +160,8 @@ def table(results: Path | str) -> "pd.DataFrame":
         λ_i / ν_i π_i), `broken_claims` (names of the claims of Theorem 1 that do not hold); after the last epoch
         `test_accuracy`, `train_accuracy`, `test_loss`, `train_loss`, `weight_change` (‖ω_t‖), `output_norm` (‖f_t‖),
         `output_change`; `steps` of the optimizer and `seconds`; `diverged`: whether a number of the run's history is
-        NaN or infinite.
+        NaN or infinite. Functions of the user's own are named "module:function", with their version where the
+        folder holds several.
 
     Raises:
         FileNotFoundError: the folder holds no records.
@@ -181,7 +183,7 @@ def table(results: Path | str) -> "pd.DataFrame":
     """
     if Path(results).is_file():
         return _read_parquet(Path(results))
-    frame = _pandas().DataFrame([_row(record) for record in read_records(results)])
+    frame = _readable(_pandas().DataFrame([_row(record) for record in read_records(results)]))
     return frame.sort_values(["model", "data", "pruner", "compression", "seed", "key"], ignore_index=True)
 
 
@@ -196,7 +198,12 @@ def epochs_table(folder: Path | str) -> "pd.DataFrame":
     named = ("model", "data", "pruner", "compression", "seed")
     rows = [{"key": record["key"], **{name: record["settings"][name] for name in named}, **row}
             for record in read_records(folder) for row in record.get("history", [])]
-    return _pandas().DataFrame(rows, columns=None if rows else ["key", *named, "epoch"])
+    return _readable(_pandas().DataFrame(rows, columns=None if rows else ["key", *named, "epoch"]))
+
+
+def _readable(frame: Any) -> Any:
+    """Leave the version out of names of the user's own functions, where a table holds one alone."""
+    return frame.assign(**{name: frame[name].map(short_names(frame[name])) for name in ("model", "data", "pruner")})
 
 
 def export(folder: Path | str) -> Path:

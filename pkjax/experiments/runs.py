@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +16,7 @@ import pkjax as pk
 from pkjax.data.dataset import Dataset
 from pkjax.experiments.environment import environment
 from pkjax.experiments.measurements import choose, initial_traces, measurements, spectra
-from pkjax.experiments.methods import PRUNERS, compiled, model, pruned, score, steps_of, weights
+from pkjax.experiments.methods import compiled, images_of, model, pruned, pruner_of, score, steps_of, weights
 from pkjax.experiments.records import FORMAT
 from pkjax.experiments.settings import Settings
 from pkjax.tables import Progress, reporter
@@ -34,7 +34,8 @@ Result = tuple[dict[str, Any], PyTree]
 
 
 def run(settings: Settings, *, load: Loader | None = None, checkpoint: Path | None = None,
-        progress: Progress = False) -> tuple[dict[str, Any], PyTree]:
+        progress: Progress = False, on_epoch: Callable[[Mapping[str, Any]], None] | None = None
+        ) -> tuple[dict[str, Any], PyTree]:
     """Run an experiment and return its record, ready for JSON, and its masks.
 
     The record holds the settings and their key, the environment, what every layer keeps, and the traces at
@@ -48,9 +49,10 @@ def run(settings: Settings, *, load: Loader | None = None, checkpoint: Path | No
 
     Args:
         settings: what to do.
-        load: where the images come from; `pk.data.load` by default.
+        load: where the images come from; `pk.data.load` and functions of the user's own by default.
         checkpoint: a folder for the last state of the training, to resume from.
         progress: where to report what is running.
+        on_epoch: a function that is given every new row of the history, as in `pk.training.fit`.
 
     Returns:
         the record, and the masks: booleans like the parameters.
@@ -69,7 +71,8 @@ def run(settings: Settings, *, load: Loader | None = None, checkpoint: Path | No
         (1, 1.0)
     """
     result, = run_together([settings], load=load, checkpoints=None if checkpoint is None else [checkpoint],
-                           save_last=True, progress=progress)
+                           save_last=True, progress=progress,
+                           on_epoch=None if on_epoch is None else lambda _, row: on_epoch(row))
     if isinstance(result, BaseException):
         raise result
     return result
@@ -91,7 +94,9 @@ class _Prepared(NamedTuple):
 
 
 def run_together(runs: Sequence[Settings], *, load: Loader | None = None, checkpoints: Sequence[Path] | None = None,
-                 save_last: bool = False, progress: Progress = False) -> list[Result | Exception | SystemExit]:
+                 save_last: bool = False, progress: Progress = False,
+                 on_epoch: Callable[[int, Mapping[str, Any]], None] | None = None
+                 ) -> list[Result | Exception | SystemExit]:
     """Run experiments of one training program, and train their networks together.
 
     Each is initialised, pruned and measured on its own. A run that fails, before or in its training, leaves its
@@ -99,10 +104,12 @@ def run_together(runs: Sequence[Settings], *, load: Loader | None = None, checkp
 
     Args:
         runs: what to do, with one `Settings.program`.
-        load: where the images come from; `pk.data.load` by default.
+        load: where the images come from; `pk.data.load` and functions of the user's own by default.
         checkpoints: a folder for each run, for the last state of its training.
         save_last: whether the last state is written too.
         progress: where to report what is running.
+        on_epoch: a function that is given the place of a run and a new row of its history, as in
+            `pk.training.fit_together`.
 
     Returns:
         for each run record and masks, or what it raised.
@@ -122,7 +129,7 @@ def run_together(runs: Sequence[Settings], *, load: Loader | None = None, checkp
     if len({settings.program for settings in runs}) > 1:
         raise ValueError("runs that train together differ in seed, pruner, compression and prune_steps alone; "
                          "got others: use run for each, or sweep")
-    tell, load = reporter(progress), load or _load
+    tell, load = reporter(progress), load or images_of
     chosen = lru_cache(maxsize=None)(lambda split, samples, seed: choose(load(runs[0].data, split), samples, seed))
     results: dict[int, Any] = {}
     ready: dict[int, _Prepared] = {}
@@ -161,7 +168,7 @@ def run_together(runs: Sequence[Settings], *, load: Loader | None = None, checkp
             seeds=[each.settings.seed for each in all_of], variables=[each.variables for each in all_of],
             masks=[each.masks for each in all_of], measure=measurements(module), about=[each.about for each in all_of],
             checkpoint=None if checkpoints is None else [checkpoints[i] for i in ready], save_last=save_last,
-            progress=tell)
+            progress=tell, on_epoch=None if on_epoch is None else lambda place, row: on_epoch(list(ready)[place], row))
         share = (time.monotonic() - began) / len(ready)
         results |= {i: _result(each, done, share) for (i, each), done in zip(ready.items(), trained, strict=True)}
     return [results[i] for i in range(len(runs))]
@@ -186,7 +193,11 @@ def _prepare(settings: Settings, load: Loader, images: Callable[[Settings], list
     seed = settings.seed
     train, test = images(settings)
     module = model(settings.model, train.classes)
-    variables = _init(module)(jax.random.key(seed), jnp.asarray(train.images[:1]))
+    one = jnp.asarray(train.images[:1])
+    variables = _init(module)(jax.random.key(seed), one)
+    if (got := jax.eval_shape(_outputs(module), variables, one).shape) != (1, train.classes):
+        raise ValueError(f"{settings.model} gives outputs of shape {got} for one image, where {settings.data} with its "
+                         f"{train.classes} classes needs (1, {train.classes})")
     params, state = variables["params"], {k: v for k, v in variables.items() if k != "params"}
     tell(f"pruning by {settings.pruner}")
     masks, pruning = _prune(settings, params, load)
@@ -213,13 +224,17 @@ def _result(ready: _Prepared, trained: Fit, seconds: float) -> Result | Floating
             "history": [dict(row) for row in trained.history], "seconds": ready.seconds + seconds}, ready.masks
 
 
-def _load(name: str, split: str) -> Dataset:
-    return pk.data.load(name, split=split)
-
-
 @lru_cache(maxsize=8)
 def _init(module: Any) -> Callable[..., Any]:
     return jax.jit(module.init)
+
+
+def _outputs(module: Any) -> Callable[..., Any]:
+    def outputs(variables: PyTree, images: Any) -> Any:
+        apply_fn, params = pk.from_linen(module, variables)
+        return apply_fn(params, images)
+
+    return outputs
 
 
 def _prune(settings: Settings, params: PyTree, load: Loader) -> tuple[PyTree, dict[str, Any]]:
@@ -228,7 +243,7 @@ def _prune(settings: Settings, params: PyTree, load: Loader) -> tuple[PyTree, di
         total = weights(params)
         return masks, {"kept": total, "total": total, "density": 1.0, "compression": 0.0, "history": [], "layers": []}
     # A score that does not depend on the seed is one function for every seed, and traced once.
-    seed = settings.seed if PRUNERS[settings.pruner].seeded or settings.train_samples else 0
+    seed = settings.seed if pruner_of(settings.pruner).seeded or settings.train_samples else 0
     scores = _score(load, settings.model, settings.data, settings.train_samples, settings.pruner, seed)
     result = pruned(scores, params, compression=settings.compression,
                     steps=steps_of(settings.pruner, settings.prune_steps), jit=False)

@@ -6,8 +6,6 @@ import json
 import math
 import re
 import tomllib
-import types
-import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -15,22 +13,35 @@ from typing import Any
 
 import numpy as np
 
-import pkjax as pk
-from pkjax.experiments.methods import PRUNERS, model, steps_of
+from pkjax.experiments.methods import steps_of
+from pkjax.experiments.user_code import import_from, is_own
+from pkjax.experiments.values import NAMES, Name, checked_name, fitting
 from pkjax.training.recipes import Recipe, recipe
 
-__all__ = ["MOST", "Settings", "grid", "read_grid", "recorded_settings", "unique"]
-
+__all__ = ["MOST", "Settings", "grid", "read_file", "read_grid", "recorded_settings", "unique"]
 
 @dataclass(frozen=True)
 class Settings:
     """One run: initialise, prune, measure the kernels, train.
 
-    Whole numbers stand for floating-point ones, and lists for tuples.
+    Whole numbers stand for floating-point ones, and lists for tuples. A model, a data set and a pruner may be the
+    user's own: a function of an importable module, or its name `"module:function"`. The setting then becomes
+    `"module:function@version"`, where the version is the `__version__` or `VERSION` that the module declares, else a
+    hash of its file and of the files that it imports from the same folder. What is passed to a function goes by name:
+
+    - `make(classes)` returns a Linen module or a pair of functions (init, apply); `make(classes, rngs)` an NNX module.
+    - `score(params, …)` returns scores like the parameters. It may also take `apply_fn`, `images` and `labels` (ten
+      images a class), `loss` (parameters → mean cross entropy of these images), `masks` and `key`. It is traced, as by
+      `jax.jit`; its attribute `steps` is the default of `prune_steps`, else 1.
+    - `load()` returns (train, test), each a pair of images (N, …), as bytes or floating-point numbers, and labels (N,)
+      from 0, or a `pk.data.Dataset`. Bytes are normalised by the training images' mean and standard deviation of each
+      channel, numbers are taken as they are.
 
     Raises:
-        ValueError: the settings describe no possible run; raised before anything is computed.
-        TypeError: a value has the wrong type.
+        ValueError: the settings describe no possible run; raised before anything is computed. Or a function of the
+            user's own is not found, cannot be imported by other processes (a lambda, a function in a function or in
+            `__main__`), or belongs to another version than the one that is named.
+        TypeError: a value has the wrong type, or a function of the user's own takes other arguments.
 
     Source: Gebhart, Saxena and Schrater (2021), section 5 and appendix A.4.
 
@@ -39,12 +50,12 @@ class Settings:
         50
     """
 
-    model: str = "fc-100"
-    """Name of a network on the command line."""
-    data: str = "digits"
-    """One of `pk.data.names`."""
-    pruner: str = "none"
-    """A pruner, or "none" for the dense network."""
+    model: Name = "fc-100"
+    """Name of a network on the command line, or one of the user's own."""
+    data: Name = "digits"
+    """One of `pk.data.names`, or a data set of the user's own."""
+    pruner: Name = "none"
+    """A pruner, or "none" for the dense network, or a score of the user's own."""
     compression: float | int = 0.0
     """ρ: keep the fraction 10^-ρ of the weights."""
     seed: int = 0
@@ -52,7 +63,9 @@ class Settings:
     prune_steps: int | None = None
     """Pruning steps; None takes the default of the pruner."""
     epochs: int | None = None
-    """Passes over the training images; None, here and below, as the paper trains this model on this data set."""
+    """Passes over the training images; None, here and below, as the paper trains this model on this data set. A model
+    of the user's own trains as ResNet-20 (100 epochs at 0.001, a tenth after 60); data of the user's own is not
+    augmented, and else treated as CIFAR-10."""
     batch_size: int | None = None
     """Images per step."""
     learning_rate: float | int | None = None
@@ -75,12 +88,9 @@ class Settings:
     def __post_init__(self) -> None:
         """Refuse settings that describe no possible run, and give equal runs equal values."""
         for field in fields(self):
-            object.__setattr__(self, field.name, _fitting(field.name, getattr(self, field.name), field.type))
-        model(self.model, 10)
-        if self.data not in pk.data.names:
-            raise ValueError(f"unknown data set {self.data!r}; choose from {', '.join(pk.data.names)}")
-        if self.pruner not in (*PRUNERS, "none"):
-            raise ValueError(f"unknown pruner {self.pruner!r}; choose from none, {', '.join(PRUNERS)}")
+            object.__setattr__(self, field.name, fitting(field.name, getattr(self, field.name), field.type))
+        for what in NAMES:
+            object.__setattr__(self, what, checked_name(getattr(self, what), what))
         if not 0 <= self.compression < float("inf"):
             raise ValueError(f"compression must be a number of at least 0, got {self.compression}")
         for name, least, most in _RANGES:
@@ -102,11 +112,16 @@ class Settings:
         if self.pruner == "none" or self.compression == 0:    # one name for the dense network
             for name, value in (("pruner", "none"), ("compression", 0.0), ("prune_steps", None)):
                 object.__setattr__(self, name, value)
+        elif is_own(self.pruner):       # a record of it can be read without it
+            object.__setattr__(self, "prune_steps", steps_of(self.pruner, self.prune_steps))
 
     @property
     def _chosen(self) -> Recipe:
         own = {name: getattr(self, name) for name in ("epochs", "batch_size", "learning_rate", "weight_decay", "drops")}
-        return replace(recipe(self.model, self.data), **{k: v for k, v in own.items() if v is not None})
+        nearest = recipe("" if is_own(self.model) else self.model, "" if is_own(self.data) else self.data)
+        if is_own(self.data):
+            nearest = replace(nearest, augment=False)
+        return replace(nearest, **{k: v for k, v in own.items() if v is not None})
 
     @property
     def recipe(self) -> Recipe:
@@ -218,7 +233,7 @@ def grid(table: Mapping[str, Any]) -> list[Settings]:
     axes = _axes(table)
     _count([axes])
     kinds = {field.name: field.type for field in fields(Settings)}
-    return unique(Settings(**{name: _fitting(name, value, kinds[name]) for name, value in zip(axes, run, strict=True)})
+    return unique(Settings(**{name: fitting(name, value, kinds[name]) for name, value in zip(axes, run, strict=True)})
                   for run in itertools.product(*axes.values()))
 
 
@@ -232,6 +247,8 @@ def _axes(table: Mapping[str, Any]) -> dict[str, list[Any]]:
     for name, values in axes.items():
         if not values:
             raise ValueError(f"the list of {name} is empty")
+        if name in NAMES:      # each once, not for every run
+            axes[name] = [checked_name(fitting(name, value, str), name) for value in values]
     return axes
 
 
@@ -241,6 +258,23 @@ def _count(grids: Sequence[Mapping[str, list[Any]]]) -> None:
     if total > MOST:
         raise ValueError(f"a sweep of {total:,} runs is too large: at most {MOST:,} go into one; shorten its lists, or "
                          "split it into several sweeps")
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """Read the TOML file of a sweep.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not a TOML file, or holds what no sweep has.
+    """
+    try:
+        content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a TOML file: {error}") from error
+    unknown = set(content) - {"defaults", "grid", "logger"}
+    if unknown:
+        raise ValueError(f"{path} holds {sorted(unknown)[0]!r}; a sweep has a table [defaults] and tables [[grid]]")
+    return content
 
 
 def read_grid(path: Path) -> list[Settings]:
@@ -255,18 +289,15 @@ def read_grid(path: Path) -> list[Settings]:
         pruner = ["synflow", "synflow-l2"]
         compression = [1.0, 2.0]
 
+    Functions of the user's own, as in `model = "my_module:make"`, are imported from the folder of the file first, which
+    is put at the front of `sys.path`.
+
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is not a TOML file or describes no sweep; the message names what does not fit.
         TypeError: a value has the wrong type.
     """
-    try:
-        content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a TOML file: {error}") from error
-    unknown = set(content) - {"defaults", "grid"}
-    if unknown:
-        raise ValueError(f"{path} holds {sorted(unknown)[0]!r}; a sweep has a table [defaults] and tables [[grid]]")
+    content = read_file(path)
     tables = content.get("grid", [{}])
     defaults = content.get("defaults", {})
     if not isinstance(tables, list) or not isinstance(defaults, dict):
@@ -275,26 +306,9 @@ def read_grid(path: Path) -> list[Settings]:
         if not all(isinstance(table, dict) for table in tables):
             raise ValueError("write [defaults] and [[grid]] (in two brackets)")
         whole = [{**defaults, **table} for table in tables]
+        if any(is_own(str(table.get(what))) for table in whole for what in NAMES):
+            import_from(Path(path).parent)
         _count([_axes(table) for table in whole])
         return unique(settings for table in whole for settings in grid(table))
     except (ValueError, TypeError) as error:
         raise (ValueError if isinstance(error, ValueError) else TypeError)(f"{path}: {error}") from error
-
-
-def _fitting(name: str, value: Any, annotation: Any) -> Any:
-    """Make an integer a number, a list a tuple and NumPy's scalars Python's; refuse other types."""
-    parts = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
-    allowed = {typing.get_origin(part) or part for part in parts}
-    if isinstance(value, np.generic):
-        value = value.item()
-    if value is None and types.NoneType in allowed:
-        return None
-    if Sequence in allowed and isinstance(value, list | tuple) and all(type(part) is int for part in value):
-        return tuple(value)
-    if float in allowed and type(value) is int:
-        return float(value) if abs(value) < 2**1000 else math.inf if value > 0 else -math.inf
-    wanted = "a list of int" if Sequence in allowed else next(kind.__name__ for kind in (float, int, str)
-                                                              if kind in allowed)
-    if type(value).__name__ != wanted:
-        raise TypeError(f"{name} must be {wanted}, got {value!r}")
-    return value + 0.0 if isinstance(value, float) else value      # -0.0 is 0.0

@@ -2,10 +2,11 @@
 
 import contextlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pkjax.experiments.loggers import logger_name
 from pkjax.experiments.processes import run_locally
 from pkjax.experiments.ray_cluster import run_on_ray
 from pkjax.experiments.records import FAILED, RUNS, check_records, recorded
@@ -30,7 +31,8 @@ class Outcome(NamedTuple):
 
 
 def sweep(runs: Sequence[Settings], output: Path | str, *, workers: int = 1, together: int = 1,
-          ray: str | None = None, gpus: float = 0.0, retry: bool = False, progress: Progress = False) -> Outcome:
+          ray: str | None = None, gpus: float = 0.0, retry: bool = False, progress: Progress = False,
+          logger: str | Callable[..., Any] | None = None) -> Outcome:
     """Run experiments that have no record yet, and record each as soon as it is complete.
 
     `output/runs/KEY` holds the record and masks of a run, `output/failed/KEY.json` the error of a failed run, after
@@ -54,13 +56,21 @@ def sweep(runs: Sequence[Settings], output: Path | str, *, workers: int = 1, tog
         gpus: GPUs of the Ray cluster that a run occupies.
         retry: whether to repeat runs that failed before.
         progress: where to report the number of finished runs.
+        logger: a class or function of the user's own, or its name "module:Log", that the process that does a run calls
+            by `logger(settings=settings)` for an object with two methods: `on_epoch(row)` is given every new row of the
+            run's history, `on_run(record)` the record of the run, done or failed, before it is written. Runs that go
+            together have an object each, whose methods may be called from several threads. What is done again after a
+            process was killed is logged again. A logger that raises an error is not called again in that run, with a
+            warning in the run's `stderr`; it is no part of a run's settings.
 
     Returns:
         how many runs this call did, how many of them failed, and how many were recorded before.
 
     Raises:
-        ValueError: `workers` or `together` is less than 1, the address or the number of GPUs is malformed, the folder's
-            name is not UTF-8, or it holds a record that cannot be read; the message names it.
+        TypeError: the logger does not take `settings`, or lacks a method.
+        ValueError: the logger cannot be imported, `workers` or `together` is less than 1, the address or the number of
+            GPUs is malformed, the folder's name is not UTF-8, or it holds a record that cannot be read; the message
+            names it.
         NotADirectoryError: `output` is a file.
         BlockingIOError: another sweep is writing to the folder.
         ImportError: filelock or Ray is missing; the message names the extra.
@@ -82,14 +92,15 @@ def sweep(runs: Sequence[Settings], output: Path | str, *, workers: int = 1, tog
         raise ValueError(f"gpus must be a number of at least 0, got {gpus}")
     output, runs, tell = Path(output).absolute(), unique(runs), reporter(progress)
     check_folder(output)
+    listener = logger_name(logger)
     with _alone(output):
         _tidy(output)
         check_records(output, again={settings.key for settings in runs})
         done, failed = recorded(output)
         pending = [settings for settings in runs if settings.key not in (done if retry else done | failed)]
         groups, broken = _grouped(pending, together), 0
-        with contextlib.closing(run_locally(groups, output, workers) if ray is None else
-                                run_on_ray(groups, output, ray, gpus)) as ended:
+        with contextlib.closing(run_locally(groups, output, workers, listener) if ray is None else
+                                run_on_ray(groups, output, ray, gpus, listener)) as ended:
             for count, (settings, status) in enumerate(ended, 1):
                 broken += status == "failed"
                 shutil.rmtree(output / PARTIAL / settings.key, ignore_errors=True)

@@ -22,11 +22,12 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-import pkjax as pk
 from pkjax import files
 from pkjax.data.dataset import Dataset
 from pkjax.experiments.compiled import keep_compiled
 from pkjax.experiments.environment import environment
+from pkjax.experiments.loggers import Log
+from pkjax.experiments.methods import images_of
 from pkjax.experiments.records import FORMAT, write_failure, write_record
 from pkjax.experiments.runs import run, run_together
 from pkjax.experiments.settings import Settings
@@ -41,13 +42,14 @@ TAIL = 4000
 """Bytes of a worker's standard error stream that a record keeps at most."""
 
 
-def main(output: str, slot: int, workers: int) -> None:
+def main(output: str, slot: int, workers: int, logger: str | None = None) -> None:
     """Work for the sweep of a folder until its parent has no more runs.
 
     Args:
         output: the folder of results.
         slot: this worker's number, from 0; the process that replaces a dead one has the same.
         workers: how many there are.
+        logger: name of the user's logger.
     """
     lines = os.fdopen(os.dup(0), "rb")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)      # nothing else reads the parent's lines
@@ -58,7 +60,7 @@ def main(output: str, slot: int, workers: int) -> None:
         _take_cores(slot, workers)
         keep_compiled(Path(output) / COMPILED)
         while line := pending.get().strip():
-            _record([Settings(**values) for values in json.loads(line)], Path(output))
+            _record([Settings(**values) for values in json.loads(line)], Path(output), logger)
     except BaseException:      # not a failure of the run, but of this process, such as a full disk
         traceback.print_exc()
         code = UNABLE
@@ -81,9 +83,9 @@ def _take_cores(slot: int, workers: int) -> None:
             os.sched_setaffinity(0, cores[slot::workers])
 
 
-def _record(group: Sequence[Settings], output: Path) -> None:
+def _record(group: Sequence[Settings], output: Path, logger: str | None) -> None:
     """Run experiments and write their records, or those of their failures."""
-    for record, masks in work_together(group, output):
+    for record, masks in work_together(group, output, logger):
         sys.stderr.flush()
         record["stderr"] = tail(2)
         if masks is None:
@@ -101,39 +103,52 @@ def tail(number: int) -> str:
         return ""
 
 
-def work(settings: Settings, folder: Path | None) -> tuple[dict[str, Any], PyTree | None]:
+def work(settings: Settings, folder: Path | None, log: Log | None = None
+         ) -> tuple[dict[str, Any], PyTree | None]:
     """Run an experiment; return its record and masks, or the record of its failure and None.
 
     `folder` is the folder of results, where this process can see it: it keeps decoded images and unfinished trainings.
     A training that cannot be continued, such as one of another version, begins again.
     """
     checkpoint = None if folder is None else folder / PARTIAL / settings.key
+    options: Any = {"load": _loader(folder), "checkpoint": checkpoint, "on_epoch": log.on_epoch if log else None}
     try:
         try:
-            record, masks = run(settings, load=_loader(folder), checkpoint=checkpoint)
+            record, masks = run(settings, **options)
         except CheckpointError:     # what a killed or older sweep left is of use to no other run
             shutil.rmtree(checkpoint or "")
-            record, masks = run(settings, load=_loader(folder), checkpoint=checkpoint)
+            record, masks = run(settings, **options)
     except (Exception, SystemExit) as error:  # whatever a run raises is its result; the sweep continues
         return _failed(settings, error), None
     return record, jax.tree.map(np.asarray, masks)
 
 
-def work_together(group: Sequence[Settings], folder: Path | None) -> Iterator[tuple[dict[str, Any], PyTree | None]]:
+def work_together(group: Sequence[Settings], folder: Path | None, logger: str | None = None
+                  ) -> Iterator[tuple[dict[str, Any], PyTree | None]]:
     """Run experiments whose networks train together; yield what `work` returns for each, in order.
 
-    Where the group fails as a whole, for lack of memory say, its runs are done one by one.
+    Where the group fails as a whole, for lack of memory say, its runs are done one by one. The logger hears of every
+    run before it is recorded.
     """
+    logs = [Log(logger, settings) for settings in group]
+    for log, (record, masks) in zip(logs, _worked(group, folder, logs), strict=True):
+        log.on_run(record)
+        yield record, masks
+
+
+def _worked(group: Sequence[Settings], folder: Path | None, logs: Sequence[Log]
+            ) -> Iterator[tuple[dict[str, Any], PyTree | None]]:
     together: list[Any] = []
     if len(group) > 1:
         checkpoints = None if folder is None else [folder / PARTIAL / settings.key for settings in group]
         try:
-            together = run_together(group, load=_loader(folder), checkpoints=checkpoints)
+            together = run_together(group, load=_loader(folder), checkpoints=checkpoints,
+                                    on_epoch=lambda i, row: logs[i].on_epoch(row))
         except (Exception, SystemExit) as error:
             _failed(group[0], error)
     if not together:
-        for settings in group:
-            yield work(settings, folder)
+        for settings, log in zip(group, logs, strict=True):
+            yield work(settings, folder, log)
     for settings, result in zip(group, together, strict=False):
         if isinstance(result, BaseException):
             yield _failed(settings, result), None
@@ -165,10 +180,10 @@ def _loader(folder: Path | None) -> Callable[[str, str], Dataset]:
     @lru_cache(maxsize=4)
     def load(name: str, split: str) -> Dataset:
         if folder is None or name == "digits":
-            return pk.data.load(name, split=split)
-        file = folder / IMAGES / f"{name}-{split}.npz"
+            return images_of(name, split)
+        file = folder / IMAGES / f"{name.replace(':', '.')}-{split}.npz"
         if not file.exists():
-            dataset = pk.data.load(name, split=split)
+            dataset = images_of(name, split)
             file.parent.mkdir(parents=True, exist_ok=True)
             kept: dict[str, Any] = {key: np.asarray(getattr(dataset, key)) for key in _KEPT}
             with files.replacing(file) as part, part.open("xb") as out:

@@ -22,7 +22,7 @@ Measure = Callable[[PyTree, PyTree], Mapping[str, Any]]
 def fit(module: Any, train: Dataset, test: Dataset, *, recipe: Recipe, variables: PyTree | None = None,
         masks: PyTree | None = None, seed: int = 0, measure: Measure | None = None,
         checkpoint: Path | str | None = None, save_seconds: float = 30.0, epochs: int | None = None,
-        progress: tables.Progress = False) -> Fit:
+        progress: tables.Progress = False, on_epoch: Callable[[Mapping[str, Any]], None] | None = None) -> Fit:
     """Train a Flax module on labelled images by Adam; pruned weights are 0 from the first step to the last.
 
         L = −(1/B) Σ_x ln softmax(f(x, θ))_{y(x)},   g = ∇L + w θ
@@ -48,6 +48,8 @@ def fit(module: Any, train: Dataset, test: Dataset, *, recipe: Recipe, variables
         save_seconds: seconds between checkpoints, written at the ends of epochs; the last epoch always writes one.
         epochs: stop after this epoch, to resume later from the checkpoint; None runs all epochs of the recipe.
         progress: where to report the test accuracy after each epoch.
+        on_epoch: a function that is given every new row of the history, before training and after each epoch, before
+            the checkpoint is written. Rows that a checkpoint holds were given before. What it raises ends the training.
 
     Returns:
         parameters, state, masks and history.
@@ -75,7 +77,7 @@ def fit(module: Any, train: Dataset, test: Dataset, *, recipe: Recipe, variables
                  for name, value in (measure(now["params"], now["state"]) if measure else {}).items()}]
 
     trainer = Trainer(module, recipe, measured, epochs, save_seconds, save_last=True, tell=tables.reporter(progress))
-    member = Member(train, test, seed, variables, masks, checkpoint, None)
+    member = Member(train, test, seed, variables, masks, checkpoint, None, on_epoch)
     done, = trainer.train([member], one_by_one)
     if done.error:
         raise FloatingPointError(done.error)

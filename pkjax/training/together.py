@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ def fit_together(module: Any, train: Dataset | Sequence[Dataset], test: Dataset 
                  masks: Sequence[PyTree] | None = None, measure: Callable[..., Mapping[str, Any]] | None = None,
                  about: Sequence[PyTree] | None = None, checkpoint: Sequence[Path | str] | None = None,
                  save_seconds: float = 30.0, save_last: bool = True, epochs: int | None = None,
-                 progress: tables.Progress = False) -> tuple[Fit, ...]:
+                 progress: tables.Progress = False,
+                 on_epoch: Callable[[int, Mapping[str, Any]], None] | None = None) -> tuple[Fit, ...]:
     """Train networks that differ in seed, beginning, masks or examples, as one program over a batch of networks.
 
     Every network trains as by `fit`, with its own random numbers, and ends where `fit` leads it but for the rounding
@@ -59,6 +61,8 @@ def fit_together(module: Any, train: Dataset | Sequence[Dataset], test: Dataset 
         save_last: whether the last epoch writes checkpoints.
         epochs: stop after this epoch; None runs all epochs of the recipe.
         progress: where to report the test accuracies after each epoch.
+        on_epoch: a function that is given the place of a network and a new row of its history, as that of `fit`; on a
+            CPU from several threads, but for one network from one.
 
     Returns:
         the result of each network, in order.
@@ -83,7 +87,8 @@ def fit_together(module: Any, train: Dataset | Sequence[Dataset], test: Dataset 
         raise ValueError("seeds must hold a seed for each network, got none")
     members = [Member(*values) for values in zip(
         _each("train", train, n, Dataset), _each("test", test, n, Dataset), seeds, _each("variables", variables, n),
-        _each("masks", masks, n), _each("checkpoint", checkpoint, n), _each("about", about, n), strict=True)]
+        _each("masks", masks, n), _each("checkpoint", checkpoint, n), _each("about", about, n),
+        [None if on_epoch is None else partial(on_epoch, i) for i in range(n)], strict=True)]
     _check_data(members)
     trainer = Trainer(module, recipe, _batched(measure, about is not None), epochs, save_seconds, save_last,
                       tables.reporter(progress))

@@ -45,6 +45,8 @@ class Member(NamedTuple):
     checkpoint: Path | str | None
     about: PyTree
     """What its measurements need."""
+    on_epoch: Callable[[Mapping[str, Any]], None] | None = None
+    """What is told every row of its history."""
 
 
 class Begun(NamedTuple):
@@ -160,8 +162,14 @@ class Trainer:
             return [{**{name: _number(values, i) for name, values in columns.items()}, **more}
                     for i, more in enumerate(self.measure(members, now))]
 
+        def keep(row: dict[str, Any], i: int) -> None:
+            histories[i].append(row)
+            if (tell := members[i].on_epoch) is not None:
+                tell(dict(row))
+
         if not histories[0]:
-            histories = [[row] for row in rows(epoch=0)]
+            for i, row in enumerate(rows(epoch=0)):
+                keep(row, i)
         last = self.recipe.epochs if self.epochs is None else min(self.epochs, self.recipe.epochs)
         written, cost = time.monotonic(), 0.0
         for number in range(len(histories[0]), last + 1):
@@ -183,7 +191,7 @@ class Trainer:
             new = rows(epoch=number, train_loss=loss, train_accuracy=accuracy, learning_rate=self.recipe.rate(number),
                        seconds=(time.monotonic() - began) / networks)
             for i in alive:
-                histories[i].append(new[i])
+                keep(new[i], i)
             ended = number == last
             if (ended and self.save_last) or (
                     not ended and time.monotonic() - written >= max(self.save_seconds, cost / SAVING)):

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from pkjax.experiments import figures, findings, regression
-from pkjax.experiments.figures.styles import STYLES, known
+from pkjax.experiments.figures.styles import STYLES, styles_of
 from pkjax.experiments.paper_claims import judge_claims
 from pkjax.experiments.run_tables import PREDICTORS, QUANTITIES
 from pkjax.plots import panels
@@ -224,7 +224,7 @@ def test_figure_3_draws_means_over_seeds_their_range_and_the_dense_level(table):
         cells = some.pivot(columns="seed", index=["pruner", "compression"], values="test_accuracy")
         lines = named(ax)
         bands = iter(ax.collections)
-        for pruner in known(cells.index.levels[0]):
+        for pruner in styles_of(cells.index.levels[0]):
             want = cells.loc[pruner]
             line = lines[STYLES[pruner].label]
             if pruner == "none":
@@ -271,7 +271,7 @@ def test_captured_shares_are_means_that_end_with_the_shortest_list(table, by):
     (ax,) = figure.axes
     assert "1 run without shares left out" in text(figure)
     bars = iter(ax.collections)
-    values = known(some["pruner"]) if by == "pruner" else sorted(set(some["compression"]))
+    values = list(styles_of(some["pruner"])) if by == "pruner" else sorted(set(some["compression"]))
     for line, value in zip(ax.lines, values, strict=True):
         lists = [cell for cell in some["captured"][some[by] == value] if cell is not None]
         shortest = min(map(len, lists))

@@ -181,7 +181,7 @@ def starting(monkeypatch, name):
     main(*arguments)"""))
 
 
-def dies(chosen, folder):
+def dies(chosen, folder, log=None):
     with (folder / f"begun-{chosen.seed}").open("a") as file:
         file.write("x")
     if chosen.seed == 1:
@@ -210,7 +210,7 @@ def test_a_process_that_dies_twice_is_a_failure_of_its_run_alone(tmp_path, monke
     assert [(tmp_path / "r" / f"begun-{seed}").read_text() for seed in (0, 1)] == ["x", "xx"]
 
 
-def ends(chosen, folder):
+def ends(chosen, folder, log=None):
     if chosen.seed == 1:
         os._exit(1)
     return ORDINARY(chosen, folder)
@@ -224,7 +224,7 @@ def test_a_run_that_ends_its_process_is_a_failure_of_its_run_alone(tmp_path, mon
     assert table.loc[0, "status"] == "done"
 
 
-def large(chosen, folder):
+def large(chosen, folder, log=None):
     """A result of 4 MB, which no pipe holds; what the worker sees of the machine stands in it."""
     record, masks = ORDINARY(chosen, folder)
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
@@ -316,7 +316,7 @@ def alive(pid):
         return False
 
 
-def breaks(chosen, folder):
+def breaks(chosen, folder, log=None):
     (folder / "runs").touch()                         # no folder can be made there any more
     return ORDINARY(chosen, None)
 
@@ -331,7 +331,7 @@ def test_a_worker_that_cannot_write_its_record_stops_the_sweep_and_no_run_fails(
     assert records.recorded(tmp_path / "s") == (set(), set())
 
 
-def fills(chosen, folder):
+def fills(chosen, folder, log=None):
     def full(*_, **__):
         raise ValueError("RESOURCE_EXHAUSTED: No space left on device")
 
@@ -383,20 +383,20 @@ def test_records_of_an_earlier_format_are_refused_by_name(undisturbed, tmp_path)
         records.table(tmp_path)
 
 
-def kill_once(chosen, folder):
+def kill_once(group, folder, logger):
     """Kill the worker at the first try of a run; the file beside the results remembers it."""
     mark = Path(os.environ["PKJAX_TEST_MARK"])
-    if chosen.seed == 1 and not mark.exists():
+    if group[0].seed == 1 and not mark.exists():
         mark.touch()
         os.kill(os.getpid(), signal.SIGKILL)
-    return ORDINARY(chosen, folder)
+    return worker.work_together(group, folder, logger)
 
 
 @pytest.mark.filterwarnings("ignore")        # Ray's own: it forks beside JAX's threads, and leaves files open
 def test_a_ray_cluster_whose_worker_is_killed_ends_with_the_same_table(undisturbed, tmp_path, monkeypatch):
     pytest.importorskip("ray")
     monkeypatch.setenv("PKJAX_TEST_MARK", str(tmp_path / "killed"))
-    monkeypatch.setattr(ray_cluster, "work", kill_once)
+    monkeypatch.setattr(ray_cluster, "work_together", kill_once)
     assert sweeps.sweep(SWEPT[:2], tmp_path / "r", ray="local") == (2, 0, 0)
     assert (tmp_path / "killed").exists()
     assert same_rows(tmp_path / "r", undisturbed, SWEPT[:2])

@@ -123,7 +123,7 @@ def dying(module):
             if settings.seed == 1:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    def work(chosen, folder):
+    def work(chosen, folder, log=None):
         note([chosen], folder)
         return single(chosen, folder)
 

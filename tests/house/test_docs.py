@@ -104,12 +104,24 @@ def test_every_command_line_is_one():
             pytest.fail(f"{page}: pkjax {shlex.join(argv)}: {error.args}")
 
 
-def test_every_sweep_is_one(tmp_path):
-    grids = [block for page in PAGES for block in fenced(page.read_text(), "toml")]
-    assert grids
-    for block in grids:
-        (tmp_path / "grid.toml").write_text(block)
-        assert len(read_grid(tmp_path / "grid.toml")) > 1
+def titled(text):
+    """The files that a page shows: their names and what stands in them."""
+    return dict(re.findall(r'^```(?:python|toml) title="([\w.]+)"\n(.*?)^```$', text, re.DOTALL | re.MULTILINE))
+
+
+def test_every_sweep_is_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    grids = 0
+    for page in PAGES:
+        shown = titled(page.read_text()) | {f"{page.stem}_{i}.toml": block for i, block
+                                            in enumerate(fenced(page.read_text(), "toml"))}
+        for file, content in shown.items():
+            (tmp_path / file).write_text(content)
+        for file in shown:
+            if file.endswith(".toml"):
+                assert len(read_grid(tmp_path / file)) > 1
+                grids += 1
+    assert grids > 1
 
 
 def test_the_picture_shows_a_product_of_three_matrices():

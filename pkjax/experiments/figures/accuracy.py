@@ -6,17 +6,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pkjax.experiments.figures.styles import (
-    STYLES,
     by_data,
     count,
     finish,
     first_in_row,
-    known,
     left_out,
     legend,
     line_style,
     note,
     percent,
+    styles_of,
 )
 from pkjax.experiments.run_tables import finished, floats, groups
 from pkjax.plots.panels import literal
@@ -59,12 +58,12 @@ def figure3(table: "DataFrame", axes: "Sequence[Axes] | None" = None) -> "Figure
     chosen = finished(table, "data", "model", "pruner", "compression", "test_accuracy")
     runs = chosen.runs
     valued = np.isfinite(floats(runs, "test_accuracy"))
-    names, panels = known(runs["pruner"]), list(groups(runs))
+    styles, panels = styles_of(runs["pruner"]), list(groups(runs))
     figure, places = by_data(panels, axes, sharey="row")
     for ax, (data, model, _, group) in zip(places, panels, strict=True):
         accurate = group[np.isfinite(floats(group, "test_accuracy"))]
-        for name in names:
-            here, style = accurate[accurate["pruner"] == name], STYLES[name]
+        for name, style in styles.items():
+            here = accurate[accurate["pruner"] == name]
             if name == "none" and len(here):
                 ax.axhline(here["test_accuracy"].mean(), color=style.colour, linestyle=style.dashes, linewidth=1.2,
                            label=style.label)

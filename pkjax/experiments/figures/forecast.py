@@ -6,16 +6,15 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from pkjax.experiments.figures.styles import (
-    STYLES,
     UNUSED,
     count,
     finish,
     grid,
-    known,
     left_out,
     line_style,
     note,
     r2_text,
+    styles_of,
 )
 from pkjax.experiments.findings import curves, rms
 from pkjax.experiments.regression import risen
@@ -68,7 +67,7 @@ def figure1(table: "DataFrame", t: float | int | Literal["fit"] = "fit",
     """
     chosen = finished(table, "data", "model", "pruner", "learning_rate", "steps", "trace_pi_1", *QUANTITIES)
     runs = chosen.runs
-    names = known(runs["pruner"])
+    styles = styles_of(runs["pruner"])
     models = list(groups(runs))
     figure, places = grid(2 * len(models), 3.75, 2.6, axes, across=2)
     omitted = 0
@@ -78,8 +77,8 @@ def figure1(table: "DataFrame", t: float | int | Literal["fit"] = "fit",
             kept = np.isfinite(curve.residuals) if curve.drawn else np.isfinite(trace) & (trace > 0)
             omitted += curve.left_out
             y = floats(group, quantity)
-            for name in (n for n in names if n in pruner):
-                style, here = STYLES[name], kept & (pruner == name)
+            for name, style in ((name, style) for name, style in styles.items() if name in pruner):
+                here = kept & (pruner == name)
                 label = f"{style.label} {format_number(rms(curve.residuals[here]), 3)}"
                 ax.plot(trace[here], y[here], **line_style(style) | {"linestyle": "none", "markersize": 4,
                                                                      "label": label})

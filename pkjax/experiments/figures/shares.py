@@ -6,18 +6,17 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from pkjax.experiments.figures.styles import (
-    STYLES,
     by_data,
     count,
     finish,
     first_in_row,
-    known,
     left_out,
     legend,
     line_style,
     note,
     percent,
     scale,
+    styles_of,
 )
 from pkjax.experiments.run_tables import finished, groups
 from pkjax.plots.panels import literal
@@ -69,7 +68,7 @@ def captured(table: "DataFrame", by: Literal["pruner", "compression"] = "pruner"
     if not has.any():
         raise ValueError("no run of the table has the shares that path eigenvectors carry")
     shown = runs[has]
-    styles = {name: STYLES[name] for name in known(shown["pruner"])} if by == "pruner" else scale(shown[by])
+    styles = styles_of(shown["pruner"]) if by == "pruner" else scale(shown[by])
     panels = list(groups(shown))
     figure, places = by_data(panels, axes, sharey=True)
     for ax, (data, model, _, group) in zip(places, panels, strict=True):

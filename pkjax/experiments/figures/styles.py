@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from pkjax.experiments.run_tables import Finished
+from pkjax.experiments.user_code import is_own
 from pkjax.plots import panels as shared
-from pkjax.plots.panels import BLACK, BLUE, GREEN, ORANGE, SMALL, VERMILLION, axes_of_all, new_figure
+from pkjax.plots.panels import BLACK, BLUE, GREEN, ORANGE, SMALL, VERMILLION, axes_of_all, literal, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["STYLES", "UNUSED", "Style", "below", "by_data", "count", "finish", "first_in_row", "grid", "known",
-           "left_out", "legend", "line_style", "note", "percent", "r2_text", "scale"]
+__all__ = ["STYLES", "UNUSED", "Style", "below", "by_data", "count", "finish", "first_in_row", "grid", "left_out",
+           "legend", "line_style", "note", "percent", "r2_text", "scale", "styles_of"]
 
 SKY, YELLOW, PURPLE, GREY = "#56B4E9", "#F0E442", "#CC79A7", "#8C8C8C"
 INDIGO, WINE = "#332288", "#882255"
@@ -56,20 +57,28 @@ STYLES = {
 """Pruner → style; a -Dist variant is paler, open and dashed beside its counterpart."""
 
 
-def known(names: Iterable[Any]) -> list[str]:
-    """Return the pruners among `names` in the order of `STYLES`.
+_OWN = tuple(zip(("#661100", "#999933", "#AA4499", "#117733", "#6699CC"), "<>hHd",
+                 ((0, (2, 1)), (0, (6, 1, 2, 1)), "-.", (0, (1, 2)), "--"), strict=True))
+"""Colour, marker and dashes of the user's own pruners, in turn; the colours are Tol's."""
+
+
+def styles_of(names: Iterable[Any]) -> dict[str, Style]:
+    """Return the style of each pruner among `names`: in the order of `STYLES`, the user's own before the dense network.
 
     Raises:
-        ValueError: a pruner has no style.
+        ValueError: a pruner has no style, and is not the user's own.
 
     Examples:
-        >>> known(["synflow", "snip", "snip"])
-        ['snip', 'synflow']
+        >>> [style.label for style in styles_of(["none", "my_module:score", "synflow", "snip", "snip"]).values()]
+        ['SNIP', 'SynFlow', 'my_module:score', 'dense']
     """
     names = set(names)
-    if unknown := sorted(map(str, names - set(STYLES))):
+    own = sorted(name for name in names if isinstance(name, str) and is_own(name))
+    if unknown := sorted(map(str, names - {*STYLES, *own})):
         raise ValueError(f"no style for pruner {', '.join(map(repr, unknown))}; known are {', '.join(STYLES)}")
-    return [name for name in STYLES if name in names]
+    # Matplotlib leaves labels that begin with "_" out of legends.
+    styles = {name: Style(literal(name).lstrip("_"), *look) for name, look in zip(own, cycle(_OWN), strict=False)}
+    return {name: {**STYLES, **styles}[name] for name in (*list(STYLES)[:-1], *own, "none") if name in names}
 
 
 def line_style(style: Style) -> dict[str, Any]:
@@ -154,7 +163,7 @@ def legend(figure: Any, axes: list[Any]) -> None:
     """Draw one legend above all panels: each label once, pruners in their order."""
     handles = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     order = {style.label: place for place, style in enumerate(STYLES.values())}
-    labels = sorted(handles, key=lambda label: order.get(label, len(order)))
+    labels = sorted(handles, key=lambda label: order.get(label, len(order) - 1.5))
     if labels:
         figure.legend([handles[label] for label in labels], labels, fontsize=SMALL - 1, frameon=False,
                       loc="outside upper left", ncols=max(1, min(len(labels), int(_width(figure) / 1.2))),
