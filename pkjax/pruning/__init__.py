@@ -8,6 +8,7 @@ from pkjax.pruning.result import DisconnectedWarning, EmptiedLayerWarning, Layer
 from pkjax.pruning.schedules import exponential, linear
 from pkjax.pruning.scopes import erk_scope, global_scope, layer_scope
 from pkjax.pruning.scores import (
+    fisher,
     grasp,
     magnitude,
     ntk_trace_saliency,
@@ -20,7 +21,7 @@ from pkjax.pruning.scores import (
 from pkjax.pruning.zero_scores import ZeroScoresWarning
 
 __all__ = ["Connectivity", "DisconnectedWarning", "EmptiedLayerWarning", "LayerReport", "PruneResult",
-           "ZeroScoresWarning", "apply_masks", "connectivity", "erk_scope", "exponential", "global_scope", "grasp",
-           "inverted", "layer_scope", "linear", "load_masks", "magnitude", "masked", "ntk_trace_saliency",
+           "ZeroScoresWarning", "apply_masks", "connectivity", "erk_scope", "exponential", "fisher", "global_scope",
+           "grasp", "inverted", "layer_scope", "linear", "load_masks", "magnitude", "masked", "ntk_trace_saliency",
            "path_exclusion", "prune", "random", "reinitialize", "save_masks", "shuffle_masks", "snip", "synflow",
            "synflow_l2"]
