@@ -35,6 +35,7 @@ from pkjax.pruning import (
     load_masks,
     magnitude,
     masked,
+    ntk_sap,
     ntk_trace_saliency,
     path_exclusion,
     prune,
@@ -69,14 +70,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "Connectivity", "DisconnectedWarning", "EmptiedLayerWarning", "LayerReport", "LeafPlan",
-    "NotFullyConnectedError", "NotPathNetworkError", "NtkEigenpairs", "NtkPlan", "PruneResult", "Report",
-    "ZeroScoresWarning", "analyze", "apply_masks", "connectivity", "data", "data_factor", "dynamics", "erk_scope",
-    "experiments", "exponential", "fisher", "from_linen", "from_nnx", "global_scope", "grasp", "inverted",
-    "kernels", "layer_scope", "linear", "load_masks", "magnitude", "masked", "mean_input", "models", "ntk",
-    "ntk_density", "ntk_effective_rank", "ntk_eigenpairs", "ntk_frobenius", "ntk_matvec", "ntk_plan", "ntk_trace",
-    "ntk_trace_estimate", "ntk_trace_saliency", "ones_input", "path_exclusion", "path_kernel", "paths", "plots",
-    "prune", "random", "reinitialize", "save_masks", "shuffle_masks", "snip", "synflow", "synflow_l2", "training",
+    "Connectivity", "DisconnectedWarning", "EmptiedLayerWarning", "LayerReport", "LeafPlan", "NotFullyConnectedError",
+    "NotPathNetworkError", "NtkEigenpairs", "NtkPlan", "PruneResult", "Report", "ZeroScoresWarning", "analyze",
+    "apply_masks", "connectivity", "data", "data_factor", "dynamics", "erk_scope", "experiments", "exponential",
+    "fisher", "from_linen", "from_nnx", "global_scope", "grasp", "inverted", "kernels", "layer_scope", "linear",
+    "load_masks", "magnitude", "masked", "mean_input", "models", "ntk", "ntk_density", "ntk_effective_rank",
+    "ntk_eigenpairs", "ntk_frobenius", "ntk_matvec", "ntk_plan", "ntk_sap", "ntk_trace", "ntk_trace_estimate",
+    "ntk_trace_saliency", "ones_input", "path_exclusion", "path_kernel", "paths", "plots", "prune", "random",
+    "reinitialize", "save_masks", "shuffle_masks", "snip", "synflow", "synflow_l2", "training",
 ]
 
 _LAZY = ("data", "dynamics", "experiments", "models", "plots", "training")

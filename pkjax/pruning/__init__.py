@@ -11,6 +11,7 @@ from pkjax.pruning.scores import (
     fisher,
     grasp,
     magnitude,
+    ntk_sap,
     ntk_trace_saliency,
     path_exclusion,
     random,
@@ -22,6 +23,6 @@ from pkjax.pruning.zero_scores import ZeroScoresWarning
 
 __all__ = ["Connectivity", "DisconnectedWarning", "EmptiedLayerWarning", "LayerReport", "PruneResult",
            "ZeroScoresWarning", "apply_masks", "connectivity", "erk_scope", "exponential", "fisher", "global_scope",
-           "grasp", "inverted", "layer_scope", "linear", "load_masks", "magnitude", "masked", "ntk_trace_saliency",
-           "path_exclusion", "prune", "random", "reinitialize", "save_masks", "shuffle_masks", "snip", "synflow",
-           "synflow_l2"]
+           "grasp", "inverted", "layer_scope", "linear", "load_masks", "magnitude", "masked", "ntk_sap",
+           "ntk_trace_saliency", "path_exclusion", "prune", "random", "reinitialize", "save_masks", "shuffle_masks",
+           "snip", "synflow", "synflow_l2"]

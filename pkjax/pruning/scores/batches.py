@@ -121,11 +121,11 @@ def in_chunks(term: Callable[[PyTree], list[Array]], sums: Sums, batch: PyTree, 
     return sums if whole == count else add(sums, term(jax.tree.map(lambda v: v[whole:], batch)))
 
 
-def whole_number(batch_size: Any) -> int:
-    """Read how many examples to take at once; ValueError unless that is a whole number of 1 or more."""
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
-        raise ValueError(f"batch_size must be a whole number of examples, 1 or more, got {batch_size!r}")
-    return int(batch_size)
+def whole_number(count: Any, name: str) -> int:
+    """Read a number of examples; ValueError unless it is whole and 1 or more."""
+    if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
+        raise ValueError(f"{name} must be a whole number of examples, 1 or more, got {count!r}")
+    return int(count)
 
 
 def _advance(program: BoundProgram, state: Any, *arguments: Any) -> Any:

@@ -166,7 +166,7 @@ def fisher(loss_fn: Loss, params: PyTree, batches: Iterable[PyTree], *, batch_si
         [[20.0], [1.0]]
     """
     leaves, rebuild = split(params)
-    size = whole_number(batch_size)
+    size = whole_number(batch_size, "batch_size")
 
     def squares(leaves: list[Array], chunk: PyTree) -> list[Array]:
         def one(example: PyTree) -> list[Array]:

@@ -48,7 +48,7 @@ def ntk_trace_saliency(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, masks: P
         >>> scores["a"].tolist(), scores["b"].tolist()
         ([[72.0]], [[8.0]])
     """
-    size = whole_number(batch_size)
+    size = whole_number(batch_size, "batch_size")
     network, leaves, rebuild, stream = scored_network(apply_fn, params, X, masks)
     fn, out = network.fn, network.fn.out
     chosen = jax.tree.leaves(trainable_masks(params, trainable, masks))
