@@ -38,6 +38,7 @@ from pkjax.pruning import (
     ntk_sap,
     ntk_trace_saliency,
     path_exclusion,
+    phew,
     prune,
     random,
     reinitialize,
@@ -76,7 +77,7 @@ __all__ = [
     "fisher", "from_linen", "from_nnx", "global_scope", "grasp", "inverted", "kernels", "layer_scope", "linear",
     "load_masks", "magnitude", "masked", "mean_input", "models", "ntk", "ntk_density", "ntk_effective_rank",
     "ntk_eigenpairs", "ntk_frobenius", "ntk_matvec", "ntk_plan", "ntk_sap", "ntk_trace", "ntk_trace_estimate",
-    "ntk_trace_saliency", "ones_input", "path_exclusion", "path_kernel", "paths", "plots", "prune", "random",
+    "ntk_trace_saliency", "ones_input", "path_exclusion", "path_kernel", "paths", "phew", "plots", "prune", "random",
     "reinitialize", "save_masks", "shuffle_masks", "snip", "synflow", "synflow_l2", "training",
 ]
 
