@@ -12,7 +12,8 @@ from tyro.conf import arg
 
 import pkjax as pk
 from pkjax.data.dataset import Dataset
-from pkjax.experiments.methods import MODELS, PRUNERS, model
+from pkjax.experiments.methods import MODELS, PRUNERS, model, steps_of
+from pkjax.experiments.trained_masks import TRAINED
 from pkjax.trees import ApplyFn
 
 __all__ = ["COMMANDS", "FIGURES", "Analyze", "Common", "Figures", "Network", "Options", "Prune", "Sweep", "Train",
@@ -44,7 +45,7 @@ def _or(names: Sequence[str]) -> str:
         >>> _or(("snip", "grasp", "synflow"))
         'snip, grasp or synflow'
     """
-    return f"{', '.join(names[:-1])} or {names[-1]}"
+    return f"{', '.join(names[:-1])} or {names[-1]}" if names[1:] else names[0]
 
 
 INT, FLOAT = _value("INT", int, "a whole number"), _value("FLOAT", float, "a number")
@@ -54,7 +55,8 @@ STR, PATH = _value("STR", str, "a word"), _value("PATH", Path, "a path")
 MODEL = arg(help=f"Network: fc-WIDTH (six hidden layers), fc-WIDTHxDEPTH, {_or(MODELS)}. -plain at the end of a name "
                  "leaves out BatchNorm.")
 DATA = arg(help=f"Data set: {_or(pk.data.names)}. All but digits are downloaded or read from a folder.")
-STEPS = _unset(f"100 for {_or([name for name, pruner in PRUNERS.items() if pruner.steps == 100])}, else 1")
+STEPS = _unset(", ".join(f"{steps} for {_or(names)}" for steps in (100, 20, 10) if (names := [
+    name for name in (*PRUNERS, *TRAINED) if steps_of(name, None) == steps])) + ", else 1")
 RECIPE = _unset("as in the paper's tables")
 FIGURES = {
     "1": "training against Tr Π, with the forecast",
@@ -118,7 +120,7 @@ class Train:
 
     model: Annotated[str, MODEL] = "fc-100"
     data: Annotated[str, DATA] = "digits"
-    pruner: Annotated[str, arg(help=f"Score to prune by: none, {_or(tuple(PRUNERS))}.")] = "none"
+    pruner: Annotated[str, arg(help=f"Score to prune by: none, {_or((*PRUNERS, *TRAINED))}.")] = "none"
     compression: Annotated[float | None, FLOAT, _unset("1.0 with a pruner")] = None
     """Compression ρ: keep the fraction 10^-ρ of the weights."""
     steps: Annotated[int | None, INT, STEPS] = None
@@ -192,6 +194,8 @@ def check(options: Common) -> None:
     Raises:
         ValueError: an option does not fit; the message names it.
     """
+    if options.pruner in TRAINED:
+        raise ValueError(f"the pruner {options.pruner} finds its masks by training: use pkjax train or pkjax sweep")
     if options.pruner not in PRUNERS:
         raise ValueError(f"unknown pruner {options.pruner!r}; choose from {', '.join(PRUNERS)}")
     if options.data not in pk.data.names:

@@ -14,10 +14,11 @@ from jaxtyping import Array, PyTree
 
 import pkjax as pk
 from pkjax.data.dataset import Dataset
+from pkjax.experiments.trained_masks import TRAINED
 from pkjax.programs.program import BoundProgram, trace
 from pkjax.trees import ApplyFn
 
-__all__ = ["MODELS", "PRUNERS", "Pruner", "compiled", "model", "pruned", "score", "steps_of", "weights"]
+__all__ = ["MODELS", "PRUNERS", "MaskFn", "Pruner", "compiled", "model", "pruned", "score", "steps_of", "weights"]
 
 MODELS = ("vgg11", "vgg16", "resnet20", "wide_resnet20", "resnet18", "wide_resnet18")
 """Functions of `pk.models` that take a number of classes and `plain`."""
@@ -39,7 +40,7 @@ class Case(NamedTuple):
 class Pruner(NamedTuple):
     """How a pruner scores weights."""
 
-    build: Callable[[Case], ScoreFn]
+    build: Callable[["Case"], "ScoreFn | MaskFn"]
     steps: int = 1
     """Pruning steps by default."""
     seeded: bool = True
@@ -68,6 +69,35 @@ def _snip(case: Case) -> ScoreFn:
 
 def _grasp(case: Case) -> ScoreFn:
     return lambda params: pk.grasp(_loss(case, GRASP_TEMPERATURE), params)
+
+
+def _fisher(case: Case) -> ScoreFn:
+    def mean_loss(params: PyTree, batch: tuple[Array, Array]) -> Array:
+        logits = case.apply_fn(params, batch[0])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean()
+
+    batches = [(jnp.asarray(case.examples.images), jnp.asarray(case.examples.labels))]
+    return lambda params: pk.fisher(mean_loss, params, batches)
+
+
+def _ntk_sap(case: Case) -> ScoreFn:
+    def score_fn(params: PyTree, masks: PyTree) -> PyTree:
+        return pk.ntk_sap(case.apply_fn, params, case.examples.images.shape[1:], key=jax.random.key(case.seed),
+                          masks=masks)
+
+    return score_fn
+
+
+class MaskFn(NamedTuple):
+    """What finds masks for a compression without a score: (params, compression=…) → PruneResult."""
+
+    find: Callable[..., pk.PruneResult]
+
+
+def _phew(case: Case) -> MaskFn:
+    x = pk.ones_input(case.examples.images.shape[1:])
+    return MaskFn(lambda params, compression: pk.phew(case.apply_fn, params, x, key=jax.random.key(case.seed),
+                                                      compression=compression))
 
 
 def _ones(saliency: Callable[..., PyTree]) -> Callable[[Case], ScoreFn]:
@@ -101,18 +131,23 @@ PRUNERS = {
     "random": Pruner(_random),
     "magnitude": Pruner(_magnitude, seeded=False),
     "snip": Pruner(_snip),
+    "iterative-snip": Pruner(_snip, steps=100),
     "grasp": Pruner(_grasp),
+    "fisher": Pruner(_fisher),
     "synflow": Pruner(_ones(pk.synflow), steps=100, seeded=False),
     "synflow-l2": Pruner(_ones(pk.synflow_l2), steps=100, seeded=False),
     "synflow-dist": Pruner(_dist(pk.synflow), steps=100, seeded=False),
     "synflow-l2-dist": Pruner(_dist(pk.synflow_l2), steps=100, seeded=False),
     "path-exclusion": Pruner(_of_images(pk.path_exclusion), steps=100),
     "ntk-trace": Pruner(_of_images(pk.ntk_trace_saliency)),
+    "ntk-sap": Pruner(_ntk_sap, steps=20),
+    "phew": Pruner(_phew),
 }
 """Name on the command line → pruner."""
 
 
-def score(pruner: str, apply_fn: ApplyFn, examples: Dataset, *, seed: int, mean: np.ndarray | None = None) -> ScoreFn:
+def score(pruner: str, apply_fn: ApplyFn, examples: Dataset, *, seed: int, mean: np.ndarray | None = None
+          ) -> ScoreFn | MaskFn:
     """Build the score function of a pruner.
 
     Args:
@@ -137,7 +172,7 @@ def steps_of(pruner: str, steps: int | None) -> int:
         >>> steps_of("synflow", None), steps_of("snip", None), steps_of("snip", 3)
         (100, 1, 3)
     """
-    return PRUNERS[pruner].steps if steps is None else steps
+    return (PRUNERS | TRAINED)[pruner].steps if steps is None else steps
 
 
 @lru_cache(maxsize=32)
@@ -175,7 +210,7 @@ def _evaluate(program: BoundProgram, params: PyTree, masks: PyTree) -> PyTree:
     return program(params, masks)
 
 
-def compiled(score_fn: ScoreFn, params: PyTree) -> ScoreFn:
+def compiled(score_fn: ScoreFn | MaskFn, params: PyTree) -> ScoreFn | MaskFn:
     """Trace a score function once, for parameters of these shapes; equal operations on other images compile nothing.
 
     `pk.prune` then needs no `jit`: selecting the best scores is a program of its own, one for all pruners.
@@ -184,6 +219,8 @@ def compiled(score_fn: ScoreFn, params: PyTree) -> ScoreFn:
         >>> compiled(pk.magnitude, {"kernel": jnp.ones(2)})({"kernel": -2 * jnp.ones(2)}, {"kernel": jnp.ones(2, bool)})
         {'kernel': Array([2., 2.], ...)}
     """
+    if isinstance(score_fn, MaskFn):
+        return score_fn
     takes_masks = "masks" in inspect.signature(score_fn).parameters
 
     def scores(params: PyTree, masks: PyTree) -> PyTree:
@@ -194,7 +231,7 @@ def compiled(score_fn: ScoreFn, params: PyTree) -> ScoreFn:
     return lambda params, masks: _evaluate(program, params, masks)
 
 
-def pruned(score_fn: ScoreFn, params: PyTree, *, compression: float | int, steps: int, jit: bool = True
+def pruned(score_fn: ScoreFn | MaskFn, params: PyTree, *, compression: float | int, steps: int, jit: bool = True
            ) -> pk.PruneResult:
     """Prune as `pk.prune` does, but never to nothing.
 
@@ -212,4 +249,6 @@ def pruned(score_fn: ScoreFn, params: PyTree, *, compression: float | int, steps
         most = np.floor(100 * np.log10(2 * total)) / 100
         raise ValueError(f"a compression of {compression:g} keeps none of the {total:,} weights; "
                          f"one below {most:.2f} keeps some")
+    if isinstance(score_fn, MaskFn):
+        return score_fn.find(params, compression=compression)
     return pk.prune(score_fn, params, compression=compression, steps=steps, jit=jit)

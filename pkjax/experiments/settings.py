@@ -17,6 +17,7 @@ import numpy as np
 
 import pkjax as pk
 from pkjax.experiments.methods import PRUNERS, model, steps_of
+from pkjax.experiments.trained_masks import TRAINED
 from pkjax.training.recipes import Recipe, recipe
 
 __all__ = ["MOST", "Settings", "grid", "read_grid", "recorded_settings", "unique"]
@@ -50,7 +51,7 @@ class Settings:
     seed: int = 0
     """Seed of the initialisation, the choice of images and the order of training."""
     prune_steps: int | None = None
-    """Pruning steps; None takes the default of the pruner."""
+    """Pruning steps, of "imp" and "magnitude-after-training" rounds of training; None takes the pruner's default."""
     epochs: int | None = None
     """Passes over the training images; None, here and below, as the paper trains this model on this data set."""
     batch_size: int | None = None
@@ -79,8 +80,8 @@ class Settings:
         model(self.model, 10)
         if self.data not in pk.data.names:
             raise ValueError(f"unknown data set {self.data!r}; choose from {', '.join(pk.data.names)}")
-        if self.pruner not in (*PRUNERS, "none"):
-            raise ValueError(f"unknown pruner {self.pruner!r}; choose from none, {', '.join(PRUNERS)}")
+        if self.pruner not in (*PRUNERS, *TRAINED, "none"):
+            raise ValueError(f"unknown pruner {self.pruner!r}; choose from none, {', '.join((*PRUNERS, *TRAINED))}")
         if not 0 <= self.compression < float("inf"):
             raise ValueError(f"compression must be a number of at least 0, got {self.compression}")
         for name, least, most in _RANGES:
