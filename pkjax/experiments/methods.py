@@ -18,7 +18,8 @@ from pkjax.experiments.trained_masks import TRAINED
 from pkjax.programs.program import BoundProgram, trace
 from pkjax.trees import ApplyFn
 
-__all__ = ["MODELS", "PRUNERS", "MaskFn", "Pruner", "compiled", "model", "pruned", "score", "steps_of", "weights"]
+__all__ = ["MODELS", "PRUNERS", "MaskFn", "Pruner", "check_compression", "compiled", "model", "pruned", "score",
+           "steps_of", "weights"]
 
 MODELS = ("vgg11", "vgg16", "resnet20", "wide_resnet20", "resnet18", "wide_resnet18")
 """Functions of `pk.models` that take a number of classes and `plain`."""
@@ -37,10 +38,16 @@ class Case(NamedTuple):
     """(1, H, W, C), the mean raw image for -dist; None takes that of the examples."""
 
 
+class MaskFn(NamedTuple):
+    """What finds masks for a compression without a score: (params, compression=…) → PruneResult."""
+
+    find: Callable[..., pk.PruneResult]
+
+
 class Pruner(NamedTuple):
     """How a pruner scores weights."""
 
-    build: Callable[["Case"], "ScoreFn | MaskFn"]
+    build: Callable[[Case], ScoreFn | MaskFn]
     steps: int = 1
     """Pruning steps by default."""
     seeded: bool = True
@@ -86,12 +93,6 @@ def _ntk_sap(case: Case) -> ScoreFn:
                           masks=masks)
 
     return score_fn
-
-
-class MaskFn(NamedTuple):
-    """What finds masks for a compression without a score: (params, compression=…) → PruneResult."""
-
-    find: Callable[..., pk.PruneResult]
 
 
 def _phew(case: Case) -> MaskFn:
@@ -231,6 +232,15 @@ def compiled(score_fn: ScoreFn | MaskFn, params: PyTree) -> ScoreFn | MaskFn:
     return lambda params, masks: _evaluate(program, params, masks)
 
 
+def check_compression(params: PyTree, compression: float | int) -> None:
+    """Raise ValueError where a compression keeps no weight at all."""
+    total = weights(params)
+    if round(total * 10**-compression) == 0:
+        most = np.floor(100 * np.log10(2 * total)) / 100
+        raise ValueError(f"a compression of {compression:g} keeps none of the {total:,} weights; "
+                         f"one below {most:.2f} keeps some")
+
+
 def pruned(score_fn: ScoreFn | MaskFn, params: PyTree, *, compression: float | int, steps: int, jit: bool = True
            ) -> pk.PruneResult:
     """Prune as `pk.prune` does, but never to nothing.
@@ -244,11 +254,7 @@ def pruned(score_fn: ScoreFn | MaskFn, params: PyTree, *, compression: float | i
         ...
         ValueError: a compression of 2 keeps none of the 16 weights; one below 1.50 keeps some
     """
-    total = weights(params)
-    if round(total * 10**-compression) == 0:
-        most = np.floor(100 * np.log10(2 * total)) / 100
-        raise ValueError(f"a compression of {compression:g} keeps none of the {total:,} weights; "
-                         f"one below {most:.2f} keeps some")
+    check_compression(params, compression)
     if isinstance(score_fn, MaskFn):
         return score_fn.find(params, compression=compression)
     return pk.prune(score_fn, params, compression=compression, steps=steps, jit=jit)

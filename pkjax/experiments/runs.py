@@ -20,6 +20,7 @@ from pkjax.experiments.methods import (
     PRUNERS,
     MaskFn,
     ScoreFn,
+    check_compression,
     compiled,
     model,
     pruned,
@@ -29,7 +30,7 @@ from pkjax.experiments.methods import (
 )
 from pkjax.experiments.records import FORMAT
 from pkjax.experiments.settings import Settings
-from pkjax.experiments.trained_masks import TRAINED, found
+from pkjax.experiments.trained_masks import TRAINED, train_masks
 from pkjax.tables import Progress, reporter
 from pkjax.training.result import Fit
 from pkjax.training.together import fit_together
@@ -202,7 +203,8 @@ def _prepare(settings: Settings, load: Loader, images: Callable[[Settings], list
     variables = _init(module)(jax.random.key(seed), jnp.asarray(train.images[:1]))
     tell(f"pruning by {settings.pruner}")
     if settings.pruner in TRAINED:
-        variables, masks, pruning = found(
+        check_compression(variables["params"], settings.compression)
+        variables, masks, pruning = train_masks(
             settings.pruner, module, variables, train, test, recipe=settings.recipe, compression=settings.compression,
             rounds=steps_of(settings.pruner, settings.prune_steps), seed=seed, progress=tell)
     else:

@@ -10,7 +10,7 @@ from pkjax.tables import Progress
 from pkjax.training.iterative_pruning import iterative_magnitude_pruning
 from pkjax.training.recipes import Recipe
 
-__all__ = ["TRAINED", "Found", "Trained", "found"]
+__all__ = ["TRAINED", "Trained", "TrainedMasks", "train_masks"]
 
 
 class Trained(NamedTuple):
@@ -29,8 +29,8 @@ TRAINED = {
 """Name on the command line → pruner. IMP goes back to 5 % of the training: to the initialisation below 20 epochs."""
 
 
-class Found(NamedTuple):
-    """Masks that a training found, and the weights from which a run then trains, by its whole recipe."""
+class TrainedMasks(NamedTuple):
+    """Masks from a training, and the weights from which a run then trains, by its whole recipe."""
 
     variables: PyTree
     masks: PyTree
@@ -38,8 +38,8 @@ class Found(NamedTuple):
     """The account of the last pruning, ready for JSON, with the weights kept and the accuracy before each."""
 
 
-def found(pruner: str, module: Any, variables: PyTree, train: Dataset, test: Dataset, *, recipe: Recipe,
-          compression: float | int, rounds: int, seed: int, progress: Progress = False) -> Found:
+def train_masks(pruner: str, module: Any, variables: PyTree, train: Dataset, test: Dataset, *, recipe: Recipe,
+                compression: float | int, rounds: int, seed: int, progress: Progress = False) -> TrainedMasks:
     """Find masks by training a Linen module from its variables.
 
     Examples:
@@ -47,7 +47,8 @@ def found(pruner: str, module: Any, variables: PyTree, train: Dataset, test: Dat
         >>> digits, module = pk.data.load("digits", samples=64), pk.models.fc(4, 1)
         >>> variables = module.init(jax.random.key(0), digits.images[:1])
         >>> few = Recipe(epochs=1, batch_size=32)
-        >>> done = found("imp", module, variables, digits, digits, recipe=few, compression=0.5, rounds=2, seed=0)
+        >>> done = train_masks("imp", module, variables, digits, digits, recipe=few, compression=0.5, rounds=2,
+        ...                    seed=0)
         >>> done.pruning["kept"], done.pruning["history"], len(done.pruning["accuracy_before"])
         (94, [166, 94], 2)
     """
@@ -57,4 +58,4 @@ def found(pruner: str, module: Any, variables: PyTree, train: Dataset, test: Dat
     account = ticket.rounds[-1].pruning.to_dict()
     account |= {"history": [each.pruning.kept for each in ticket.rounds],
                 "accuracy_before": [each.accuracy for each in ticket.rounds]}
-    return Found(ticket.variables, ticket.masks, account)
+    return TrainedMasks(ticket.variables, ticket.masks, account)

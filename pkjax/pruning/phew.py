@@ -120,7 +120,9 @@ def _kept(walks: "_Walks", total: int, target: int) -> np.ndarray:
                 too_long += 1
             elif more:
                 kept[walk], count, too_long = True, count + more, 0
-        known = known + len(drawn) if count == before and not too_long else 0
+        known = known + len(drawn) if count == before else 0
+        if known > HOPELESS and too_long:
+            break
         if known > HOPELESS:
             raise ValueError(f"{known:,} walks in a row met no weight that was not kept already, with {count} of "
                              f"{target} kept: prune more, walks hardly ever take the smallest weights")
@@ -170,7 +172,7 @@ class _Walks:
 
 
 class _Choices:
-    """Weights to choose from at each unit, in proportion to their sizes; those of a unit stand in one row."""
+    """Weights to choose from at each unit, in proportion to their sizes; those of one unit follow each other."""
 
     def __init__(self, sizes: np.ndarray, number: np.ndarray, lengths: np.ndarray) -> None:
         self.number = number

@@ -50,9 +50,11 @@ def test_runs_that_search_train_together_with_others(tmp_path):
     assert {round(d * (64 + 10) * 6) for d in table["density"]} == kept
 
 
-def test_commands_that_prune_at_initialisation_refuse_them(capsys):
+def test_what_cannot_be_is_refused_before_anything_trains(capsys):
     assert main(["prune", "--model", "fc-6x1", "--pruner", "imp"]) == 2
     assert "the pruner imp finds its masks by training: use pkjax train or pkjax sweep" in (
         " ".join(capsys.readouterr().err.split()))
+    with pytest.raises(ValueError, match="a compression of 4 keeps none of the 444 weights"):
+        pk.experiments.run(Settings(**SMALL, pruner="imp", compression=4, epochs=1))
     with pytest.raises(ValueError, match=r"unknown pruner 'lottery'; choose from none, random, .*, imp"):
         Settings(pruner="lottery")

@@ -147,7 +147,7 @@ def fisher(loss_fn: Loss, params: PyTree, batches: Iterable[PyTree], *, batch_si
         batch_size: how many examples' gradients to hold at once; changes no score.
 
     Returns:
-        Scores like ``params``. A term below the square of 1e-19 (float32) counts as 0.
+        Scores like ``params``. In float32 a term with |θ ∂ℓ/∂θ| below 1e-19 counts as 0.
 
     Raises:
         TypeError: the loss is not a scalar, ``batches`` is not an iterable, or a field of a batch does not hold

@@ -57,7 +57,7 @@ def ntk_sap(apply_fn: ApplyFn, params: PyTree, shape: Sequence[int], *, key: Key
             ``reinitialize``.
         FloatingPointError: a score is not finite.
 
-    Source: NTK-SAP, Wang, Li and Sun 2023, section 4; its differences stand above.
+    Source: NTK-SAP, Wang, Li and Sun 2023, section 4; what their code does otherwise is said above.
 
     Examples:
         >>> import jax, jax.numpy as jnp
