@@ -13,7 +13,8 @@ from tyro.conf import arg
 import pkjax as pk
 from pkjax.data.dataset import Dataset
 from pkjax.experiments.measurements import choose
-from pkjax.experiments.methods import MODELS, PRUNERS, check_name, images_of, model, pruner_of
+from pkjax.experiments.methods import MODELS, PRUNERS, check_name, images_of, model, pruner_of, steps_of
+from pkjax.experiments.trained_masks import TRAINED
 from pkjax.experiments.user_code import is_own
 from pkjax.trees import ApplyFn
 
@@ -46,7 +47,7 @@ def _or(names: Sequence[str]) -> str:
         >>> _or(("snip", "grasp", "synflow"))
         'snip, grasp or synflow'
     """
-    return f"{', '.join(names[:-1])} or {names[-1]}"
+    return f"{', '.join(names[:-1])} or {names[-1]}" if names[1:] else names[0]
 
 
 INT, FLOAT = _value("INT", int, "a whole number"), _value("FLOAT", float, "a number")
@@ -57,7 +58,8 @@ MODEL = arg(help=f"Network: fc-WIDTH (six hidden layers), fc-WIDTHxDEPTH, {_or(M
                  "leaves out BatchNorm. Or a function of your own, module:function, imported from this folder.")
 DATA = arg(help=f"Data set: {_or(pk.data.names)}. All but digits are downloaded or read from a folder. "
                 "Or module:function.")
-STEPS = _unset(f"100 for {_or([name for name, pruner in PRUNERS.items() if pruner.steps == 100])}, else 1")
+STEPS = _unset(", ".join(f"{steps} for {_or(names)}" for steps in (100, 20, 10) if (names := [
+    name for name in (*PRUNERS, *TRAINED) if steps_of(name, None) == steps])) + ", else 1")
 RECIPE = _unset("as in the paper's tables")
 FIGURES = {
     "1": "training against Tr Π, with the forecast",
@@ -121,7 +123,8 @@ class Train:
 
     model: Annotated[str, MODEL] = "fc-100"
     data: Annotated[str, DATA] = "digits"
-    pruner: Annotated[str, arg(help=f"Score to prune by: none, {_or(tuple(PRUNERS))}; or module:function.")] = "none"
+    pruner: Annotated[str, arg(help=f"Score to prune by: none, {_or((*PRUNERS, *TRAINED))}; or module:function.")
+                      ] = "none"
     compression: Annotated[float | None, FLOAT, _unset("1.0 with a pruner")] = None
     """Compression ρ: keep the fraction 10^-ρ of the weights."""
     steps: Annotated[int | None, INT, STEPS] = None
@@ -197,6 +200,8 @@ def check(options: Common) -> None:
     Raises:
         ValueError: an option does not fit; the message names it.
     """
+    if options.pruner in TRAINED:
+        raise ValueError(f"the pruner {options.pruner} finds its masks by training: use pkjax train or pkjax sweep")
     pruner_of(options.pruner)
     for what in ("model", "data", "pruner"):
         check_name(getattr(options, what), what)

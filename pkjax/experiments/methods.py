@@ -14,13 +14,14 @@ from jaxtyping import Array, PyTree
 
 import pkjax as pk
 from pkjax.data.dataset import Dataset
+from pkjax.experiments.trained_masks import TRAINED
 from pkjax.experiments.user_code import find, is_own
 from pkjax.experiments.user_methods import check_user, score_arguments, user_data, user_model, user_steps
 from pkjax.programs.program import BoundProgram, trace
 from pkjax.trees import ApplyFn
 
-__all__ = ["MODELS", "PRUNERS", "Pruner", "check_name", "compiled", "images_of", "model", "pruned",
-           "pruner_of", "score", "steps_of", "weights"]
+__all__ = ["MODELS", "PRUNERS", "MaskFn", "Pruner", "check_compression", "check_name", "compiled", "images_of", "model",
+           "pruned", "pruner_of", "score", "steps_of", "weights"]
 
 MODELS = ("vgg11", "vgg16", "resnet20", "wide_resnet20", "resnet18", "wide_resnet18")
 """Functions of `pk.models` that take a number of classes and `plain`."""
@@ -39,10 +40,16 @@ class Case(NamedTuple):
     """(1, H, W, C), the mean raw image for -dist; None takes that of the examples."""
 
 
+class MaskFn(NamedTuple):
+    """What finds masks for a compression without a score: (params, compression=…) → PruneResult."""
+
+    find: Callable[..., pk.PruneResult]
+
+
 class Pruner(NamedTuple):
     """How a pruner scores weights."""
 
-    build: Callable[[Case], ScoreFn]
+    build: Callable[[Case], ScoreFn | MaskFn]
     steps: int = 1
     """Pruning steps by default."""
     seeded: bool = True
@@ -71,6 +78,29 @@ def _snip(case: Case) -> ScoreFn:
 
 def _grasp(case: Case) -> ScoreFn:
     return lambda params: pk.grasp(_loss(case, GRASP_TEMPERATURE), params)
+
+
+def _fisher(case: Case) -> ScoreFn:
+    def mean_loss(params: PyTree, batch: tuple[Array, Array]) -> Array:
+        logits = case.apply_fn(params, batch[0])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean()
+
+    batches = [(jnp.asarray(case.examples.images), jnp.asarray(case.examples.labels))]
+    return lambda params: pk.fisher(mean_loss, params, batches)
+
+
+def _ntk_sap(case: Case) -> ScoreFn:
+    def score_fn(params: PyTree, masks: PyTree) -> PyTree:
+        return pk.ntk_sap(case.apply_fn, params, case.examples.images.shape[1:], key=jax.random.key(case.seed),
+                          masks=masks)
+
+    return score_fn
+
+
+def _phew(case: Case) -> MaskFn:
+    x = pk.ones_input(case.examples.images.shape[1:])
+    return MaskFn(lambda params, compression: pk.phew(case.apply_fn, params, x, key=jax.random.key(case.seed),
+                                                      compression=compression))
 
 
 def _ones(saliency: Callable[..., PyTree]) -> Callable[[Case], ScoreFn]:
@@ -104,13 +134,17 @@ PRUNERS = {
     "random": Pruner(_random),
     "magnitude": Pruner(_magnitude, seeded=False),
     "snip": Pruner(_snip),
+    "iterative-snip": Pruner(_snip, steps=100),
     "grasp": Pruner(_grasp),
+    "fisher": Pruner(_fisher),
     "synflow": Pruner(_ones(pk.synflow), steps=100, seeded=False),
     "synflow-l2": Pruner(_ones(pk.synflow_l2), steps=100, seeded=False),
     "synflow-dist": Pruner(_dist(pk.synflow), steps=100, seeded=False),
     "synflow-l2-dist": Pruner(_dist(pk.synflow_l2), steps=100, seeded=False),
     "path-exclusion": Pruner(_of_images(pk.path_exclusion), steps=100),
     "ntk-trace": Pruner(_of_images(pk.ntk_trace_saliency)),
+    "ntk-sap": Pruner(_ntk_sap, steps=20),
+    "phew": Pruner(_phew),
 }
 """Name on the command line → pruner."""
 
@@ -127,8 +161,8 @@ def check_name(name: str, what: str) -> None:
     elif what == "model":
         model(name, 10)
     elif what == "pruner":
-        if name not in (*PRUNERS, "none"):
-            raise ValueError(f"unknown pruner {name!r}; choose from none, {', '.join(PRUNERS)}{_OR_OWN}")
+        if name not in (*PRUNERS, *TRAINED, "none"):
+            raise ValueError(f"unknown pruner {name!r}; choose from none, {', '.join((*PRUNERS, *TRAINED))}{_OR_OWN}")
     elif name not in pk.data.names:
         raise ValueError(f"unknown data set {name!r}; choose from {', '.join(pk.data.names)}{_OR_OWN}")
 
@@ -178,7 +212,8 @@ def images_of(name: str, split: str) -> Dataset:
     return user_data(name)[split == "test"] if is_own(name) else pk.data.load(name, split=split)
 
 
-def score(pruner: str, apply_fn: ApplyFn, examples: Dataset, *, seed: int, mean: np.ndarray | None = None) -> ScoreFn:
+def score(pruner: str, apply_fn: ApplyFn, examples: Dataset, *, seed: int, mean: np.ndarray | None = None
+          ) -> ScoreFn | MaskFn:
     """Build the score function of a pruner.
 
     Args:
@@ -201,7 +236,9 @@ def steps_of(pruner: str, steps: int | None) -> int:
         >>> steps_of("synflow", None), steps_of("snip", None), steps_of("snip", 3)
         (100, 1, 3)
     """
-    return pruner_of(pruner).steps if steps is None else steps
+    if steps is not None:
+        return steps
+    return (TRAINED[pruner] if pruner in TRAINED else pruner_of(pruner)).steps
 
 
 @lru_cache(maxsize=32)
@@ -242,7 +279,7 @@ def _evaluate(program: BoundProgram, params: PyTree, masks: PyTree) -> PyTree:
     return program(params, masks)
 
 
-def compiled(score_fn: ScoreFn, params: PyTree) -> ScoreFn:
+def compiled(score_fn: ScoreFn | MaskFn, params: PyTree) -> ScoreFn | MaskFn:
     """Trace a score function once, for parameters of these shapes; equal operations on other images compile nothing.
 
     `pk.prune` then needs no `jit`: selecting the best scores is a program of its own, one for all pruners.
@@ -251,6 +288,8 @@ def compiled(score_fn: ScoreFn, params: PyTree) -> ScoreFn:
         >>> compiled(pk.magnitude, {"kernel": jnp.ones(2)})({"kernel": -2 * jnp.ones(2)}, {"kernel": jnp.ones(2, bool)})
         {'kernel': Array([2., 2.], ...)}
     """
+    if isinstance(score_fn, MaskFn):
+        return score_fn
     takes_masks = "masks" in inspect.signature(score_fn).parameters
 
     def scores(params: PyTree, masks: PyTree) -> PyTree:
@@ -261,7 +300,16 @@ def compiled(score_fn: ScoreFn, params: PyTree) -> ScoreFn:
     return lambda params, masks: _evaluate(program, params, masks)
 
 
-def pruned(score_fn: ScoreFn, params: PyTree, *, compression: float | int, steps: int, jit: bool = True
+def check_compression(params: PyTree, compression: float | int) -> None:
+    """Raise ValueError where a compression keeps no weight at all."""
+    total = weights(params)
+    if round(total * 10**-compression) == 0:
+        most = np.floor(100 * np.log10(2 * total)) / 100
+        raise ValueError(f"a compression of {compression:g} keeps none of the {total:,} weights; "
+                         f"one below {most:.2f} keeps some")
+
+
+def pruned(score_fn: ScoreFn | MaskFn, params: PyTree, *, compression: float | int, steps: int, jit: bool = True
            ) -> pk.PruneResult:
     """Prune as `pk.prune` does, but never to nothing.
 
@@ -274,9 +322,7 @@ def pruned(score_fn: ScoreFn, params: PyTree, *, compression: float | int, steps
         ...
         ValueError: a compression of 2 keeps none of the 16 weights; one below 1.50 keeps some
     """
-    total = weights(params)
-    if round(total * 10**-compression) == 0:
-        most = np.floor(100 * np.log10(2 * total)) / 100
-        raise ValueError(f"a compression of {compression:g} keeps none of the {total:,} weights; "
-                         f"one below {most:.2f} keeps some")
+    check_compression(params, compression)
+    if isinstance(score_fn, MaskFn):
+        return score_fn.find(params, compression=compression)
     return pk.prune(score_fn, params, compression=compression, steps=steps, jit=jit)

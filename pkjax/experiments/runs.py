@@ -16,9 +16,22 @@ import pkjax as pk
 from pkjax.data.dataset import Dataset
 from pkjax.experiments.environment import environment
 from pkjax.experiments.measurements import choose, initial_traces, measurements, spectra
-from pkjax.experiments.methods import compiled, images_of, model, pruned, pruner_of, score, steps_of, weights
+from pkjax.experiments.methods import (
+    MaskFn,
+    ScoreFn,
+    check_compression,
+    compiled,
+    images_of,
+    model,
+    pruned,
+    pruner_of,
+    score,
+    steps_of,
+    weights,
+)
 from pkjax.experiments.records import FORMAT
 from pkjax.experiments.settings import Settings
+from pkjax.experiments.trained_masks import TRAINED, train_masks
 from pkjax.tables import Progress, reporter
 from pkjax.training.result import Fit
 from pkjax.training.together import fit_together
@@ -44,8 +57,10 @@ def run(settings: Settings, *, load: Loader | None = None, checkpoint: Path | No
     epoch has a row with accuracies, ln Tr Π, ‖ω_t‖, ‖f_t‖ and ‖f_t − f_0‖, the last two on `settings.output_samples`
     images.
 
-    SNIP, GraSP, PX and ntk-trace see ten training images per class, chosen by the seed; -dist takes the mean of all raw
-    training images.
+    SNIP, GraSP, Fisher, PX and ntk-trace see ten training images per class, chosen by the seed; -dist takes the mean of
+    all raw training images. The pruners that train, imp and magnitude-after-training, do so by the run's own recipe
+    before the run trains by the whole recipe, from the weights that they go back to or keep; an interrupted run begins
+    them anew.
 
     Args:
         settings: what to do.
@@ -198,9 +213,15 @@ def _prepare(settings: Settings, load: Loader, images: Callable[[Settings], list
     if (got := jax.eval_shape(_outputs(module), variables, one).shape) != (1, train.classes):
         raise ValueError(f"{settings.model} gives outputs of shape {got} for one image, where {settings.data} with its "
                          f"{train.classes} classes needs (1, {train.classes})")
-    params, state = variables["params"], {k: v for k, v in variables.items() if k != "params"}
     tell(f"pruning by {settings.pruner}")
-    masks, pruning = _prune(settings, params, load)
+    if settings.pruner in TRAINED:
+        check_compression(variables["params"], settings.compression)
+        variables, masks, pruning = train_masks(
+            settings.pruner, module, variables, train, test, recipe=settings.recipe, compression=settings.compression,
+            rounds=steps_of(settings.pruner, settings.prune_steps), seed=seed, progress=tell)
+    else:
+        masks, pruning = _prune(settings, variables["params"], load)
+    params, state = variables["params"], {k: v for k, v in variables.items() if k != "params"}
     tell("traces")
     few, many = (jnp.asarray(choose(train, min(n, len(train)), seed).images)
                  for n in (settings.traces, settings.output_samples))
@@ -252,7 +273,7 @@ def _prune(settings: Settings, params: PyTree, load: Loader) -> tuple[PyTree, di
 
 @lru_cache(maxsize=8)
 def _score(load: Loader, name: str, data: str, samples: int | None, pruner: str, seed: int
-           ) -> Callable[..., PyTree]:
+           ) -> ScoreFn | MaskFn:
     train = choose(load(data, "train"), samples, seed)
     few = choose(train, min(len(train), 10 * train.classes), seed)
     mean = train.raw.mean(axis=0, keepdims=True) if pruner.endswith("-dist") else None

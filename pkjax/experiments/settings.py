@@ -61,7 +61,7 @@ class Settings:
     seed: int = 0
     """Seed of the initialisation, the choice of images and the order of training."""
     prune_steps: int | None = None
-    """Pruning steps; None takes the default of the pruner."""
+    """Pruning steps, of "imp" and "magnitude-after-training" rounds of training; None takes the pruner's default."""
     epochs: int | None = None
     """Passes over the training images; None, here and below, as the paper trains this model on this data set. A model
     of the user's own trains as ResNet-20 (100 epochs at 0.001, a tenth after 60); data of the user's own is not

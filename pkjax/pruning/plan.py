@@ -18,7 +18,7 @@ from pkjax.pruning.scopes import Scope, apportion
 from pkjax.pruning.top_k import count_dtype
 from pkjax.trees import Choice, check_finite, check_masks, leaf_names
 
-__all__ = ["Layout", "Plan", "plan_pruning"]
+__all__ = ["Layout", "Plan", "density_asked", "plan_pruning", "whole"]
 
 
 class Layout(NamedTuple):
@@ -54,8 +54,8 @@ def plan_pruning(params: PyTree, compression: SupportsFloat | None, density: Sup
     """Check the arguments of ``prune`` and work out what they ask for."""
     check_masks(masks, params)
     check_some_kept(masks, params)
-    target, number = _density(compression, density), _whole("steps", steps, 1)
-    floor = _whole("min_per_layer", min_per_layer, 0)
+    target, number = density_asked(compression, density), whole("steps", steps, 1)
+    floor = whole("min_per_layer", min_per_layer, 0)
     chosen = _checked_leaves(params, prunable)
     pairs = [pair for pair, c in zip(jax.tree_util.tree_leaves_with_path(params), chosen, strict=True) if c]
     shapes = tuple(tuple(np.shape(leaf)) for _, leaf in pairs)
@@ -96,8 +96,13 @@ def _check_masks_keep(counts: Sequence[int], present: Sequence[Any], names: Sequ
                              "the fraction of all prunable weights)")
 
 
-def _density(compression: SupportsFloat | None, density: SupportsFloat | None) -> float:
-    """Find the fraction to keep from whichever of the two is given."""
+def density_asked(compression: SupportsFloat | None, density: SupportsFloat | None) -> float:
+    """Find the fraction to keep from whichever of the two is given.
+
+    Examples:
+        >>> density_asked(2, None), density_asked(None, 0.25)
+        (0.01, 0.25)
+    """
     if (compression is None) == (density is None):
         raise ValueError(
             "give exactly one of compression (keeps 10^-compression) and density (the fraction kept), "
@@ -120,7 +125,15 @@ def _density(compression: SupportsFloat | None, density: SupportsFloat | None) -
     return 10.0**-number
 
 
-def _whole(name: str, value: SupportsInt, least: int) -> int:
+def whole(name: str, value: SupportsInt, least: int) -> int:
+    """Read a whole number that must be ``least`` or more.
+
+    Examples:
+        >>> whole("steps", 0, 1)
+        Traceback (most recent call last):
+        ...
+        ValueError: steps must be at least 1, but got 0
+    """
     try:
         number = operator.index(value)  # type: ignore[arg-type]
     except TypeError as error:

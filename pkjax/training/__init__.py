@@ -1,7 +1,10 @@
 """Training under masks: compiled epochs of Adam that keep pruned weights at 0, and checkpoints that resume exactly."""
 
+from pkjax.training.batch_norm import warm_batch_norm
 from pkjax.training.fit import Fit, Measure, fit, restore
+from pkjax.training.iterative_pruning import Round, Ticket, iterative_magnitude_pruning
 from pkjax.training.recipes import Recipe, recipe
 from pkjax.training.together import fit_together
 
-__all__ = ["Fit", "Measure", "Recipe", "fit", "fit_together", "recipe", "restore"]
+__all__ = ["Fit", "Measure", "Recipe", "Round", "Ticket", "fit", "fit_together", "iterative_magnitude_pruning",
+           "recipe", "restore", "warm_batch_norm"]

@@ -9,7 +9,7 @@ from jaxtyping import Array, PyTree
 
 from pkjax.adapters import from_linen, from_nnx, mode_flags
 
-__all__ = ["Forward", "SplitModule", "split_module"]
+__all__ = ["Forward", "SplitModule", "placed", "split_module"]
 
 Forward = Callable[[PyTree, PyTree, Array, Array | None], tuple[Array, PyTree]]
 """Maps (params, state, batch, key) to (logits, new state); a key means training mode, None evaluation mode."""
@@ -49,6 +49,23 @@ def split_module(module: Any, variables: PyTree | None, example: Array, seed: in
         definition, kept, state = nnx.split(nnx.clone(module), nnx.Param, ...)
         return SplitModule(_nnx(type(module), definition, kept), params, state)
     raise TypeError(f"training takes a Linen or NNX module, got {type(module).__name__}")
+
+
+def placed(module: Any, params: PyTree, state: PyTree) -> tuple[Any, PyTree | None]:
+    """Put parameters and state into a module: the module and variables that a training with them starts from.
+
+    A Linen module stays as it is, beside its variables; of an NNX module it is a copy that holds them.
+    """
+    import flax.linen as nn
+    from flax import nnx
+
+    if isinstance(module, nn.Module):
+        return module, {"params": params, **state}
+    copy = nnx.clone(module)
+    kept = nnx.state(copy, nnx.Param)
+    nnx.replace_by_pure_dict(kept, params)
+    nnx.update(copy, kept, state)
+    return copy, None
 
 
 @lru_cache(maxsize=32)

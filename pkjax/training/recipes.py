@@ -60,6 +60,16 @@ class Recipe:
         """
         return self.learning_rate * self.drop_factor ** sum(epoch > drop for drop in self.drops)
 
+    def after(self, epoch: int) -> "Recipe":
+        """Return the recipe of the epochs that remain after one of them, with the learning rates that they have here.
+
+        Examples:
+            >>> Recipe(learning_rate=1.0, epochs=9, drops=(2, 6)).after(4)
+            Recipe(learning_rate=0.1, epochs=5, batch_size=64, drops=(2,), drop_factor=0.1, weight_decay=0.0001, ...)
+        """
+        return replace(self, learning_rate=self.rate(epoch + 1), epochs=self.epochs - epoch,
+                       drops=tuple(drop - epoch for drop in self.drops if drop > epoch))
+
     def optimizer(self, steps: int) -> "optax.GradientTransformation":
         """Build the optimizer for a number of steps per epoch: Adam on g + w θ, as PyTorch treats weight decay."""
         import optax

@@ -283,8 +283,8 @@ def test_captured_shares_are_means_that_end_with_the_shortest_list(table, by):
 
 
 def test_a_pruner_looks_the_same_in_every_figure_and_like_no_other(table):
-    assert len(STYLES) == 11
-    assert len({(s.marker, s.filled) for s in STYLES.values()}) == len({s.colour for s in STYLES.values()}) == 11
+    assert len(STYLES) == 17
+    assert len({(s.marker, s.filled) for s in STYLES.values()}) == len({s.colour for s in STYLES.values()}) == 17
     accuracy = figures.figure3(table)
     for figure in (figures.figure1(table), accuracy, figures.captured(table)):
         for ax in figure.axes:
@@ -325,9 +325,10 @@ def test_the_claims_hold_where_the_runs_were_made_so(table):
     for (_, row), ax in zip(nearest.iterrows(), figures.figure1(table).axes, strict=True):
         rms = {name: float(line.get_label().rsplit(" ", 1)[1]) for name, line in named(ax).items() if name != "dense"}
         pruner = {style.label: name for name, style in STYLES.items()}
-        order = [pruner[label] for label in sorted(rms, key=rms.__getitem__)]
+        shown = {pruner[label]: value for label, value in rms.items()}
         listed = [part.rsplit(" ", 1)[0] for part in row["finding"].split(": ")[1].split(", ")]
-        assert listed == order
+        assert sorted(listed) == sorted(shown)
+        assert [shown[name] for name in listed] == sorted(shown.values())      # some print alike
 
 
 def test_the_claims_fail_where_the_runs_were_made_otherwise(table):

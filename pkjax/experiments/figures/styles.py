@@ -52,6 +52,12 @@ STYLES = {
     "synflow-l2-dist": Style("SynFlow-L2-Dist", ORANGE, "s", (0, (4, 1.5)), False),
     "path-exclusion": Style("PX", INDIGO, "D", (0, (3, 1, 1, 1))),
     "ntk-trace": Style("NTK trace", WINE, "p", (0, (7, 1.5))),
+    "iterative-snip": Style("Iterative SNIP", "#44AA99", "v", (0, (3, 2)), False),
+    "fisher": Style("Fisher", "#CC6677", "P", (0, (2, 2)), False),
+    "ntk-sap": Style("NTK-SAP", "#D81B60", "p", (0, (5, 3)), False),
+    "phew": Style("PHEW", "#8C564B", "D", (0, (8, 1)), False),
+    "magnitude-after-training": Style("Magnitude after training", "#A6761D", "^", (0, (6, 1, 1, 1)), False),
+    "imp": Style("IMP", "#1B1B6F", "X", (0, (9, 2)), False),
     "none": Style("dense", BLACK, "*", "--"),
 }
 """Pruner → style; a -Dist variant is paler, open and dashed beside its counterpart."""

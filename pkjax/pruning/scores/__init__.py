@@ -9,9 +9,10 @@ from pkjax.pruning.scores.data_free import (
     synflow_l2_scaled,
     synflow_scaled,
 )
-from pkjax.pruning.scores.loss import grasp, snip
+from pkjax.pruning.scores.loss import fisher, grasp, snip
+from pkjax.pruning.scores.ntk_sap import ntk_sap
 from pkjax.pruning.scores.ntk_trace import ntk_trace_saliency
 from pkjax.pruning.scores.path_exclusion import path_exclusion
 
-__all__ = ["ScaledScores", "grasp", "magnitude", "ntk_trace_saliency", "path_exclusion", "random", "snip", "synflow",
-           "synflow_l2", "synflow_l2_scaled", "synflow_scaled"]
+__all__ = ["ScaledScores", "fisher", "grasp", "magnitude", "ntk_sap", "ntk_trace_saliency", "path_exclusion", "random",
+           "snip", "synflow", "synflow_l2", "synflow_l2_scaled", "synflow_scaled"]

@@ -15,7 +15,8 @@ from pkjax.programs.program import BoundProgram, trace
 from pkjax.pruning.scores.leaves import split, widened
 from pkjax.trees import ApplyFn, accumulator, apply_masks, check_finite, check_masks
 
-__all__ = ["Inputs", "Sums", "add", "checked", "fold", "inputs", "mean", "scored_network", "zeros"]
+__all__ = ["Inputs", "Sums", "add", "checked", "fold", "in_chunks", "inputs", "mean", "scored_network", "spent",
+           "whole_number", "zeros"]
 
 Inputs = Array | np.ndarray | Iterable[Array | np.ndarray]
 """Examples (N, *input), or a stream of such arrays."""
@@ -100,14 +101,31 @@ def inputs(X: Array | np.ndarray | Iterable[Array | np.ndarray]) -> tuple[Array,
     stream = arrays()
     first = next(stream, None)
     if first is None:
-        raise ValueError(f"X holds no batch{_spent(X)}")
+        raise ValueError(f"X holds no batch{spent(X)}")
     return first[1][:1], chain([first], stream)
 
 
-def _spent(batches: Any) -> str:
+def spent(batches: Any) -> str:
     """Say why a stream may be empty."""
     return (f": a {type(batches).__name__} can be read only once; pass a list, or an object whose __iter__ starts anew "
             "each time") if isinstance(batches, Iterator) else ""
+
+
+def in_chunks(term: Callable[[PyTree], list[Array]], sums: Sums, batch: PyTree, size: int) -> Sums:
+    """Add ``term`` of every ``size`` examples of a batch, and of those that remain; one chunk's is held at a time."""
+    count = jax.tree.leaves(batch)[0].shape[0]
+    size = min(size, count)
+    whole = count // size * size
+    chunks = jax.tree.map(lambda v: v[:whole].reshape(-1, size, *v.shape[1:]), batch)
+    sums, _ = jax.lax.scan(lambda s, chunk: (add(s, term(chunk)), None), sums, chunks)
+    return sums if whole == count else add(sums, term(jax.tree.map(lambda v: v[whole:], batch)))
+
+
+def whole_number(count: Any, name: str) -> int:
+    """Read a number of examples; ValueError unless it is whole and 1 or more."""
+    if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
+        raise ValueError(f"{name} must be a whole number of examples, 1 or more, got {count!r}")
+    return int(count)
 
 
 def _advance(program: BoundProgram, state: Any, *arguments: Any) -> Any:
@@ -152,7 +170,7 @@ def mean(term: Callable[..., list[Array]], batches: Iterable[PyTree], leaves: li
     with jax.default_matmul_precision("highest"):
         (sums, _), count = fold(step, zeros(leaves), checked(batches, "batches"), leaves, *fixed)
     if count == 0:
-        raise ValueError(f"batches holds no batch{_spent(batches)}")
+        raise ValueError(f"batches holds no batch{spent(batches)}")
     return [(s / float(count)).astype(t.dtype) for s, t in zip(sums, leaves, strict=True)], count
 
 

@@ -1,4 +1,4 @@
-"""SNIP and GraSP: scores from the derivatives of a loss.
+"""SNIP, GraSP and the Fisher diagonal: scores from the derivatives of a loss.
 
 Data come with the loss, or as a stream of batches of which one at a time is on the device. Both run under ``jit``,
 which reads the whole stream while it traces. The loss is traced at each call; what is compiled serves every loss of the
@@ -15,21 +15,27 @@ from pkjax.programs.checks import empty_constants, unfit_constants
 from pkjax.programs.evaluate import evaluate_program
 from pkjax.programs.meshes import automatic_axes
 from pkjax.programs.program import BoundProgram, trace
-from pkjax.pruning.scores.batches import mean
+from pkjax.pruning.scores.batches import Sums, checked, fold, in_chunks, mean, spent, whole_number, zeros
 from pkjax.pruning.scores.leaves import finite, split
-from pkjax.trees import Choice, kernels
+from pkjax.trees import Choice, apply_masks, kernels
 
-__all__ = ["Loss", "grasp", "snip"]
+__all__ = ["Loss", "fisher", "grasp", "snip"]
 
 Loss = Callable[..., Float[Array, ""]]
 """A scalar loss: of (params), with the batch inside, or of (params, batch), the mean over the batch's examples."""
 
 
 @automatic_axes
-def snip(loss_fn: Loss, params: PyTree, batches: Iterable[PyTree] | None = None) -> PyTree:
+def snip(loss_fn: Loss, params: PyTree, batches: Iterable[PyTree] | None = None, *, masks: PyTree | None = None
+         ) -> PyTree:
     """Score weights by how strongly the loss reacts to their removal, to first order.
 
-        S = |θ ∘ ∂L/∂θ|
+        S = |θ ∘ ∂L/∂θ|,   with masks m:   S = |θ ∘ g|,   g = ∂L/∂θ at θ ∘ m
+
+    Iterative SNIP is this score in several steps of ``prune``, which hands over parameters whose pruned weights are 0:
+    ``prune(lambda p: snip(loss_fn, p, batches), params, compression=2, steps=100, jit=False)``. With ``masks`` and the
+    parameters before pruning it is the score of FORCE: pruned weights score too, as much as they would matter if they
+    came back.
 
     Args:
         loss_fn: with ``batches`` None, the loss of one labelled batch, a scalar, of (params). Otherwise of (params,
@@ -37,18 +43,20 @@ def snip(loss_fn: Loss, params: PyTree, batches: Iterable[PyTree] | None = None)
             batches of any sizes give the same scores.
         params: parameters θ.
         batches: an iterable of trees of arrays whose leading axes run over the examples. PyTorch's DataLoader will do.
+        masks: booleans like ``params``, where the gradient is taken; None takes it at the parameters themselves.
 
     Returns:
         Scores like ``params``.
 
     Raises:
         TypeError: the loss is not a scalar, ``batches`` is not an iterable, or a field of a batch does not hold numbers
-            (the message names both).
-        ValueError: parameters are NaN or infinite; ``batches`` is empty, or a batch (of ``batches``, or held by the
-            loss) is empty, has leaves of different lengths, or holds NaN.
+            (the message names both); the masks are not booleans.
+        ValueError: parameters are NaN or infinite; the masks have another structure; ``batches`` is empty, or a batch
+            (of ``batches``, or held by the loss) is empty, has leaves of different lengths, or holds NaN.
         FloatingPointError: a score is not finite.
 
     Source: SNIP, Lee et al. 2019, without the normalisation, which changes no order; Gebhart et al. 2021, section 4.1.
+    Iterative SNIP and FORCE: de Jorge et al. 2021, section 4.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -56,11 +64,12 @@ def snip(loss_fn: Loss, params: PyTree, batches: Iterable[PyTree] | None = None)
         [[8.0, 2.0]]
     """
     leaves, rebuild = split(params)
+    present = leaves if masks is None else split(apply_masks(params, masks))[0]
     if batches is None:
-        gradient = _derivative(jax.grad(lambda part: loss_fn(rebuild(part, params))), leaves)
+        gradient = _derivative(jax.grad(lambda part: loss_fn(rebuild(part, params))), present)
     else:
         gradient, _ = mean(lambda part, batch: jax.grad(lambda t: loss_fn(rebuild(t, params), batch))(part),
-                           batches, leaves)
+                           batches, present)
     return finite(rebuild([jnp.abs(t * g) for t, g in zip(leaves, gradient, strict=True)]), "snip")
 
 
@@ -118,6 +127,63 @@ def grasp(loss_fn: Loss, params: PyTree, batches: Iterable[PyTree] | None = None
             raise ValueError(f"batches gave {first} examples when read first and {second} when read again; grasp needs "
                              "the same examples twice")
     return finite(rebuild([t * h for t, h in zip(leaves, product, strict=True)]), "grasp")
+
+
+@automatic_axes
+def fisher(loss_fn: Loss, params: PyTree, batches: Iterable[PyTree], *, batch_size: int = 16) -> PyTree:
+    """Score weights by the diagonal of the empirical Fisher information.
+
+        S = θ² ∘ Σ_x (∂ℓ(x)/∂θ)² = Σ_x (θ ∘ ∂ℓ(x)/∂θ)²
+
+    with the loss ℓ(x) of one labelled example: the squares are of each example's gradient, not of the mean's. Removing
+    a weight of a trained network changes the loss by about half of its score over the number of examples (optimal brain
+    damage with the Fisher information for the Hessian).
+
+    Args:
+        loss_fn: (params, batch) → the mean loss of the batch's examples; it is called with batches of one.
+        params: parameters θ.
+        batches: an iterable of trees of arrays whose leading axes run over the examples, as for ``snip``; scores add up
+            over all of them, so that batches of any sizes give the same scores.
+        batch_size: how many examples' gradients to hold at once; changes no score.
+
+    Returns:
+        Scores like ``params``. In float32 a term with |θ ∂ℓ/∂θ| below 1e-19 counts as 0.
+
+    Raises:
+        TypeError: the loss is not a scalar, ``batches`` is not an iterable, or a field of a batch does not hold
+            numbers.
+        ValueError: parameters are NaN or infinite; ``batches`` is empty, or a batch is empty, has leaves of different
+            lengths, or holds NaN; ``batch_size`` is not a whole number of 1 or more.
+        FloatingPointError: a score is not finite.
+
+    Source: Fisher pruning, Theis et al. 2018, without the factor 1/(2N), which changes no order.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> half_square = lambda p, x: (0.5 * (x @ p["kernel"]) ** 2).mean()
+        >>> x = jnp.array([[1.0, 0.0], [1.0, 1.0]])                       # gradients (−2, 0) and (−1, −1)
+        >>> fisher(half_square, {"kernel": jnp.array([[-2.0], [1.0]])}, [x])["kernel"].tolist()
+        [[20.0], [1.0]]
+    """
+    leaves, rebuild = split(params)
+    size = whole_number(batch_size, "batch_size")
+
+    def squares(leaves: list[Array], chunk: PyTree) -> list[Array]:
+        def one(example: PyTree) -> list[Array]:
+            single = jax.tree.map(lambda v: v[None], example)
+            gradient = jax.grad(lambda part: loss_fn(rebuild(part, params), single))(leaves)
+            return [(t * g) ** 2 for t, g in zip(leaves, gradient, strict=True)]
+
+        return [each.sum(0) for each in jax.vmap(one)(chunk)]
+
+    def step(sums: Sums, batch: PyTree, leaves: list[Array]) -> Sums:
+        return in_chunks(lambda chunk: squares(leaves, chunk), sums, jax.tree.map(jnp.asarray, batch), size)
+
+    with jax.default_matmul_precision("highest"):
+        (total, _), count = fold(step, zeros(leaves), checked(batches, "batches"), leaves)
+    if count == 0:
+        raise ValueError(f"batches holds no batch{spent(batches)}")
+    return finite(rebuild([t.astype(leaf.dtype) for t, leaf in zip(total, leaves, strict=True)]), "fisher")
 
 
 def _derivative(fn: Callable[[list[Array]], list[Array]], leaves: list[Array]) -> list[Array]:

@@ -2,11 +2,10 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, PyTree
 
 from pkjax.programs.meshes import automatic_axes
-from pkjax.pruning.scores.batches import Inputs, Sums, add, fold, scored_network, zeros
+from pkjax.pruning.scores.batches import Inputs, Sums, fold, in_chunks, scored_network, whole_number, zeros
 from pkjax.pruning.scores.leaves import finite
 from pkjax.trees import ApplyFn, Choice, apply_masks, is_floating, trainable_masks
 
@@ -37,7 +36,7 @@ def ntk_trace_saliency(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, masks: P
 
     Raises:
         ValueError: masks or trainable have another structure, params or X hold NaN or infinity, X is empty, its inputs
-            differ in shape, or ``batch_size`` is below 1.
+            differ in shape, or ``batch_size`` is not a whole number of 1 or more.
         FloatingPointError: a score is not finite.
 
     Source: equation 2 of Jacot et al. 2018 for Θ; its trace as a measure of saliency, Iurada et al. 2024.
@@ -49,8 +48,7 @@ def ntk_trace_saliency(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, masks: P
         >>> scores["a"].tolist(), scores["b"].tolist()
         ([[72.0]], [[8.0]])
     """
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
-        raise ValueError(f"batch_size must be a whole number of examples, 1 or more, got {batch_size!r}")
+    size = whole_number(batch_size, "batch_size")
     network, leaves, rebuild, stream = scored_network(apply_fn, params, X, masks)
     fn, out = network.fn, network.fn.out
     chosen = jax.tree.leaves(trainable_masks(params, trainable, masks))
@@ -68,11 +66,7 @@ def ntk_trace_saliency(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, masks: P
         return jax.lax.scan(of_output, zeros(leaves)[0], jnp.eye(out.shape[1], dtype=out.dtype))[0]
 
     def step(sums: Sums, X: Array, leaves: list[Array], trains: list[Array]) -> Sums:
-        size = min(int(batch_size), len(X))
-        whole = len(X) // size * size
-        chunks = X[:whole].reshape(-1, size, *X.shape[1:])
-        sums, _ = jax.lax.scan(lambda s, chunk: (add(s, slopes(leaves, trains, chunk)), None), sums, chunks)
-        return sums if whole == len(X) else add(sums, slopes(leaves, trains, X[whole:]))
+        return in_chunks(lambda chunk: slopes(leaves, trains, chunk), sums, X, size)
 
     with jax.default_matmul_precision("highest"):
         (total, _), _ = fold(step, zeros(leaves), stream, leaves, trains)
