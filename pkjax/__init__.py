@@ -34,6 +34,7 @@ from pkjax.pruning import (
     load_masks,
     magnitude,
     masked,
+    n_m_scope,
     ntk_trace_saliency,
     path_exclusion,
     prune,
@@ -72,10 +73,10 @@ __all__ = [
     "NotPathNetworkError", "NtkEigenpairs", "NtkPlan", "PruneResult", "Report", "ZeroScoresWarning", "analyze",
     "apply_masks", "connectivity", "data", "data_factor", "dynamics", "erk_scope", "experiments", "exponential",
     "from_linen", "from_nnx", "global_scope", "grasp", "inverted", "kernels", "layer_scope", "linear", "load_masks",
-    "magnitude", "masked", "mean_input", "models", "ntk", "ntk_density", "ntk_effective_rank", "ntk_eigenpairs",
-    "ntk_frobenius", "ntk_matvec", "ntk_plan", "ntk_trace", "ntk_trace_estimate", "ntk_trace_saliency", "ones_input",
-    "path_exclusion", "path_kernel", "paths", "plots", "prune", "random", "reinitialize", "save_masks", "shuffle_masks",
-    "snip", "synflow", "synflow_l2", "training",
+    "magnitude", "masked", "mean_input", "models", "n_m_scope", "ntk", "ntk_density", "ntk_effective_rank",
+    "ntk_eigenpairs", "ntk_frobenius", "ntk_matvec", "ntk_plan", "ntk_trace", "ntk_trace_estimate",
+    "ntk_trace_saliency", "ones_input", "path_exclusion", "path_kernel", "paths", "plots", "prune", "random",
+    "reinitialize", "save_masks", "shuffle_masks", "snip", "synflow", "synflow_l2", "training",
 ]
 
 _LAZY = ("data", "dynamics", "experiments", "models", "plots", "training")

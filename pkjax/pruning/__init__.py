@@ -6,7 +6,7 @@ from pkjax.pruning.masks import apply_masks, load_masks, masked, save_masks
 from pkjax.pruning.prune import prune
 from pkjax.pruning.result import DisconnectedWarning, EmptiedLayerWarning, LayerReport, PruneResult
 from pkjax.pruning.schedules import exponential, linear
-from pkjax.pruning.scopes import erk_scope, global_scope, layer_scope
+from pkjax.pruning.scopes import erk_scope, global_scope, layer_scope, n_m_scope
 from pkjax.pruning.scores import (
     grasp,
     magnitude,
@@ -21,6 +21,6 @@ from pkjax.pruning.zero_scores import ZeroScoresWarning
 
 __all__ = ["Connectivity", "DisconnectedWarning", "EmptiedLayerWarning", "LayerReport", "PruneResult",
            "ZeroScoresWarning", "apply_masks", "connectivity", "erk_scope", "exponential", "global_scope", "grasp",
-           "inverted", "layer_scope", "linear", "load_masks", "magnitude", "masked", "ntk_trace_saliency",
+           "inverted", "layer_scope", "linear", "load_masks", "magnitude", "masked", "n_m_scope", "ntk_trace_saliency",
            "path_exclusion", "prune", "random", "reinitialize", "save_masks", "shuffle_masks", "snip", "synflow",
            "synflow_l2"]
