@@ -18,12 +18,14 @@ from pkjax.paths import NotFullyConnectedError, NotPathNetworkError
 from pkjax.pruning import (
     Connectivity,
     DisconnectedWarning,
+    EffectiveUnits,
     EmptiedLayerWarning,
     LayerReport,
     PruneResult,
     ZeroScoresWarning,
     apply_masks,
     connectivity,
+    effective_units,
     erk_scope,
     exponential,
     global_scope,
@@ -74,12 +76,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "Connectivity", "DisconnectedWarning", "EmptiedLayerWarning", "KernelRegression", "LayerReport", "LeafPlan",
-    "NotFullyConnectedError", "NotPathNetworkError", "NtkEigenpairs", "NtkPlan", "PruneResult", "Report",
-    "ZeroScoresWarning", "analyze", "apply_masks", "connectivity", "data", "data_factor", "dynamics", "erk_scope",
-    "experiments", "exponential", "from_linen", "from_nnx", "global_scope", "grasp", "inverted", "kernel_alignment",
-    "kernel_regression", "kernels", "layer_scope", "linear", "load_masks", "magnitude", "masked", "mean_input",
-    "models", "n_m_scope", "ntk", "ntk_alignment", "ntk_density", "ntk_effective_rank", "ntk_eigenpairs",
+    "Connectivity", "DisconnectedWarning", "EffectiveUnits", "EmptiedLayerWarning", "KernelRegression", "LayerReport",
+    "LeafPlan", "NotFullyConnectedError", "NotPathNetworkError", "NtkEigenpairs", "NtkPlan", "PruneResult", "Report",
+    "ZeroScoresWarning", "analyze", "apply_masks", "connectivity", "data", "data_factor", "dynamics", "effective_units",
+    "erk_scope", "experiments", "exponential", "from_linen", "from_nnx", "global_scope", "grasp", "inverted",
+    "kernel_alignment", "kernel_regression", "kernels", "layer_scope", "linear", "load_masks", "magnitude", "masked",
+    "mean_input", "models", "n_m_scope", "ntk", "ntk_alignment", "ntk_density", "ntk_effective_rank", "ntk_eigenpairs",
     "ntk_frobenius", "ntk_matvec", "ntk_plan", "ntk_regression", "ntk_trace", "ntk_trace_estimate",
     "ntk_trace_saliency", "ones_input", "path_exclusion", "path_kernel", "paths", "plots", "prune", "random",
     "reinitialize", "save_masks", "shuffle_masks", "snip", "synflow", "synflow_l2", "training",

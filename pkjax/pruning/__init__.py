@@ -2,6 +2,7 @@
 
 from pkjax.pruning.baselines import inverted, reinitialize, shuffle_masks
 from pkjax.pruning.connectivity import Connectivity, connectivity
+from pkjax.pruning.effective_units import EffectiveUnits, effective_units
 from pkjax.pruning.masks import apply_masks, load_masks, masked, save_masks
 from pkjax.pruning.prune import prune
 from pkjax.pruning.result import DisconnectedWarning, EmptiedLayerWarning, LayerReport, PruneResult
@@ -19,8 +20,8 @@ from pkjax.pruning.scores import (
 )
 from pkjax.pruning.zero_scores import ZeroScoresWarning
 
-__all__ = ["Connectivity", "DisconnectedWarning", "EmptiedLayerWarning", "LayerReport", "PruneResult",
-           "ZeroScoresWarning", "apply_masks", "connectivity", "erk_scope", "exponential", "global_scope", "grasp",
-           "inverted", "layer_scope", "linear", "load_masks", "magnitude", "masked", "n_m_scope", "ntk_trace_saliency",
-           "path_exclusion", "prune", "random", "reinitialize", "save_masks", "shuffle_masks", "snip", "synflow",
-           "synflow_l2"]
+__all__ = ["Connectivity", "DisconnectedWarning", "EffectiveUnits", "EmptiedLayerWarning", "LayerReport", "PruneResult",
+           "ZeroScoresWarning", "apply_masks", "connectivity", "effective_units", "erk_scope", "exponential",
+           "global_scope", "grasp", "inverted", "layer_scope", "linear", "load_masks", "magnitude", "masked",
+           "n_m_scope", "ntk_trace_saliency", "path_exclusion", "prune", "random", "reinitialize", "save_masks",
+           "shuffle_masks", "snip", "synflow", "synflow_l2"]

@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import scipy.linalg
 from jaxtyping import Array, Float64, PyTree, Shaped
 
 from pkjax import tables
@@ -93,8 +92,7 @@ def kernel_regression(theta: Shaped[Array | np.ndarray, "..."], cross: Shaped[Ar
     if not (np.isfinite(ridge) and ridge >= 0):
         raise ValueError(f"ridge must be finite and at least 0, got {ridge}")
     rows = _matrix(theta, y[0].size)
-    factor, reciprocal = _factor(rows, float(ridge), theta.dtype)
-    weights = scipy.linalg.cho_solve(factor, y.astype(np.float64).ravel())
+    weights, reciprocal = _solved(rows, y.astype(np.float64).ravel(), float(ridge), theta.dtype)
     predictions = (_matrix(cross, y[0].size) @ weights).reshape(m, *out)
     accuracy, error = None, None
     if y_test is not None:
@@ -152,13 +150,15 @@ def _matrix(kernel: np.ndarray, outputs: int) -> np.ndarray:
     return blocks.transpose(0, 2, 1, 3).reshape(rows * outputs, columns * outputs)
 
 
-def _factor(rows: np.ndarray, ridge: float, dtype: Any) -> tuple[tuple[np.ndarray, bool], float]:
-    """The Cholesky factor of a matrix with the ridge on its diagonal, and its reciprocal condition."""
+def _solved(rows: np.ndarray, y: np.ndarray, ridge: float, dtype: Any) -> tuple[np.ndarray, float]:
+    """Solve with the ridge on the diagonal, and say the reciprocal condition of the matrix."""
+    from scipy.linalg import cho_factor, cho_solve, lapack
+
     rows = rows + ridge * np.eye(len(rows))
     norm = np.abs(rows).sum(0).max(initial=0.0)
     try:
-        factor = scipy.linalg.cho_factor(rows, lower=True)
-        reciprocal = float(scipy.linalg.lapack.dpocon(factor[0], norm, uplo="L")[0])
+        factor = cho_factor(rows, lower=True)
+        reciprocal = float(lapack.dpocon(factor[0], norm, uplo="L")[0])
     except np.linalg.LinAlgError:
         reciprocal = 0.0
     precision = float(jax.numpy.finfo(dtype).eps)
@@ -169,7 +169,7 @@ def _factor(rows: np.ndarray, ridge: float, dtype: Any) -> tuple[tuple[np.ndarra
             f"condition {reciprocal:.1e}, precision of {dtype} {precision:.1e}): pass a ridge, such as "
             f"{1e-4 * mean:.1e} (10⁻⁴ of the mean eigenvalue), leave out examples that occur twice, "
             "or compute Θ in float64")
-    return factor, reciprocal
+    return cho_solve(factor, y), reciprocal
 
 
 def _agreement(predictions: np.ndarray, held: np.ndarray) -> float:
