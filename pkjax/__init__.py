@@ -21,7 +21,9 @@ from pkjax.pruning import (
     EffectiveUnits,
     EmptiedLayerWarning,
     LayerReport,
+    LeafShapes,
     PruneResult,
+    ShrinkResult,
     ZeroScoresWarning,
     apply_masks,
     connectivity,
@@ -43,6 +45,7 @@ from pkjax.pruning import (
     random,
     reinitialize,
     save_masks,
+    shrink,
     shuffle_masks,
     snip,
     synflow,
@@ -77,14 +80,15 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Connectivity", "DisconnectedWarning", "EffectiveUnits", "EmptiedLayerWarning", "KernelRegression", "LayerReport",
-    "LeafPlan", "NotFullyConnectedError", "NotPathNetworkError", "NtkEigenpairs", "NtkPlan", "PruneResult", "Report",
-    "ZeroScoresWarning", "analyze", "apply_masks", "connectivity", "data", "data_factor", "dynamics", "effective_units",
-    "erk_scope", "experiments", "exponential", "from_linen", "from_nnx", "global_scope", "grasp", "inverted",
-    "kernel_alignment", "kernel_regression", "kernels", "layer_scope", "linear", "load_masks", "magnitude", "masked",
-    "mean_input", "models", "n_m_scope", "ntk", "ntk_alignment", "ntk_density", "ntk_effective_rank", "ntk_eigenpairs",
-    "ntk_frobenius", "ntk_matvec", "ntk_plan", "ntk_regression", "ntk_trace", "ntk_trace_estimate",
-    "ntk_trace_saliency", "ones_input", "path_exclusion", "path_kernel", "paths", "plots", "prune", "random",
-    "reinitialize", "save_masks", "shuffle_masks", "snip", "synflow", "synflow_l2", "training",
+    "LeafPlan", "LeafShapes", "NotFullyConnectedError", "NotPathNetworkError", "NtkEigenpairs", "NtkPlan",
+    "PruneResult", "Report", "ShrinkResult", "ZeroScoresWarning", "analyze", "apply_masks", "connectivity", "data",
+    "data_factor", "dynamics", "effective_units", "erk_scope", "experiments", "exponential", "from_linen", "from_nnx",
+    "global_scope", "grasp", "inverted", "kernel_alignment", "kernel_regression", "kernels", "layer_scope", "linear",
+    "load_masks", "magnitude", "masked", "mean_input", "models", "n_m_scope", "ntk", "ntk_alignment", "ntk_density",
+    "ntk_effective_rank", "ntk_eigenpairs", "ntk_frobenius", "ntk_matvec", "ntk_plan", "ntk_regression", "ntk_trace",
+    "ntk_trace_estimate", "ntk_trace_saliency", "ones_input", "path_exclusion", "path_kernel", "paths", "plots",
+    "prune", "random", "reinitialize", "save_masks", "shrink", "shuffle_masks", "snip", "synflow", "synflow_l2",
+    "training",
 ]
 
 _LAZY = ("data", "dynamics", "experiments", "models", "plots", "training")
