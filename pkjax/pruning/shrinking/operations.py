@@ -200,7 +200,7 @@ def _is_relu(eqn: Any) -> bool:
     if names != ["relu"] or len(jaxpr.eqns) != 1 or jaxpr.eqns[0].primitive.name != "max":
         return False
     last = jaxpr.eqns[0].invars[-1]
-    return isinstance(last, jex.Literal) and last.val == 0
+    return isinstance(last, jex.Literal) and bool(last.val == 0)
 
 
 def _shifts_entries(eqn: Any) -> bool:
