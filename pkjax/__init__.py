@@ -22,6 +22,7 @@ from pkjax.pruning import (
     EmptiedLayerWarning,
     LayerReport,
     LeafShapes,
+    LoadedTensors,
     PruneResult,
     ShrinkResult,
     ZeroScoresWarning,
@@ -36,6 +37,7 @@ from pkjax.pruning import (
     layer_scope,
     linear,
     load_masks,
+    load_safetensors,
     magnitude,
     masked,
     n_m_scope,
@@ -45,6 +47,7 @@ from pkjax.pruning import (
     random,
     reinitialize,
     save_masks,
+    save_safetensors,
     shrink,
     shuffle_masks,
     snip,
@@ -80,15 +83,15 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Connectivity", "DisconnectedWarning", "EffectiveUnits", "EmptiedLayerWarning", "KernelRegression", "LayerReport",
-    "LeafPlan", "LeafShapes", "NotFullyConnectedError", "NotPathNetworkError", "NtkEigenpairs", "NtkPlan",
-    "PruneResult", "Report", "ShrinkResult", "ZeroScoresWarning", "analyze", "apply_masks", "connectivity", "data",
-    "data_factor", "dynamics", "effective_units", "erk_scope", "experiments", "exponential", "from_linen", "from_nnx",
-    "global_scope", "grasp", "inverted", "kernel_alignment", "kernel_regression", "kernels", "layer_scope", "linear",
-    "load_masks", "magnitude", "masked", "mean_input", "models", "n_m_scope", "ntk", "ntk_alignment", "ntk_density",
-    "ntk_effective_rank", "ntk_eigenpairs", "ntk_frobenius", "ntk_matvec", "ntk_plan", "ntk_regression", "ntk_trace",
-    "ntk_trace_estimate", "ntk_trace_saliency", "ones_input", "path_exclusion", "path_kernel", "paths", "plots",
-    "prune", "random", "reinitialize", "save_masks", "shrink", "shuffle_masks", "snip", "synflow", "synflow_l2",
-    "training",
+    "LeafPlan", "LeafShapes", "LoadedTensors", "NotFullyConnectedError", "NotPathNetworkError", "NtkEigenpairs",
+    "NtkPlan", "PruneResult", "Report", "ShrinkResult", "ZeroScoresWarning", "analyze", "apply_masks", "connectivity",
+    "data", "data_factor", "dynamics", "effective_units", "erk_scope", "experiments", "exponential", "from_linen",
+    "from_nnx", "global_scope", "grasp", "inverted", "kernel_alignment", "kernel_regression", "kernels", "layer_scope",
+    "linear", "load_masks", "load_safetensors", "magnitude", "masked", "mean_input", "models", "n_m_scope", "ntk",
+    "ntk_alignment", "ntk_density", "ntk_effective_rank", "ntk_eigenpairs", "ntk_frobenius", "ntk_matvec", "ntk_plan",
+    "ntk_regression", "ntk_trace", "ntk_trace_estimate", "ntk_trace_saliency", "ones_input", "path_exclusion",
+    "path_kernel", "paths", "plots", "prune", "random", "reinitialize", "save_masks", "save_safetensors", "shrink",
+    "shuffle_masks", "snip", "synflow", "synflow_l2", "training",
 ]
 
 _LAZY = ("data", "dynamics", "experiments", "models", "plots", "training")

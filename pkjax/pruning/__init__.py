@@ -19,10 +19,12 @@ from pkjax.pruning.scores import (
     synflow_l2,
 )
 from pkjax.pruning.shrinking import LeafShapes, ShrinkResult, shrink
+from pkjax.pruning.tensor_files import LoadedTensors, load_safetensors, save_safetensors
 from pkjax.pruning.zero_scores import ZeroScoresWarning
 
 __all__ = ["Connectivity", "DisconnectedWarning", "EffectiveUnits", "EmptiedLayerWarning", "LayerReport", "LeafShapes",
-           "PruneResult", "ShrinkResult", "ZeroScoresWarning", "apply_masks", "connectivity", "effective_units",
-           "erk_scope", "exponential", "global_scope", "grasp", "inverted", "layer_scope", "linear", "load_masks",
-           "magnitude", "masked", "n_m_scope", "ntk_trace_saliency", "path_exclusion", "prune", "random",
-           "reinitialize", "save_masks", "shrink", "shuffle_masks", "snip", "synflow", "synflow_l2"]
+           "LoadedTensors", "PruneResult", "ShrinkResult", "ZeroScoresWarning", "apply_masks", "connectivity",
+           "effective_units", "erk_scope", "exponential", "global_scope", "grasp", "inverted", "layer_scope", "linear",
+           "load_masks", "load_safetensors", "magnitude", "masked", "n_m_scope", "ntk_trace_saliency", "path_exclusion",
+           "prune", "random", "reinitialize", "save_masks", "save_safetensors", "shrink", "shuffle_masks", "snip",
+           "synflow", "synflow_l2"]
