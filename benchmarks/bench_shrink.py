@@ -33,7 +33,7 @@ def measure(name: str, compression: float, steps: int, batch: int, repeats: int)
     began = time.perf_counter()
     smaller = pk.shrink(apply_fn, params, ones, masks=masks)
     took = time.perf_counter() - began
-    X = jax.random.normal(jax.random.key(1), (batch, *shape))
+    X = jax.random.normal(jax.random.key(1), (batch, *shape), ones.dtype)
     forward, small = jax.jit(apply_fn), jax.jit(smaller.apply_fn)
     calls = {"before": lambda: forward(kept, X), "after": lambda: small(smaller.params, X)}
     timings, outputs = common.alternate(calls, repeats, least=0.5)

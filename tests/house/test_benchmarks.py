@@ -176,7 +176,8 @@ def test_first_calls_are_measured_in_plain_gradients_and_their_programs_counted(
 
 def test_the_shrink_benchmark_compares_equal_outputs(tmp_path):
     path = tmp_path / "shrink.json"
-    bench_shrink.main(["--networks", "FC-100", "--steps", "3", "--batch", "2", "--repeats", "1", "--output", str(path)])
+    bench_shrink.main(["--networks", "FC-100", "--compression", "1", "--steps", "9", "--batch", "2", "--repeats", "1",
+                       "--output", str(path)])
     (row,) = json.loads(path.read_text())["networks"]
     assert row["difference"] < 1e-5
     assert row["weights_kept"] < row["after"]["parameters"] < row["before"]["parameters"] == 130010
