@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 from pkjax.programs.checks import check_some_kept
 from pkjax.pruning.prunable import prunable_leaves
 from pkjax.pruning.schedules import Schedule
-from pkjax.pruning.scopes import Scope, apportion
+from pkjax.pruning.scopes import NMScope, Scope, apportion
 from pkjax.pruning.top_k import count_dtype
 from pkjax.trees import Choice, check_finite, check_masks, leaf_names
 
@@ -27,6 +27,7 @@ class Layout(NamedTuple):
     chosen: tuple[bool, ...]             # of all leaves, which are prunable
     groups: tuple[tuple[int, ...], ...]  # leaves that compete with each other
     floor: int                           # weights that every leaf keeps at least
+    blocks: tuple[int, int] | None       # length and axis of the blocks that compete, where not whole groups do
 
     def prunable(self, tree: PyTree) -> list[Any]:
         """Take the prunable leaves out of a tree like the parameters."""
@@ -41,7 +42,8 @@ class Plan:
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     density: float
-    counts: Any                          # (steps, groups) weights to keep; traced where masks are
+    counts: Any                          # (steps, groups) weights to keep, of every block where there are
+                                         # blocks; traced where masks are
 
     @property
     def sizes(self) -> list[int]:
@@ -64,8 +66,16 @@ def plan_pruning(params: PyTree, compression: SupportsFloat | None, density: Sup
         groups.setdefault(scope(path, leaf), []).append(i)
     members = tuple(map(tuple, groups.values()))
     names = tuple(name for name, c in zip(leaf_names(params), chosen, strict=True) if c)
-    layout = Layout(tuple(chosen), members, floor)
-    asked = _counts(_densities(schedule, number, target), shapes, members, scope)
+    blocks = (scope.m, scope.axis) if isinstance(scope, NMScope) else None
+    layout = Layout(tuple(chosen), members, floor, blocks)
+    densities = _densities(schedule, number, target)
+    if isinstance(scope, NMScope):
+        if floor:
+            raise ValueError(f"min_per_layer={floor} is not for n_m_scope, which says what every block "
+                             "keeps: leave it 0")
+        each = np.array(scope.block_counts(densities, shapes, names), count_dtype())
+        return Plan(layout, names, shapes, target, np.repeat(each[:, None], len(members), 1))
+    asked = _counts(densities, shapes, members, scope)
     present = _present(layout, masks, shapes)
     _check_masks_keep(asked[-1], present, names, members)
     _check_floor(floor, asked[-1], present, members)

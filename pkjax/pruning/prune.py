@@ -21,7 +21,7 @@ from pkjax.pruning.plan import Layout, Plan, plan_pruning
 from pkjax.pruning.result import EmptiedLayerWarning, PruneResult, layer_report
 from pkjax.pruning.schedules import Schedule, exponential
 from pkjax.pruning.scopes import Scope, global_scope
-from pkjax.pruning.selection import select_best
+from pkjax.pruning.selection import Selection, select_best, select_in_blocks
 from pkjax.pruning.top_k import count_dtype
 from pkjax.pruning.zero_scores import warn_of_zero_scores
 from pkjax.tables import Progress, reporter
@@ -278,8 +278,12 @@ def _one_by_one(scores: Callable[..., list[Array]], plan: Plan, params: PyTree, 
 def _best(layout: Layout, scores: list[Array], alive: list[Array],
           counts: Array | np.ndarray) -> tuple[list[Array], Account]:
     """Keep the best in every group."""
-    groups = [select_best([scores[i] for i in group], [alive[i] for i in group], count, layout.floor)
-              for group, count in zip(layout.groups, counts, strict=True)]
+    def best(group: tuple[int, ...], count: Array) -> Selection:
+        values, live = [scores[i] for i in group], [alive[i] for i in group]
+        return (select_best(values, live, count, layout.floor) if layout.blocks is None
+                else select_in_blocks(values, live, count, *layout.blocks))
+
+    groups = [best(group, count) for group, count in zip(layout.groups, counts, strict=True)]
     order = np.argsort([i for group in layout.groups for i in group])
     marks = [mark for best in groups for mark in best.marks]
 

@@ -2,16 +2,18 @@
 
 A scope is a function (key path, leaf) → label. Prunable leaves with equal labels form one group, and every
 group keeps ``round(density · size of the group)`` weights. A scope with an attribute ``densities`` sets the
-density of every group itself (see ``DensityScope``); ``apportion`` then turns densities into counts.
+density of every group itself (see ``DensityScope``); ``apportion`` then turns densities into counts. ``n_m_scope``
+makes the weights of each block of a leaf compete.
 """
 
 import math
+import operator
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsInt
 
-__all__ = ["Densities", "DensityScope", "Scope", "apportion", "erk_densities", "erk_scope", "global_scope",
-           "layer_scope"]
+__all__ = ["Densities", "DensityScope", "NMScope", "Scope", "apportion", "erk_densities", "erk_scope", "global_scope",
+           "layer_scope", "n_m_scope"]
 
 Scope = Callable[[tuple[Any, ...], Any], Hashable]
 """Maps (key path, leaf) to the label of the group in which the leaf's weights compete."""
@@ -108,6 +110,80 @@ def erk_densities(shapes: Sequence[tuple[int, ...]], density: float | int) -> li
 
 erk_scope = DensityScope(layer_scope, erk_densities)
 """Each prunable leaf keeps its own share of its weights, larger in small layers: see ``erk_densities``."""
+
+
+@dataclass(frozen=True)
+class NMScope:
+    """The scope of an N:M pattern, built by ``n_m_scope``."""
+
+    n: int
+    """Weights that every block keeps."""
+    m: int
+    """Weights of a block."""
+    axis: int = -2
+    """The axis along which blocks lie."""
+
+    def __call__(self, path: tuple[Any, ...], leaf: Any) -> Hashable:
+        """Label a leaf by its key path: blocks of different leaves never meet."""
+        return path
+
+    def block_counts(self, densities: Sequence[float], shapes: Sequence[tuple[int, ...]],
+                     names: Sequence[str]) -> list[int]:
+        """How many weights every block keeps after each step.
+
+            max(n, round(d_k m))   for the densities d_k after each step, the last of which is n / m
+
+        Raises ValueError where the last density is not n / m, and where the axis of a leaf does not consist of blocks.
+        """
+        if not math.isclose(densities[-1], self.n / self.m, rel_tol=1e-9):
+            raise ValueError(f"n_m_scope({self.n}, {self.m}) keeps a density of {self.n / self.m:.10g}, but the "
+                             f"density asked for is {densities[-1]:.10g}: pass density={self.n} / {self.m}")
+        for name, shape in zip(names, shapes, strict=True):
+            if not -len(shape) <= self.axis < len(shape):
+                raise ValueError(f"n_m_scope has axis={self.axis}, which leaf {name!r} of shape {shape} lacks: choose "
+                                 "another axis, or leave the leaf out by prunable")
+            if shape[self.axis] % self.m:
+                raise ValueError(f"axis {self.axis} of leaf {name!r} has length {shape[self.axis]} (its shape is "
+                                 f"{shape}), which is not a multiple of {self.m}: leave the leaf out by prunable")
+        return [max(self.n, round(density * self.m)) for density in densities]
+
+
+def n_m_scope(n: SupportsInt, m: SupportsInt, *, axis: SupportsInt = -2) -> NMScope:
+    """Keep n of every m consecutive weights along an axis, as sparse tensor cores read them (2:4).
+
+    The m weights of a block compete with each other alone; of equal scores the first along the axis stays. ``prune``
+    must be asked for a density of n / m. With steps, a block keeps max(n, round(d_k m)) weights after step k. A block
+    of which ``masks`` leave fewer keeps those.
+
+    Args:
+        n: weights to keep in each block.
+        m: weights of a block.
+        axis: the axis along which blocks lie; −2, the default, is the input axis of kernels (…, in, out), as those of
+            Flax and Haiku, dense or convolution; for weights (out, in) it is −1.
+
+    Raises:
+        ValueError: not 1 ≤ n ≤ m. ``prune`` raises it where its density is not n / m, and where the length of a leaf's
+            axis is not a multiple of m.
+        TypeError: n, m or axis is not an integer.
+
+    Source: Mishra et al. 2021 (2:4, arXiv 2104.08378); Zhou et al. 2021 (N:M, arXiv 2102.04010).
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import pkjax as pk
+        >>> params = {"kernel": jnp.array([[3.0], [-1.0], [0.5], [2.0]])}
+        >>> pk.prune(pk.magnitude, params, density=0.5, scope=n_m_scope(1, 2)).masks["kernel"].ravel().tolist()
+        [True, False, False, True]
+    """
+    numbers = {}
+    for name, value in (("n", n), ("m", m), ("axis", axis)):
+        try:
+            numbers[name] = operator.index(value)  # type: ignore[arg-type]
+        except TypeError as error:
+            raise TypeError(f"{name} must be an integer, but got {value!r}") from error
+    if not 1 <= numbers["n"] <= numbers["m"]:
+        raise ValueError(f"n_m_scope needs 1 ≤ n ≤ m, but got n={n}, m={m}")
+    return NMScope(**numbers)
 
 
 def apportion(

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from benchmarks import bench_first_calls, bench_ntk, bench_path_kernel, bench_pruning, common
+from benchmarks import bench_first_calls, bench_ntk, bench_path_kernel, bench_pruning, bench_shrink, common
 
 
 def test_modules_load_without_pytorch(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    for module in (common, bench_first_calls, bench_ntk, bench_path_kernel, bench_pruning):
+    for module in (common, bench_first_calls, bench_ntk, bench_path_kernel, bench_pruning, bench_shrink):
         assert runpy.run_path(module.__file__, run_name="loaded")["__doc__"] == module.__doc__
 
 
@@ -172,3 +172,12 @@ def test_first_calls_are_measured_in_plain_gradients_and_their_programs_counted(
     assert count["programs"] == 1
     assert count["equations"] > 10
     assert count["instructions"] > 10
+
+
+def test_the_shrink_benchmark_compares_equal_outputs(tmp_path):
+    path = tmp_path / "shrink.json"
+    bench_shrink.main(["--networks", "FC-100", "--compression", "1", "--steps", "9", "--batch", "2", "--repeats", "1",
+                       "--output", str(path)])
+    (row,) = json.loads(path.read_text())["networks"]
+    assert row["difference"] < 1e-5
+    assert row["weights_kept"] < row["after"]["parameters"] < row["before"]["parameters"] == 130010
