@@ -36,6 +36,7 @@ from pkjax.pruning import (
     masked,
     ntk_trace_saliency,
     path_exclusion,
+    path_magnitude,
     prune,
     random,
     reinitialize,
@@ -74,8 +75,8 @@ __all__ = [
     "from_linen", "from_nnx", "global_scope", "grasp", "inverted", "kernels", "layer_scope", "linear", "load_masks",
     "magnitude", "masked", "mean_input", "models", "ntk", "ntk_density", "ntk_effective_rank", "ntk_eigenpairs",
     "ntk_frobenius", "ntk_matvec", "ntk_plan", "ntk_trace", "ntk_trace_estimate", "ntk_trace_saliency", "ones_input",
-    "path_exclusion", "path_kernel", "paths", "plots", "prune", "random", "reinitialize", "save_masks", "shuffle_masks",
-    "snip", "synflow", "synflow_l2", "training",
+    "path_exclusion", "path_kernel", "path_magnitude", "paths", "plots", "prune", "random", "reinitialize",
+    "save_masks", "shuffle_masks", "snip", "synflow", "synflow_l2", "training",
 ]
 
 _LAZY = ("data", "dynamics", "experiments", "models", "plots", "training")

@@ -12,6 +12,7 @@ from pkjax.pruning.scores import (
     magnitude,
     ntk_trace_saliency,
     path_exclusion,
+    path_magnitude,
     random,
     snip,
     synflow,
@@ -22,5 +23,5 @@ from pkjax.pruning.zero_scores import ZeroScoresWarning
 __all__ = ["Connectivity", "DisconnectedWarning", "EmptiedLayerWarning", "LayerReport", "PruneResult",
            "ZeroScoresWarning", "apply_masks", "connectivity", "erk_scope", "exponential", "global_scope", "grasp",
            "inverted", "layer_scope", "linear", "load_masks", "magnitude", "masked", "ntk_trace_saliency",
-           "path_exclusion", "prune", "random", "reinitialize", "save_masks", "shuffle_masks", "snip", "synflow",
-           "synflow_l2"]
+           "path_exclusion", "path_magnitude", "prune", "random", "reinitialize", "save_masks", "shuffle_masks", "snip",
+           "synflow", "synflow_l2"]

@@ -12,6 +12,7 @@ from pkjax.pruning.scores.data_free import (
 from pkjax.pruning.scores.loss import grasp, snip
 from pkjax.pruning.scores.ntk_trace import ntk_trace_saliency
 from pkjax.pruning.scores.path_exclusion import path_exclusion
+from pkjax.pruning.scores.path_magnitude import path_magnitude
 
-__all__ = ["ScaledScores", "grasp", "magnitude", "ntk_trace_saliency", "path_exclusion", "random", "snip", "synflow",
-           "synflow_l2", "synflow_l2_scaled", "synflow_scaled"]
+__all__ = ["ScaledScores", "grasp", "magnitude", "ntk_trace_saliency", "path_exclusion", "path_magnitude", "random",
+           "snip", "synflow", "synflow_l2", "synflow_l2_scaled", "synflow_scaled"]
