@@ -10,11 +10,14 @@ from pkjax.paths.exponents import power_of_two
 from pkjax.paths.layers import DenseLayer
 from pkjax.paths.norms import distance, norm
 from pkjax.paths.polynomial import gates, polynomial, tied
+from pkjax.paths.rescaling import PathConditioned, path_condition, rescale
 from pkjax.paths.scaled import log_count, scaled_polynomial
 from pkjax.paths.taps import Site, sites, tapped
+from pkjax.paths.units import NotRescalableError
 
 __all__ = [
     "ChangeBound", "DenseLayer", "Factorization", "NotDensePairsError", "NotFullyConnectedError", "NotPathNetworkError",
-    "Path", "Site", "change_bound", "dense_layers", "dense_pairs", "distance", "factorize", "gates", "log_count",
-    "norm", "polynomial", "power_of_two", "scaled_polynomial", "sites", "tapped", "tied", "unit_weights",
+    "NotRescalableError", "Path", "PathConditioned", "Site", "change_bound", "dense_layers", "dense_pairs", "distance",
+    "factorize", "gates", "log_count", "norm", "path_condition", "polynomial", "power_of_two", "rescale",
+    "scaled_polynomial", "sites", "tapped", "tied", "unit_weights",
 ]
