@@ -141,6 +141,11 @@ class ChangeBound(NamedTuple):
     """What masks change of a network's outputs, example by example, beside the most that they can change.
 
     Returned by ``change_bound``, in float64 (in the network's type under jit).
+
+    Examples:
+        >>> masks = jnp.array([[True], [False]])
+        >>> change_bound(lambda w, x: x @ w, jnp.ones((2, 1)), jnp.ones((1, 2)), masks).ratio.tolist()
+        [[1.0]]
     """
 
     change: Float[Array | np.ndarray, "N K"]
