@@ -166,8 +166,9 @@ def change_bound(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[ArrayLike, 
         |f_k(x, θ) − f_k(x, θ∘m)| ≤ R_1(|θ|, |x|)_k − R_1(|θ∘m|, |x|)_k
 
     The right side is the sum over the paths that the masks take away. It is computed as that sum, so that nothing
-    cancels, and says most where few paths are lost. In deep networks it is vacuous (on ResNet-20 about 10²⁰ times the
-    change): the ratio says by how much. The change itself is a difference of outputs, as exact as these are.
+    cancels, and says most where few paths are lost. In deep networks it is vacuous (on an untrained ResNet-20 more
+    than 10²⁰ times the change): the ratio says by how much. The change itself is a difference of outputs, as exact as
+    these are.
 
     Args:
         apply_fn: the network.

@@ -7,7 +7,8 @@ import pkjax as pk
 import pytest
 
 PUBLISHED = {1: 6.309489099057924e30, 2: 516.1198867529619, 4: 0.16706433037403792}
-"""ℓq path norms of an untrained ResNet-18 at 3×224×224, one draw: github.com/agonon/pathnorm-pytorch, quickstart.ipynb."""
+"""ℓq path norms of one draw of an untrained ResNet-18 at 3×224×224: github.com/agonon/pathnorm-pytorch,
+quickstart.ipynb."""
 SCALE = 1 / np.sqrt(1 + 1e-5)      # what an untrained, frozen BatchNorm does
 WIDTHS = (64, 64, 128, 128, 256, 256, 512, 512)
 
