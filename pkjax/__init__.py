@@ -45,6 +45,7 @@ from pkjax.pruning import (
     ntk_sap,
     ntk_trace_saliency,
     path_exclusion,
+    path_magnitude,
     phew,
     prune,
     random,
@@ -93,8 +94,9 @@ __all__ = [
     "layer_scope", "linear", "load_masks", "load_safetensors", "magnitude", "masked", "mean_input", "models",
     "n_m_scope", "ntk", "ntk_alignment", "ntk_density", "ntk_effective_rank", "ntk_eigenpairs", "ntk_frobenius",
     "ntk_matvec", "ntk_plan", "ntk_regression", "ntk_sap", "ntk_trace", "ntk_trace_estimate", "ntk_trace_saliency",
-    "ones_input", "path_exclusion", "path_kernel", "paths", "phew", "plots", "prune", "random", "reinitialize",
-    "save_masks", "save_safetensors", "shrink", "shuffle_masks", "snip", "synflow", "synflow_l2", "training",
+    "ones_input", "path_exclusion", "path_kernel", "path_magnitude", "paths", "phew", "plots", "prune", "random",
+    "reinitialize", "save_masks", "save_safetensors", "shrink", "shuffle_masks", "snip", "synflow", "synflow_l2",
+    "training",
 ]
 
 _LAZY = ("data", "dynamics", "experiments", "models", "plots", "training")

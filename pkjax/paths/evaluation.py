@@ -9,14 +9,13 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
 from pkjax.network import Network
-from pkjax.paths.algebras import Polynomial
 from pkjax.paths.interpret import interpret
 from pkjax.trees import as_array, is_floating
 
 __all__ = ["evaluate_paths", "unit_weights"]
 
 
-def evaluate_paths(make: Callable[..., Polynomial], network: Network, x: Array, gates: Sequence[ArrayLike] | None,
+def evaluate_paths(make: Callable[..., Any], network: Network, x: Array, gates: Sequence[ArrayLike] | None,
                    pool: str = "sum", hold: Callable[[Any], Any] = lambda value: value,
                    release: Callable[[Any], Any] = lambda held: held[0],
                    source: Callable[[int, Any], Any] | None = None) -> Any:

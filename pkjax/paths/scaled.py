@@ -1,6 +1,7 @@
 """The path polynomial as a mantissa and a power of two, which leaves the range of its type at no depth."""
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,8 +22,8 @@ from pkjax.programs.meshes import automatic_axes
 from pkjax.programs.program import BoundProgram
 from pkjax.trees import ApplyFn, is_floating
 
-__all__ = ["ScaledPolynomial", "held_as_is", "in_double", "log_count", "path_total", "scaled_polynomial",
-           "scaled_values"]
+__all__ = ["ScaledPolynomial", "Values", "held_as_is", "in_double", "log_count", "path_total", "scaled_polynomial",
+           "scaled_values", "widest"]
 
 
 class Values(NamedTuple):
@@ -223,13 +224,22 @@ def log_count(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N 
         network = read(apply_fn, unit_weights(params), x, masks=masks, paths=True)
         count, exponent = path_total(network, network.batch(x, "x"))
         return jnp.log10(count) + exponent.astype(count.dtype) * jnp.log10(jnp.asarray(2, count.dtype))
-    double = not isinstance(apply_fn, BoundProgram)     # a program says what types it takes
-    wide = double or jax.dtypes.canonicalize_dtype(float) == jnp.float64
-    with jax.enable_x64(wide), jax.numpy_dtype_promotion("standard"):
-        params, x = in_double((params, x)) if double else (params, x)
+    with widest(apply_fn, (params, x)) as (params, x):
         network = read(apply_fn, unit_weights(params), x, masks=masks, paths=True)
         number, power = map(float, _counted(network, network.batch(x, "x")))
     return jnp.asarray(np.log10(number) + power * np.log10(2) if number else -np.inf)
+
+
+@contextlib.contextmanager
+def widest(apply_fn: ApplyFn, tree: PyTree) -> Iterator[PyTree]:
+    """Compute in float64 within the block, to which it brings the floating-point leaves of a concrete tree.
+
+    A program that has been read says itself what types it takes.
+    """
+    double = not isinstance(apply_fn, BoundProgram)
+    wide = double or jax.dtypes.canonicalize_dtype(float) == jnp.float64
+    with jax.enable_x64(wide), jax.numpy_dtype_promotion("standard"):
+        yield in_double(tree) if double else tree
 
 
 def in_double(tree: PyTree) -> PyTree:

@@ -16,6 +16,7 @@ from pkjax.pruning.scores import (
     ntk_sap,
     ntk_trace_saliency,
     path_exclusion,
+    path_magnitude,
     random,
     snip,
     synflow,
@@ -29,5 +30,5 @@ __all__ = ["Connectivity", "DisconnectedWarning", "EffectiveUnits", "EmptiedLaye
            "LoadedTensors", "PruneResult", "ShrinkResult", "ZeroScoresWarning", "apply_masks", "connectivity",
            "effective_units", "erk_scope", "exponential", "fisher", "global_scope", "grasp", "inverted", "layer_scope",
            "linear", "load_masks", "load_safetensors", "magnitude", "masked", "n_m_scope", "ntk_sap",
-           "ntk_trace_saliency", "path_exclusion", "phew", "prune", "random", "reinitialize", "save_masks",
-           "save_safetensors", "shrink", "shuffle_masks", "snip", "synflow", "synflow_l2"]
+           "ntk_trace_saliency", "path_exclusion", "path_magnitude", "phew", "prune", "random", "reinitialize",
+           "save_masks", "save_safetensors", "shrink", "shuffle_masks", "snip", "synflow", "synflow_l2"]

@@ -34,6 +34,7 @@ SCORES = {
         apply_fn, params, pk.ones_input((5,)), variant=variant, pool="sum")
        for variant in ("paper", "conserved", "released")},
     "path_exclusion": lambda apply_fn, params, X, loss_fn: pk.path_exclusion(apply_fn, params, X, pool="sum"),
+    "path_magnitude": lambda apply_fn, params, X, loss_fn: pk.path_magnitude(apply_fn, params, pk.ones_input((5,))),
     "ntk_trace_saliency": lambda apply_fn, params, X, loss_fn: pk.ntk_trace_saliency(apply_fn, params, X),
     "ntk_sap": lambda apply_fn, params, X, loss_fn: pk.ntk_sap(apply_fn, params, (5,), key=jax.random.key(0)),
     "fisher": lambda apply_fn, params, X, loss_fn: pk.fisher(lambda p, x: apply_fn(p, x).mean(), params, [X]),

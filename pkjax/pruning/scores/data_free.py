@@ -13,16 +13,19 @@ import numpy as np
 from jaxtyping import Array, Int, Key, PyTree, Shaped
 
 from pkjax.network import Network, read
+from pkjax.paths.batch_norm import check_convention
 from pkjax.paths.exponents import NOTHING, Scaled, exponent_of, nothing, plain, power_of_two
 from pkjax.paths.magnitudes import Magnitudes, magnitudes
 from pkjax.paths.scaled import scaled_values
 from pkjax.programs.checks import all_finite
 from pkjax.programs.compilation import compiled_for_few_calls
 from pkjax.programs.meshes import automatic_axes
+from pkjax.pruning.scores.conventions import convention_scores
 from pkjax.pruning.scores.leaves import finite, split, widened
 from pkjax.trees import ApplyFn, is_floating
 
-__all__ = ["ScaledScores", "magnitude", "random", "synflow", "synflow_l2", "synflow_l2_scaled", "synflow_scaled"]
+__all__ = ["ScaledScores", "magnitude", "path_scores", "random", "synflow", "synflow_l2", "synflow_l2_scaled",
+           "synflow_scaled"]
 
 
 class ScaledScores(NamedTuple):
@@ -93,7 +96,7 @@ def magnitude(params: PyTree) -> PyTree:
 
 
 def synflow(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[Array | np.ndarray, "N ..."]], *,
-            pool: str = "sum") -> PyTree:
+            pool: str = "sum", batch_norm: str = "paths") -> PyTree:
     """Score weights by the ℓ1 path norm that flows through them: SynFlow.
 
         S = |θ| ∘ ∂R_1/∂|θ|,   R_1 = Σ_k R_1(|θ|, x)_k
@@ -111,12 +114,15 @@ def synflow(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[Array | np.ndarr
         params: parameters θ.
         x: an input ``(1, *input)`` of numbers that are not negative.
         pool: "sum" counts every path through max-pooling; "max" leaves it in place as the published code does.
+        batch_norm: what becomes of a frozen BatchNorm's mean, as in ``pkjax.paths.norm``: it starts "paths", is
+            "folded" into the bias, or "signed", subtracted as in the published code (with pool="max"); then R_1 may
+            fall where a weight grows, and scores are the magnitudes |θ ∘ ∂R_1/∂θ|. They agree where means are 0.
 
     Returns:
         Scores like ``params``.
 
     Raises:
-        ValueError: x is negative or not finite.
+        ValueError: x is negative or not finite; the convention is unknown, or "signed" with another pool than "max".
         NotPathNetworkError: the network is not a sum over paths.
         FloatingPointError: a score is not finite.
 
@@ -128,12 +134,12 @@ def synflow(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[Array | np.ndarr
         >>> synflow(lambda p, x: x @ p["kernel"], params, jnp.ones((1, 2)))["kernel"].tolist()
         [[2.0], [1.0]]
     """
-    return synflow_scaled(apply_fn, params, x, pool=pool).scores
+    return synflow_scaled(apply_fn, params, x, pool=pool, batch_norm=batch_norm).scores
 
 
 @automatic_axes
 def synflow_scaled(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[Array | np.ndarray, "N ..."]], *,
-                   pool: str = "sum") -> ScaledScores:
+                   pool: str = "sum", batch_norm: str = "paths") -> ScaledScores:
     """Score weights by SynFlow, with the power of two that the scores are over.
 
         S = scores · 2^exponent
@@ -151,7 +157,7 @@ def synflow_scaled(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[Array | n
         >>> bool(jnp.isfinite(scores[0]).all()), int(exponent) > 300
         (True, True)
     """
-    return _path_scores(apply_fn, params, x, 1, 1, pool, "synflow")
+    return path_scores(apply_fn, params, x, 1, 1, pool, batch_norm, "synflow")
 
 
 def synflow_l2(
@@ -161,6 +167,7 @@ def synflow_l2(
     *,
     variant: str = "paper",
     pool: str = "sum",
+    batch_norm: str = "paths",
 ) -> PyTree:
     """Score weights by the squared ℓ2 path norm that flows through them: SynFlow-L2.
 
@@ -178,12 +185,13 @@ def synflow_l2(
         x: an input ``(1, *input)`` of numbers that are not negative.
         variant: "paper", "conserved" or "released".
         pool: "sum" or "max", as in ``synflow``.
+        batch_norm: "paths", "folded" or "signed", as in ``synflow``.
 
     Returns:
         Scores like ``params``.
 
     Raises:
-        ValueError: the variant is unknown, or x is negative or not finite.
+        ValueError: the variant or the convention is unknown, or x is negative or not finite.
         NotPathNetworkError: the network is not a sum over paths.
         FloatingPointError: a score is not finite.
 
@@ -196,12 +204,12 @@ def synflow_l2(
         >>> scores["kernel"].tolist()
         [[4.0], [1.0]]
     """
-    return synflow_l2_scaled(apply_fn, params, x, variant=variant, pool=pool).scores
+    return synflow_l2_scaled(apply_fn, params, x, variant=variant, pool=pool, batch_norm=batch_norm).scores
 
 
 @automatic_axes
 def synflow_l2_scaled(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[Array | np.ndarray, "N ..."]], *,
-                      variant: str = "paper", pool: str = "sum") -> ScaledScores:
+                      variant: str = "paper", pool: str = "sum", batch_norm: str = "paths") -> ScaledScores:
     """Score weights by SynFlow-L2, with the power of two that the scores are over.
 
         S = scores · 2^exponent
@@ -218,17 +226,22 @@ def synflow_l2_scaled(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[Array 
     if variant not in weights:
         raise ValueError(f"variant must be one of {', '.join(map(repr, weights))}, but got {variant!r}")
     power, q = weights[variant]
-    return _path_scores(apply_fn, params, x, power, q, pool, f"synflow_l2(variant={variant!r})")
+    return path_scores(apply_fn, params, x, power, q, pool, batch_norm, f"synflow_l2(variant={variant!r})")
 
 
-def _path_scores(apply_fn: ApplyFn, params: PyTree, x: PyTree, power: int, q: int, pool: str,
-                 name: str) -> ScaledScores:
+def path_scores(apply_fn: ApplyFn, params: PyTree, x: PyTree, power: int, q: int, pool: str, batch_norm: str,
+                name: str) -> ScaledScores:
     """|θ|^power ∘ ∂R_q/∂φ at φ = |θ|^q, and the power of two that it is over."""
+    check_convention(batch_norm, pool)
     _, rebuild = split(params)
     _check_input(x)
     network = read(apply_fn, widened(params), x := widened(x), paths=True)
     z = network.batch(x, "x")
     known = magnitudes(network, z, max(power, q))
+    if batch_norm != "paths":
+        scores, exponent = convention_scores(network, z, known=known.careful, power=power, q=q, pool=pool,
+                                             batch_norm=batch_norm)
+        return ScaledScores(finite(rebuild(scores), name), exponent)
     scores, exponent, sure = _scaled_scores(network, z, known=known, power=power, q=q, pool=pool)
     if isinstance(sure, jax.core.Tracer):
         scores = [jnp.where(sure, s, jnp.nan) for s in scores] if known.lean else scores      # and prune begins anew
