@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pkjax import path_kernel, paths
 from pkjax.adapters import from_linen, from_nnx, mean_input, ones_input
-from pkjax.analysis import Report, analyze
+from pkjax.analysis import Comparison, Report, analyze, compare
 from pkjax.paths import NotFullyConnectedError, NotPathNetworkError
 from pkjax.pruning import (
     Connectivity,
@@ -68,14 +68,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "Connectivity", "DisconnectedWarning", "EmptiedLayerWarning", "LayerReport", "LeafPlan", "NotFullyConnectedError",
-    "NotPathNetworkError", "NtkEigenpairs", "NtkPlan", "PruneResult", "Report", "ZeroScoresWarning", "analyze",
-    "apply_masks", "connectivity", "data", "data_factor", "dynamics", "erk_scope", "experiments", "exponential",
-    "from_linen", "from_nnx", "global_scope", "grasp", "inverted", "kernels", "layer_scope", "linear", "load_masks",
-    "magnitude", "masked", "mean_input", "models", "ntk", "ntk_density", "ntk_effective_rank", "ntk_eigenpairs",
-    "ntk_frobenius", "ntk_matvec", "ntk_plan", "ntk_trace", "ntk_trace_estimate", "ntk_trace_saliency", "ones_input",
-    "path_exclusion", "path_kernel", "paths", "plots", "prune", "random", "reinitialize", "save_masks", "shuffle_masks",
-    "snip", "synflow", "synflow_l2", "training",
+    "Comparison", "Connectivity", "DisconnectedWarning", "EmptiedLayerWarning", "LayerReport", "LeafPlan",
+    "NotFullyConnectedError", "NotPathNetworkError", "NtkEigenpairs", "NtkPlan", "PruneResult", "Report",
+    "ZeroScoresWarning", "analyze", "apply_masks", "compare", "connectivity", "data", "data_factor", "dynamics",
+    "erk_scope", "experiments", "exponential", "from_linen", "from_nnx", "global_scope", "grasp", "inverted",
+    "kernels", "layer_scope", "linear", "load_masks", "magnitude", "masked", "mean_input", "models", "ntk",
+    "ntk_density", "ntk_effective_rank", "ntk_eigenpairs", "ntk_frobenius", "ntk_matvec", "ntk_plan", "ntk_trace",
+    "ntk_trace_estimate", "ntk_trace_saliency", "ones_input", "path_exclusion", "path_kernel", "paths", "plots",
+    "prune", "random", "reinitialize", "save_masks", "shuffle_masks", "snip", "synflow", "synflow_l2", "training",
 ]
 
 _LAZY = ("data", "dynamics", "experiments", "models", "plots", "training")
