@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from pkjax.analysis.correlations import Correlation, correlation
 from pkjax.tables import format_number, html
 
-__all__ = ["PREDICTORS", "TARGETS", "Comparison", "Correlation", "Row", "spearman"]
+__all__ = ["PREDICTORS", "TARGETS", "Comparison", "Row"]
 
 PREDICTORS = {"trace_pi": "Tr Π", "gated_trace": "gated trace", "nu_pi": "Σ ν_i π_i"}
 """What a spectrum is predicted from → its symbol."""
@@ -19,10 +20,6 @@ TARGETS = {"trace_ntk": "Σ λ = Tr Θ", "largest": "λ_1", "effective_rank": "e
 WITHIN = {"seeds": ("name", "compression"), "compressions": ("name", "seed"), "names": ("compression", "seed"),
           "all": ()}
 """What differs within a group of entries → what its entries have in common."""
-FEWEST = 3
-"""Entries that a group has at least."""
-DRAWS = 1000
-LEVELS = (0.05, 0.95)
 MOST = 40
 """Lines of the printed table."""
 
@@ -73,26 +70,6 @@ class Row(NamedTuple):
     """What is missing or estimated, and why; "" where nothing is."""
 
 
-class Correlation(NamedTuple):
-    """Spearman's rank correlation of two columns.
-
-    Examples:
-        >>> Correlation(0.5, low=0.1, high=0.8, groups=1, entries=12).value
-        0.5
-    """
-
-    value: float
-    """The mean over the groups."""
-    low: float
-    """The 5 % quantile of the bootstrap: groups are drawn anew, or entries where there is one group."""
-    high: float
-    """Its 95 % quantile."""
-    groups: int
-    """Groups of three entries or more in which neither column is constant."""
-    entries: int
-    """Entries in them."""
-
-
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Comparison:
     """Traces and tangent-kernel spectra of several networks, side by side.
@@ -125,8 +102,9 @@ class Comparison:
         """Rank correlations by what differs within a group, predictor and target.
 
         ``correlations["seeds"]["trace_pi"]["largest"]`` compares the seeds of each (name, compression), "compressions"
-        those of each (name, seed), "names" the names of each (compression, seed), "all" everything. Networks whose
-        inputs reach no output are left out, and so are those without a Θ: they would agree on next to nothing.
+        those of each (name, seed), "names" the names of each (compression, seed), "all" everything; what would be one
+        group is "all" alone. Networks whose inputs reach no output are left out, and so are those without a Θ: they
+        would agree on next to nothing.
         """
         alive = [row for row in self.rows if row.connected and row.trace_ntk > 0]
         found: dict[str, dict[str, dict[str, Correlation]]] = {}
@@ -134,8 +112,11 @@ class Comparison:
             groups: dict[Any, list[Row]] = {}
             for row in alive:
                 groups.setdefault(tuple(getattr(row, name) for name in common), []).append(row)
-            table = {of: {to: correlation for to in TARGETS
-                          if (correlation := _correlation(groups.values(), of, to)) is not None} for of in PREDICTORS}
+            if common and len(groups) == 1:      # the same as "all"
+                continue
+            table = {of: {to: c for to in TARGETS
+                          if (c := correlation((_column(rows, of), _column(rows, to))
+                                               for rows in groups.values())) is not None} for of in PREDICTORS}
             if table := {of: pairs for of, pairs in table.items() if pairs}:
                 found[within] = table
         return found
@@ -150,10 +131,9 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """Return everything as numbers, lists and strings that JSON can represent; None stands for NaN."""
         return {"samples": self.samples, "outputs": self.outputs, "dtype": self.dtype,
-                "rows": [{name: None if isinstance(v, float) and not np.isfinite(v) else v
-                          for name, v in row._asdict().items()} for row in self.rows],
+                "rows": [_plain(row) for row in self.rows],
                 "spectra": [self.spectra[row[:3]].tolist() for row in self.rows],
-                "correlations": {within: {of: {to: c._asdict() for to, c in pairs.items()}
+                "correlations": {within: {of: {to: _plain(c) for to, c in pairs.items()}
                                           for of, pairs in table.items()}
                                  for within, table in self.correlations.items()}}
 
@@ -176,55 +156,19 @@ class Comparison:
                              f"{error}") from None
 
 
+def _plain(values: Row | Correlation) -> dict[str, Any]:
+    return {name: None if isinstance(v, float) and not np.isfinite(v) else v for name, v in values._asdict().items()}
+
+
 def _restored(name: str, value: Any) -> Any:
     if value is not None or name in ("compression", "seed"):
         return value
     return -np.inf if name.startswith("log10") else np.nan
 
 
-def spearman(a: Float[np.ndarray, "n"], b: Float[np.ndarray, "n"]) -> float:
-    """Spearman's rank correlation, with mean ranks for ties; NaN where a column is constant.
-
-    Examples:
-        >>> spearman(np.array([1.0, 2.0, 3.0]), np.array([1.0, 9.0, 4.0]))
-        0.5
-    """
-    return float(_spearman(a[None], b[None])[0])
-
-
-def _spearman(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Of each row."""
-    from scipy.stats import rankdata
-
-    a, b = (rankdata(values, axis=1) - (values.shape[1] + 1) / 2 for values in (a, b))
-    scale = np.sqrt((a**2).sum(1) * (b**2).sum(1))
-    return np.where(scale > 0, (a * b).sum(1) / np.where(scale > 0, scale, 1), np.nan)
-
-
 def _column(rows: Iterable[Row], name: str) -> np.ndarray:
     """A column by its size: the logarithm where there is one, which knows what float64 does not hold."""
     return np.array([getattr(row, f"log10_{name}", getattr(row, name)) for row in rows], np.float64)
-
-
-def _correlation(groups: Iterable[list[Row]], of: str, to: str) -> Correlation | None:
-    """The mean over groups, with its spread; None where there is no group of several."""
-    pairs = []
-    for rows in groups:
-        a, b = _column(rows, of), _column(rows, to)
-        known = np.isfinite(a) & np.isfinite(b)
-        if known.sum() >= FEWEST and np.isfinite(spearman(a[known], b[known])):
-            pairs.append((a[known], b[known]))
-    if not pairs:
-        return None
-    each, draw = np.array([spearman(a, b) for a, b in pairs]), np.random.default_rng(0)
-    if len(pairs) > 1:
-        means = each[draw.integers(len(each), size=(DRAWS, len(each)))].mean(1)
-    else:
-        (a, b), = pairs
-        chosen = draw.integers(len(a), size=(DRAWS, len(a)))
-        means = _spearman(a[chosen], b[chosen])
-    low, high = np.nanquantile(means, LEVELS)
-    return Correlation(float(each.mean()), float(low), float(high), len(pairs), sum(len(a) for a, _ in pairs))
 
 
 COLUMNS = {"trace_pi": "Tr Π", "gated_trace": "gated", "trace_ntk": "Tr Θ", "nu_pi": "Σ ν_iπ_i", "largest": "λ_1",
@@ -270,7 +214,7 @@ def _text(comparison: Comparison) -> str:
         text += ["", f"rank correlations {DIFFERS[within]}, ± half of 5 to 95 %",
                  f"{'':12}" + "".join(f"{symbol:>17}" for symbol in TARGETS.values())]
         for of, pairs in table.items():
-            cells = [f"{c.value:+.2f} ± {(c.high - c.low) / 2:.2f}" if (c := pairs.get(to)) else "–" for to in TARGETS]
+            cells = [_cell(pairs.get(to)) for to in TARGETS]
             text.append(f"{PREDICTORS[of]:12}" + "".join(f"{cell:>17}" for cell in cells))
     worst = max((row.error / row.largest for row in comparison.rows if row.largest > 0), default=0.0)
     if apart := sum(not row.connected for row in comparison.rows):
@@ -280,6 +224,13 @@ def _text(comparison: Comparison) -> str:
     notes = [row.note for row in comparison.rows if row.note]
     text += [f"note ({notes.count(note)}×): {note}" for note in dict.fromkeys(notes)]
     return "\n".join(line.rstrip() for line in text)
+
+
+def _cell(found: Correlation | None) -> str:
+    if found is None:
+        return "–"
+    value, low, high, *_ = found
+    return f"{value:+.2f}" + ("" if np.isnan(low) else f" ± {(high - low) / 2:.2f}")
 
 
 DIFFERS = {"seeds": "over the seeds of a name and ρ", "compressions": "over the ρ of a name and seed",

@@ -1,5 +1,6 @@
 """Comparisons against dense matrices by NumPy, enumerated paths and SciPy's rank correlations."""
 
+import dataclasses
 import importlib
 import json
 
@@ -8,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pkjax as pk
 import pytest
-from pkjax.analysis.comparison import PREDICTORS, TARGETS, Comparison, spearman
+from pkjax.analysis.comparison import PREDICTORS, TARGETS, Comparison
+from pkjax.analysis.correlations import spearman
 from pkjax.analysis.stopwatch import Stopwatch
 from scipy import stats
 
@@ -136,6 +138,17 @@ def test_correlations_are_the_mean_of_spearmans_over_the_groups(grid, within, co
             assert got.value == pytest.approx(np.mean(each))
             assert got.low <= got.value <= got.high
             assert (got.groups, got.entries) == (len(each), len(grid.rows))
+
+
+def test_few_networks_tell_a_correlation_but_no_spread(grid):
+    few = dataclasses.replace(grid, rows=grid.rows[:3])
+    (kind, table), = few.correlations.items()
+    assert kind == "all"
+    value, low, high, groups, entries = table["trace_pi"]["trace_ntk"]
+    assert (np.isnan(low), np.isnan(high), groups, entries) == (True, True, 1, 3)
+    assert value == pytest.approx(spearman(*(np.array([getattr(row, name) for row in few.rows])
+                                             for name in ("trace_pi", "trace_ntk"))))
+    json.dumps(few.to_dict(), allow_nan=False)
 
 
 def test_ties_have_mean_ranks():
