@@ -191,9 +191,18 @@ def _cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     for (name, compression), rows in groups.items():
         values = [[getattr(row, column) for row in rows] for column in COLUMNS]
         lines.append([name, format_number(compression), *(
-            format_number(float(np.median(known)) if (known := [v for v in each if not np.isnan(v)]) else None, 3)
+            _number(float(np.median(known))) if (known := [v for v in each if not np.isnan(v)]) else "–"
             for each in values)])
     return ["name", "ρ", *COLUMNS.values()], lines
+
+
+def _number(value: float) -> str:
+    """Format a number in seven characters."""
+    text = format_number(value, 3).replace(",", "")
+    if len(text) < 7:
+        return text
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{mantissa if abs(int(exponent)) < 100 else mantissa[:3]}e{int(exponent)}"
 
 
 def _text(comparison: Comparison) -> str:
@@ -205,7 +214,7 @@ def _text(comparison: Comparison) -> str:
                           for cell, width in zip(cells, WIDTHS, strict=True))
         return " ".join([f"{first:{WIDTHS[0]}}", *(f"{v:>{w}}" for v, w in zip(others, WIDTHS[1:], strict=True))])
 
-    text = [_caption(comparison), row(heads), *(row([c.replace(",", "") for c in cells]) for cells in lines[:MOST])]
+    text = [_caption(comparison), row(heads), *map(row, lines[:MOST])]
     if len(lines) > MOST:
         text.append(f"… and {len(lines) - MOST} more")
     if len(lines) < len(comparison.rows):

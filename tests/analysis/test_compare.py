@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pkjax as pk
 import pytest
-from pkjax.analysis.comparison import PREDICTORS, TARGETS, Comparison
+from pkjax.analysis.comparison import PREDICTORS, TARGETS, Comparison, Row
 from pkjax.analysis.correlations import spearman
 from pkjax.analysis.stopwatch import Stopwatch
 from scipy import stats
@@ -223,6 +223,16 @@ def test_it_prints_in_80_columns_and_as_a_table(grid):
     assert text.startswith("27 networks on 3 examples of 2 outputs, float64")
     assert "over the seeds of a name and ρ" in text
     assert grid._repr_html_().count("<tr>") == 10
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.0, "0"), (12345.6, "12346"), (999999.0, "999999"), (1.678e9, "1.68e9"),
+                                             (4.63e24, "4.63e24"), (2e-300, "2e-300"), (1.4e300, "1.4e300")])
+def test_numbers_of_any_size_fit_their_column(value, text):
+    row = Row("a", 1.0, 0, 5, True, *[value] * 8, 0.0, 0.0, 0.0, "")
+    result = Comparison(rows=(row,), spectra={row[:3]: np.ones(1)}, samples=1, outputs=1, dtype="float32")
+    line = str(result).splitlines()[2]
+    assert line.split()[2:7] == [text] * 5
+    assert len(line) <= 80
 
 
 def test_progress_names_each_network():
