@@ -130,7 +130,7 @@ def _entries(masks: Mapping[Any, Any], seeds: Mapping[int | str, PyTree] | None)
     for given, mask in masks.items():
         parts = given if isinstance(given, tuple) else (given,)
         name, compression, seed = (*parts, None, None, None)[:3]
-        seed = int(seed) if isinstance(seed, np.integer) else seed
+        compression, seed = (value.item() if isinstance(value, np.generic) else value for value in (compression, seed))
         if not (1 <= len(parts) <= 3 and isinstance(name, str) and isinstance(compression, int | float | None)
                 and isinstance(seed, int | str | None)):
             raise ValueError("a key of masks must be a name, (name, compression) or (name, compression, seed), but "
@@ -182,16 +182,15 @@ class _Case:
         z = network.batch(x, "x")
         check_start(z, x)
         notes: list[str] = []
-        nothing = math.nan
         size = len(signals) * network.size
         count = min(m, k if k is not None else size if is_direct(network, z) else max(
             1, min(ITERATIVE, ITERATIVE_ENTRIES // m)))
         trace, log10_trace = _number(measured(network, z)[0], "Tr Π", notes)
         gated, log10_gated = _number(gated_measured(network, signals)[0], "the gated trace", notes)
-        lam, total, rank, error = _attempt(notes, (np.zeros(0), nothing, nothing, nothing),
+        lam, total, rank, error = _attempt(notes, (np.zeros(0), math.nan, math.nan, math.nan),
                                            lambda: self._spectrum(network, signals, notes))
-        bounds = (nothing, nothing) if not count or math.isnan(trace) else _attempt(
-            notes, (nothing, nothing), lambda: self._energy(x, count, count == m, trace, notes))
+        bounds = (math.nan, math.nan) if not count or math.isnan(trace) else _attempt(
+            notes, (math.nan, math.nan), lambda: self._energy(x, count, count == m, trace, notes))
         largest = float(lam[0]) if len(lam) else 0.0 * total      # NaN where Θ is
         return Row(*key, m, self._connected(network, z), trace, gated, total, *bounds, largest, rank, _decay(lam),
                    log10_trace, log10_gated, error, "; ".join(notes)), lam
@@ -211,8 +210,9 @@ class _Case:
             self._check(network, signals, theta)
             dense = theta.transpose(0, 2, 1, 3).reshape(size, size)
             lam = np.linalg.eigvalsh((dense + dense.T) / 2)[::-1]
-            total, norm, error = float(np.trace(dense)), float((dense**2).sum()), size * eps * float(lam[0])
-            return lam[lam > error], total, total**2 / norm if norm else 0.0, error
+            total, error = float(np.trace(dense)), size * eps * float(lam[0])
+            rank = 1 / float(((dense / total)**2).sum()) if total else 0.0      # the square of Θ may be out of range
+            return lam[lam > error], total, rank, error
         total = float(_trace(*arguments))
         self._check(network, signals, np.asarray(total))
 
@@ -240,7 +240,11 @@ class _Case:
                                                      masks=self.masks, trainable=self.trainable)
         nu = data.values[:count]
         known = len(nu)
-        found, upper = float(nu @ pi[:known]), float(nu @ (pi + bounds)[:known])
+        found = float(nu @ pi[:known])
+        if not np.isfinite(bounds).all():
+            notes.append("the search for π did not converge: Σ ν_i π_i has no upper bound")
+            return found, math.inf
+        upper = float(nu @ (pi + bounds)[:known])
         if complete or (len(data.values) <= count and not data.rest):
             return found, upper
         # What follows is at most π_k each, and at most what is left of Tr Π altogether.

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from textwrap import wrap
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ TARGETS = {"trace_ntk": "Σ λ = Tr Θ", "largest": "λ_1", "effective_rank": "e
 WITHIN = {"seeds": ("name", "compression"), "compressions": ("name", "seed"), "names": ("compression", "seed"),
           "all": ()}
 """What differs within a group of entries → what its entries have in common."""
+WIDTH = 80
 MOST = 40
 """Lines of the printed table."""
 
@@ -231,7 +233,8 @@ def _text(comparison: Comparison) -> str:
     text += ["", f"{comparison.dtype}: λ within {worst:.0e} of the largest; smaller ones are left out" if worst else
              "no network has a tangent kernel that is not 0"]
     notes = [row.note for row in comparison.rows if row.note]
-    text += [f"note ({notes.count(note)}×): {note}" for note in dict.fromkeys(notes)]
+    for note in dict.fromkeys(notes):
+        text += wrap(f"note ({notes.count(note)}×): {note}", WIDTH, subsequent_indent="  ")
     return "\n".join(line.rstrip() for line in text)
 
 

@@ -186,6 +186,9 @@ def test_logarithms_stand_where_numbers_are_beyond_their_type():
     assert np.isnan(row.trace_ntk)
     assert "beyond float64" in row.note
     assert "Θ is not finite" in row.note
+    assert max(map(len, str(wide).splitlines())) <= 80
+    square = pk.compare(chain, list(jnp.full((3,), 1e40, jnp.float64)), jnp.ones((2, 1)), masks=masks).rows[0]
+    assert (square.effective_rank, square.trace_ntk) == pytest.approx((1, 6e160))       # its square is beyond float64
     narrow = pk.compare(chain, list(jnp.full((3,), 1e15, jnp.float32)), jnp.ones((2, 1), jnp.float32), masks=masks)
     assert narrow.rows[0].trace_pi == pytest.approx(3e60, rel=1e-5)
     assert narrow.dtype == "float32"
