@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pkjax import path_kernel, paths
 from pkjax.adapters import from_linen, from_nnx, mean_input, ones_input
-from pkjax.analysis import Report, analyze
+from pkjax.analysis import Comparison, Report, analyze, compare
 from pkjax.paths import NotFullyConnectedError, NotPathNetworkError
 from pkjax.pruning import (
     Connectivity,
@@ -86,17 +86,17 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "Connectivity", "DisconnectedWarning", "EffectiveUnits", "EmptiedLayerWarning", "KernelRegression", "LayerReport",
-    "LeafPlan", "LeafShapes", "LoadedTensors", "NotFullyConnectedError", "NotPathNetworkError", "NtkEigenpairs",
-    "NtkPlan", "PruneResult", "Report", "ShrinkResult", "ZeroScoresWarning", "analyze", "apply_masks", "connectivity",
-    "data", "data_factor", "dynamics", "effective_units", "erk_scope", "experiments", "exponential", "fisher",
-    "from_linen", "from_nnx", "global_scope", "grasp", "inverted", "kernel_alignment", "kernel_regression", "kernels",
-    "layer_scope", "linear", "load_masks", "load_safetensors", "magnitude", "masked", "mean_input", "models",
-    "n_m_scope", "ntk", "ntk_alignment", "ntk_density", "ntk_effective_rank", "ntk_eigenpairs", "ntk_frobenius",
-    "ntk_matvec", "ntk_plan", "ntk_regression", "ntk_sap", "ntk_trace", "ntk_trace_estimate", "ntk_trace_saliency",
-    "ones_input", "path_exclusion", "path_kernel", "path_magnitude", "paths", "phew", "plots", "prune", "random",
-    "reinitialize", "save_masks", "save_safetensors", "shrink", "shuffle_masks", "snip", "synflow", "synflow_l2",
-    "training",
+    "Comparison", "Connectivity", "DisconnectedWarning", "EffectiveUnits", "EmptiedLayerWarning", "KernelRegression",
+    "LayerReport", "LeafPlan", "LeafShapes", "LoadedTensors", "NotFullyConnectedError", "NotPathNetworkError",
+    "NtkEigenpairs", "NtkPlan", "PruneResult", "Report", "ShrinkResult", "ZeroScoresWarning", "analyze", "apply_masks",
+    "compare", "connectivity", "data", "data_factor", "dynamics", "effective_units", "erk_scope", "experiments",
+    "exponential", "fisher", "from_linen", "from_nnx", "global_scope", "grasp", "inverted", "kernel_alignment",
+    "kernel_regression", "kernels", "layer_scope", "linear", "load_masks", "load_safetensors", "magnitude", "masked",
+    "mean_input", "models", "n_m_scope", "ntk", "ntk_alignment", "ntk_density", "ntk_effective_rank", "ntk_eigenpairs",
+    "ntk_frobenius", "ntk_matvec", "ntk_plan", "ntk_regression", "ntk_sap", "ntk_trace", "ntk_trace_estimate",
+    "ntk_trace_saliency", "ones_input", "path_exclusion", "path_kernel", "path_magnitude", "paths", "phew", "plots",
+    "prune", "random", "reinitialize", "save_masks", "save_safetensors", "shrink", "shuffle_masks", "snip", "synflow",
+    "synflow_l2", "training",
 ]
 
 _LAZY = ("data", "dynamics", "experiments", "models", "plots", "training")

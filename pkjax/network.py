@@ -7,7 +7,7 @@ static facts. What comes out is one frozen value, a pytree whose static part is 
 
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from typing import Any
@@ -82,6 +82,11 @@ class Network:
     def example(self) -> jax.ShapeDtypeStruct:
         """Shape and type of one example as a batch, (1, *input)."""
         return jax.ShapeDtypeStruct((1, *self.signal.shape), self.signal.dtype)
+
+    @property
+    def fixed(self) -> "Network":
+        """The network where nothing is differentiated: to the compiler it is alike for all masks."""
+        return replace(self, entries=[], whole=())
 
     def batch(self, X: PyTree, name: str = "X") -> Array:
         """Check a batch like that which the network was read for, and return it as the array that ``fn`` takes.

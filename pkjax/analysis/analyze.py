@@ -32,7 +32,7 @@ from pkjax.pruning.connectivity import connectivity
 from pkjax.tables import Progress
 from pkjax.trees import ApplyFn, Choice, is_floating
 
-__all__ = ["analyze"]
+__all__ = ["analyze", "ones_of"]
 
 VECTOR_BYTES = 10**9
 """Memory that the eigenvectors of Π may take by default where the spectrum is exact, less where it is short."""
@@ -92,7 +92,7 @@ def analyze(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[ArrayLike, "N ..
     params, X = widened(apply_fn, (params, jax.tree.map(jnp.asarray, X)))
     with jax.default_matmul_precision("highest"):
         network, signals = read_paths(apply_fn, params, X, masks, trainable)
-    x = _ones(X) if x is None else widened(apply_fn, x)
+    x = ones_of(X) if x is None else widened(apply_fn, x)
     z = network.batch(x, "x")
     check_start(z, x)
     m = len(trained_positions(network))
@@ -145,8 +145,8 @@ def _default_k(parameters: int, eigenvalues: int, direct: bool) -> int:
     return min(parameters, ITERATIVE_PAIRS, max(1, ITERATIVE_ENTRIES // parameters))
 
 
-def _ones(X: PyTree) -> PyTree:
-    """One example of ones."""
+def ones_of(X: PyTree) -> PyTree:
+    """Return one example of ones; ValueError where inputs are integers."""
     if not all(map(is_floating, jax.tree.leaves(X))):
         raise ValueError("x must be given where X holds integers (tokens, bytes): one example, (1, *input), with which "
                          "the path kernel's paths start; ones are its default for floating-point inputs alone")

@@ -1,5 +1,6 @@
 """What the commands do. Results are written whole or not at all."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -10,9 +11,24 @@ from jaxtyping import PyTree
 import pkjax as pk
 from pkjax import experiments, files, plots
 from pkjax.cli import html
-from pkjax.cli.options import FIGURES, Analyze, Common, Figures, Network, Prune, Sweep, Train, check, network
+from pkjax.cli.options import (
+    FIGURES,
+    Analyze,
+    Common,
+    Compare,
+    Figures,
+    Network,
+    Prune,
+    Sweep,
+    Train,
+    check,
+    images,
+    initialised,
+    network,
+)
 from pkjax.experiments.environment import environment
 from pkjax.experiments.loggers import read_logger
+from pkjax.experiments.methods import compiled, pruned, score, steps_of
 from pkjax.experiments.methods import pruned, score, steps_of
 from pkjax.experiments.records import export, read_records, recorded
 from pkjax.experiments.settings import Settings, read_grid
@@ -20,7 +36,7 @@ from pkjax.experiments.sweeps import Outcome
 from pkjax.experiments.user_code import import_from, is_own
 from pkjax.tables import Progress, reporter
 
-__all__ = ["Swept", "Verdicts", "analyze", "figures", "prune", "settings", "sweep", "train"]
+__all__ = ["Swept", "Verdicts", "analyze", "compare", "figures", "prune", "settings", "sweep", "train"]
 
 
 def _import_own(options: Common | Train) -> None:
@@ -84,6 +100,42 @@ def _analyzed(options: Analyze, net: Network, masks: PyTree | None, name: str, t
               ) -> pk.Report:
     return pk.analyze(net.apply_fn, net.params, net.dataset.images, masks=masks, k=options.k,
                       progress=lambda part: tell(f"{name}: {part}"))
+
+
+def compare(options: Compare, progress: Progress = False) -> pk.Comparison:
+    """Compare traces with spectra over pruners, compressions and seeds, and write the files that are asked for."""
+    tell = reporter(progress)
+    check(options)
+    for target in filter(None, (options.json, options.png)):
+        if not target.absolute().parent.is_dir():
+            raise FileNotFoundError(f"there is no folder {target.parent} for {target.name}")
+    tell("loading images, initialising")
+    dataset = images(options.data, options.samples, 0)
+    networks = {seed: initialised(options.model, dataset, seed) for seed in options.seeds}
+    masks: dict[tuple[str, float, int], PyTree] = {("dense", 0.0, seed): None for seed in networks}
+    for seed, net in networks.items():
+        for pruner in options.pruners:
+            score_fn = compiled(score(pruner, net.apply_fn, dataset, seed=seed), net.params)
+            for compression in options.compressions:
+                tell(f"pruning by {pruner} to {compression:g}, seed {seed}")
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", pk.EmptiedLayerWarning)     # the table counts what is disconnected
+                    masks[pruner, compression, seed] = pruned(
+                        score_fn, net.params, compression=compression, steps=steps_of(pruner, options.steps),
+                        jit=False).masks
+    first = networks[options.seeds[0]]
+    result = pk.compare(first.apply_fn, first.params, dataset.images, masks=masks, k=options.k, progress=tell,
+                        seeds={seed: net.params for seed, net in networks.items()})
+    if options.json is not None:
+        content = {"settings": settings(options), "environment": environment(), **result.to_dict()}
+        with files.replacing(options.json) as part:
+            part.write_text(files.to_json(content), encoding="utf-8")
+    if options.png is not None:
+        tell("drawing")
+        title = f"{options.model} on {options.samples} images of {options.data}"
+        with files.replacing(options.png) as part:
+            plots.compare(result, title).savefig(part, format=options.png.suffix[1:] or "png")
+    return result
 
 
 def train(options: Train, progress: Progress = False) -> dict[str, Any]:
@@ -185,10 +237,12 @@ def figures(options: Figures, progress: Progress = False) -> Path | Verdicts:
     return output
 
 
-def settings(options: Common) -> dict[str, Any]:
+def settings(options: Common | Compare) -> dict[str, Any]:
     """Return the options that were used, as plain values."""
     used = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(options).items()
-            if name != "output" and value is not None}
+            if name not in ("output", "json", "png") and value is not None}
+    if isinstance(options, Compare):
+        return used
     if "masks" in used:
         return {name: value for name, value in used.items() if name not in ("pruner", "compression", "steps")}
     return {**used, "steps": steps_of(options.pruner, options.steps)}

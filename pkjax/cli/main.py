@@ -1,4 +1,4 @@
-"""The command line: `pkjax analyze`, `prune`, `train`, `sweep` and `figures`."""
+"""The command line: `pkjax analyze`, `compare`, `prune`, `train`, `sweep` and `figures`."""
 
 import contextlib
 import io
@@ -121,7 +121,7 @@ def _run(options: "Options") -> str:
     from rich.console import Console
 
     from pkjax.cli import commands, screen
-    from pkjax.cli.options import Analyze, Figures, Prune, Sweep, Train
+    from pkjax.cli.options import Analyze, Compare, Figures, Prune, Sweep, Train
     from pkjax.experiments.compiled import keep_compiled, users_folder
 
     keep_compiled(users_folder())
@@ -132,6 +132,10 @@ def _run(options: "Options") -> str:
     if isinstance(options, Analyze):
         screen.print_reports(console, result, commands.settings(options))
         ending = f"report: {options.output / 'report.html'}"
+    elif isinstance(options, Compare):
+        console.print(str(result), soft_wrap=True)
+        ending = "; ".join(f"{kind}: {path}" for kind, path in (("results", options.json), ("picture", options.png))
+                           if path is not None)
     elif isinstance(options, Prune):
         console.print(screen.layers_table(result))
         ending = f"masks: {options.output}"

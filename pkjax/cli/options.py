@@ -18,8 +18,8 @@ from pkjax.experiments.trained_masks import TRAINED
 from pkjax.experiments.user_code import is_own
 from pkjax.trees import ApplyFn
 
-__all__ = ["COMMANDS", "FIGURES", "Analyze", "Common", "Figures", "Network", "Options", "Prune", "Sweep", "Train",
-           "check", "network"]
+__all__ = ["COMMANDS", "FIGURES", "Analyze", "Common", "Compare", "Figures", "Network", "Options", "Prune", "Sweep",
+           "Train", "check", "images", "initialised", "network"]
 
 
 def _value(metavar: str, parse: Callable[[str], Any], wanted: str) -> Any:
@@ -53,6 +53,9 @@ def _or(names: Sequence[str]) -> str:
 INT, FLOAT = _value("INT", int, "a whole number"), _value("FLOAT", float, "a number")
 INTS = _value("INT,INT,…", lambda text: tuple(int(part) for part in text.split(",")),
               "whole numbers with commas between them")
+FLOATS = _value("FLOAT,FLOAT,…", lambda text: tuple(float(part) for part in text.split(",")),
+                "numbers with commas between them")
+NAMES = _value("STR,STR,…", lambda text: tuple(text.split(",")), "words with commas between them")
 STR, PATH = _value("STR", str, "a word"), _value("PATH", Path, "a path")
 MODEL = arg(help=f"Network: fc-WIDTH (six hidden layers), fc-WIDTHxDEPTH, {_or(MODELS)}. -plain at the end of a name "
                  "leaves out BatchNorm. Or a function of your own, module:function, imported from this folder.")
@@ -102,6 +105,34 @@ class Analyze(Common):
     """Number of eigenpairs of the path kernel."""
     output: Path = Path("pkjax-report")
     """Folder to write to."""
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Compare traces with spectra over pruners, compressions and seeds.
+
+    Prints a table of Tr Π, the tangent kernel and their rank correlations, the dense network first.
+    """
+
+    model: Annotated[str, MODEL] = "fc-100"
+    data: Annotated[str, DATA] = "digits"
+    pruners: Annotated[tuple[str, ...], NAMES, arg(
+        help=f"Scores to prune by, with commas between them: {_or(tuple(PRUNERS))}; or module:function.")] = (
+            "magnitude", "snip", "synflow", "synflow-l2")
+    compressions: Annotated[tuple[float, ...], FLOATS] = (0.5, 1.0, 1.5)
+    """Compressions ρ: keep the fraction 10^-ρ of the weights."""
+    seeds: Annotated[tuple[int, ...], INTS] = (0, 1, 2)
+    """Seeds of the initialisation and of random scores; the images are the same for all."""
+    steps: Annotated[int | None, INT, STEPS] = None
+    """Number of pruning steps."""
+    samples: Annotated[int, INT] = 16
+    """Number of images."""
+    k: Annotated[int | None, INT, _unset("images times outputs, fewer for large networks")] = None
+    """Number of eigenvalues of the path kernel for Σ ν_i π_i; 0 leaves that sum out."""
+    json: Annotated[Path | None, PATH, _unset("none")] = None
+    """File of results to write."""
+    png: Annotated[Path | None, PATH, _unset("none")] = None
+    """Picture to write; the end of its name says in which format."""
 
 
 @dataclass(frozen=True)
@@ -189,32 +220,43 @@ Figures.__doc__ = f"{Figures.__doc__}\n\nFIGURE is one of:\n" + "\n".join(
     f"- {name}: {text}" for name, text in FIGURES.items())
 
 
-Options = Analyze | Prune | Train | Sweep | Figures
-COMMANDS = {kind.__name__.lower(): kind for kind in (Analyze, Prune, Train, Sweep, Figures)}
+Options = Analyze | Compare | Prune | Train | Sweep | Figures
+COMMANDS = {kind.__name__.lower(): kind for kind in (Analyze, Compare, Prune, Train, Sweep, Figures)}
 """Command → its options."""
 
 
-def check(options: Common) -> None:
+def check(options: Common | Compare) -> None:
     """Refuse options that no run could satisfy, before anything is computed.
 
     Raises:
         ValueError: an option does not fit; the message names it.
     """
-    if options.pruner in TRAINED:
-        raise ValueError(f"the pruner {options.pruner} finds its masks by training: use pkjax train or pkjax sweep")
-    pruner_of(options.pruner)
-    for what in ("model", "data", "pruner"):
-        check_name(getattr(options, what), what)
-    for name in ("samples", "steps"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name} must be at least 1, got {value}")
-    if options.seed < 0:
-        raise ValueError(f"--seed must not be negative, got {options.seed}")
-    if options.seed >= 2**32:
-        raise ValueError(f"--seed must be at most {2**32 - 1}, got {options.seed}")
-    if not 0 <= options.compression < float("inf"):
-        raise ValueError(f"--compression must be a number of at least 0, got {options.compression}")
+    if isinstance(options, Compare):
+        pruners, compressions, seeds, name = options.pruners, options.compressions, options.seeds, "{}s"
+    else:
+        pruners, compressions, seeds, name = (options.pruner,), (options.compression,), (options.seed,), "{}"
+    for pruner in pruners:
+        if pruner in TRAINED:
+            raise ValueError(f"the pruner {pruner} finds its masks by training: use pkjax train or pkjax sweep")
+        pruner_of(pruner)
+        check_name(pruner, "pruner")
+    check_name(options.model, "model")
+    check_name(options.data, "data")
+    for option, least in (("samples", 1), ("steps", 1), *([("k", 0)] if isinstance(options, Compare) else [])):
+        value = getattr(options, option)
+        if value is not None and value < least:
+            raise ValueError(f"--{option} must be at least {least}, got {value}")
+    for seed in seeds:
+        if seed < 0:
+            raise ValueError(f"--{name.format('seed')} must not be negative, got {seed}")
+        if seed >= 2**32:
+            raise ValueError(f"--{name.format('seed')} must be at most {2**32 - 1}, got {seed}")
+    for compression in compressions:
+        if not 0 <= compression < float("inf"):
+            raise ValueError(f"--{name.format('compression')} must be a number of at least 0, got {compression}")
+    for option, values in (("pruners", pruners), ("compressions", compressions), ("seeds", seeds)):
+        if len(set(values)) < len(values):
+            raise ValueError(f"--{option} names a value twice: {','.join(map(str, values))}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,9 +270,19 @@ class Network:
 
 def network(options: Common) -> Network:
     """Load the images that the options choose, and initialise the network that they name."""
-    dataset = choose(images_of(options.data, "train"), options.samples, options.seed) if is_own(options.data) else (
-        pk.data.load(options.data, samples=options.samples, seed=options.seed))
-    module = model(options.model, dataset.classes)
-    variables = jax.jit(module.init)(jax.random.key(options.seed), dataset.images[:1])
+    return initialised(options.model, images(options.data, options.samples, options.seed), options.seed)
+
+
+def images(name: str, samples: int, seed: int) -> Dataset:
+    """Load some training images of a data set, chosen by the seed."""
+    if is_own(name):
+        return choose(images_of(name, "train"), samples, seed)
+    return pk.data.load(name, samples=samples, seed=seed)
+
+
+def initialised(name: str, dataset: Dataset, seed: int) -> Network:
+    """Initialise a network for images."""
+    module = model(name, dataset.classes)
+    variables = jax.jit(module.init)(jax.random.key(seed), dataset.images[:1])
     apply_fn, params = pk.from_linen(module, variables)
     return Network(apply_fn, params, dataset)

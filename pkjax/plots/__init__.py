@@ -6,6 +6,7 @@ functions with several panels take `axes`, a sequence of one for each. Everythin
 line style too.
 """
 
+from pkjax.plots.comparisons import compare
 from pkjax.plots.kept_weights import layers
 from pkjax.plots.kernels import overlaps, spectra
 from pkjax.plots.network import paths
@@ -19,4 +20,4 @@ from pkjax.plots.panels import VERMILLION as VERMILLION
 from pkjax.plots.reports import report
 from pkjax.plots.training_curves import training, trajectories
 
-__all__ = ["layers", "overlaps", "paths", "report", "spectra", "training", "trajectories"]
+__all__ = ["compare", "layers", "overlaps", "paths", "report", "spectra", "training", "trajectories"]

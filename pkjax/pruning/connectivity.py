@@ -133,7 +133,7 @@ def connectivity(
     wide = double or jax.dtypes.canonicalize_dtype(float) == np.float64
     with jax.enable_x64(wide), jax.numpy_dtype_promotion("standard"):
         theta, inputs = in_double((params, x)) if double else widened((params, x))
-        network = read(apply_fn, theta, inputs, masks=masks, paths=True)
+        network = read(apply_fn, theta, inputs, masks=masks, paths=True).fixed
         z = network.batch(inputs, "x")
         z = (z != 0).astype(z.dtype)
         known = magnitudes(network, z, 4)

@@ -91,9 +91,9 @@ def data_blocks(apply_fn: ApplyFn, params: PyTree, X: PyTree, masks: PyTree | No
         return paths.unit_weights(tree) if traced else jax.tree.map(
             lambda leaf: np.ones(np.shape(leaf), leaf.dtype) if is_floating(leaf) else leaf, tree)
 
-    gated = read(apply_fn, params, X, masks=masks, paths=True)
+    gated = read(apply_fn, params, X, masks=masks, paths=True).fixed
     gates = _gates(gated, gated.batch(X))
-    counted = read(apply_fn, units(wide(params)), wide(X), masks=masks, paths=True)
+    counted = read(apply_fn, units(wide(params)), wide(X), masks=masks, paths=True).fixed
     Z = counted.batch(wide(X))
     blocks = None
     if masks is None:

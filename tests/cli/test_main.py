@@ -87,6 +87,29 @@ def test_prune_keeps_exactly_the_largest_weights_and_analyze_takes_its_masks(cap
     assert "pruner" not in written["settings"]
 
 
+def test_compare_writes_and_prints_what_compare_returns(capsys):
+    assert main(["compare", *NET, "--pruners", "magnitude,random", "--compressions", "0.3,1", "--seeds", "0,3",
+                 "--json", "results.json", "--png", "picture.png"]) == 0
+    assert sorted(os.listdir()) == ["picture.png", "results.json"]
+    shown, written = capsys.readouterr(), json.loads(Path("results.json").read_text())
+    assert max(map(len, shown.out.splitlines())) <= 80
+    assert "10 networks on 2 examples of 10 outputs" in shown.out
+    assert "results: results.json; picture: picture.png" in shown.out
+    assert Path("picture.png").read_bytes()[1:4] == b"PNG"
+    assert (written["settings"]["pruners"], written["settings"]["seeds"]) == (["magnitude", "random"], [0, 3])
+    rows = pk.Comparison.from_dict(written).rows
+    assert [row[:3] for row in rows[:3]] == [("dense", 0.0, 0), ("dense", 0.0, 3), ("magnitude", 0.3, 0)]
+    net = options.initialised("fc-6x1", pk.data.load("digits", samples=2), 3)
+    apply_fn, params = net.apply_fn, net.params
+    masks = pk.prune(pk.magnitude, params, compression=1).masks
+    row = next(row for row in rows if row[:3] == ("magnitude", 1.0, 3))
+    X = jax.numpy.asarray(net.dataset.images)
+    theta = pk.ntk(apply_fn, params, X, masks=masks, engine="jacobian")
+    np.testing.assert_allclose(row.trace_ntk, np.einsum("nnkk->", theta), rtol=1e-4)
+    np.testing.assert_allclose(row.trace_pi, pk.path_kernel.trace(
+        apply_fn, params, jax.numpy.ones_like(X[:1]), masks=masks), rtol=1e-5)
+
+
 @pytest.mark.parametrize("pruner", methods.PRUNERS)
 def test_every_pruner_keeps_the_exact_count(pruner):
     assert main(["prune", "--model", "fc-6x1", "--samples", "8", "--pruner", pruner, "--steps", "2"]) == 0
@@ -170,9 +193,9 @@ BAD = [
     (["train", "--drops", "60,x"], "--drops: expected whole numbers with commas between them, got '60,x'"),
     (["analyze", "--sampels", "3"], "Unrecognized options: --sampels, 3; did you mean --samples (see pkjax analyze"),
     (["prune", "--steps"], "--steps"),
-    (["analyse"], "unknown command 'analyse'; choose from analyze, prune, train, sweep, figures (see pkjax --help"),
-    (["--model", "fc-6x1"], "name a command first: analyze, prune, train, sweep, figures (see pkjax --help"),
-    ([], "name a command first: analyze, prune, train, sweep, figures (see pkjax --help"),
+    (["analyse"], "unknown command 'analyse'; choose from analyze, compare, prune, train, sweep, figures (see pkjax"),
+    (["--model", "fc-6x1"], "name a command first: analyze, compare, prune, train, sweep, figures (see"),
+    ([], "name a command first: analyze, compare, prune, train, sweep, figures (see"),
     (["analyze", "--output", "there.txt"], "there.txt is a file; give --output the folder"),
     (["prune", "--output", "."], "is a folder; give --output the file"),
     (["prune", "--output", "no/such/masks.npz"], "there is no folder no/such"),
@@ -181,6 +204,13 @@ BAD = [
     (["analyze", "--masks", "missing.npz"], "missing.npz: No such file"),
     (["analyze", "--masks", "there.txt"], "there.txt"),
     (["analyze", *SMALL, "--k", "0"], "k must be between 1 and"),
+    (["compare", "--pruners", "snip,oracle"], "unknown pruner 'oracle'; choose from random, magnitude"),
+    (["compare", "--compressions", "1,x"], "--compressions: expected numbers with commas between them, got '1,x'"),
+    (["compare", "--compressions", "1,-1"], "--compressions must be a number of at least 0, got -1"),
+    (["compare", "--seeds", "0,1,0"], "--seeds names a value twice: 0,1,0"),
+    (["compare", "--seeds", "-1"], "--seeds must not be negative, got -1"),
+    (["compare", "--k", "-1"], "--k must be at least 0, got -1"),
+    (["compare", "--json", "no/such/results.json"], "there is no folder no/such for results.json"),
     (["train", "--pruner", "oracle"], "unknown pruner 'oracle'; choose from none, random"),
     (["train", "--compression", "1"], "--compression 1 has no effect with --pruner none: name a pruner"),
     (["train", "--epochs", "0"], "epochs must be at least 1"),

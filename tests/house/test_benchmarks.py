@@ -10,12 +10,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from benchmarks import bench_first_calls, bench_ntk, bench_path_kernel, bench_pruning, bench_shrink, common
+from benchmarks import (
+    bench_first_calls,
+    bench_ntk,
+    bench_path_kernel,
+    bench_pruning,
+    bench_shrink,
+    common,
+    trace_against_spectrum,
+)
 
 
 def test_modules_load_without_pytorch(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    for module in (common, bench_first_calls, bench_ntk, bench_path_kernel, bench_pruning, bench_shrink):
+    for module in (common, bench_first_calls, bench_ntk, bench_path_kernel, bench_pruning, bench_shrink,
+                   trace_against_spectrum):
         assert runpy.run_path(module.__file__, run_name="loaded")["__doc__"] == module.__doc__
 
 
@@ -181,3 +190,21 @@ def test_the_shrink_benchmark_compares_equal_outputs(tmp_path):
     (row,) = json.loads(path.read_text())["networks"]
     assert row["difference"] < 1e-5
     assert row["weights_kept"] < row["after"]["parameters"] < row["before"]["parameters"] == 130010
+
+
+def test_the_headline_comparison_goes_on_where_it_was_ended(tmp_path, monkeypatch):
+    plan = trace_against_spectrum.Plan("fc-6x1", "digits", 2, None, (0.5,), seeds=1, pruners=("magnitude", "random"))
+    monkeypatch.setattr(trace_against_spectrum, "PLANS", {"tiny": plan})
+    file = tmp_path / "trace_against_spectrum_tiny.json"
+    whole = trace_against_spectrum.main(["tiny", "--output", str(tmp_path)])["tiny"]
+    assert [row[:3] for row in whole.rows] == [("dense", 0.0, 0), ("magnitude", 0.5, 0), ("random", 0.5, 0)]
+    assert file.with_suffix(".png").read_bytes()[1:4] == b"PNG"
+    written = json.loads(file.read_text())
+    written["comparison"]["rows"].pop()
+    written["comparison"]["spectra"].pop()
+    file.write_text(json.dumps(written))
+    again = trace_against_spectrum.main(["tiny", "--output", str(tmp_path)])["tiny"]
+    assert [row[:3] for row in again.rows] == [row[:3] for row in whole.rows]
+    np.testing.assert_allclose(again.rows[2].trace_ntk, whole.rows[2].trace_ntk, rtol=1e-5)
+    with pytest.raises(ValueError, match="written for other settings"):
+        trace_against_spectrum.run(trace_against_spectrum.replace(plan, samples=3), file, 1.0)

@@ -165,6 +165,24 @@ def result(file):
     return json.loads((ROOT / "benchmarks" / "results" / file).read_text())["networks"]
 
 
+def test_correlations_of_traces_with_spectra_are_the_benchmarks():
+    files = {"FC-100": "fc-100", "ResNet-20": "resnet20", "VGG-11-BN": "vgg11"}
+    symbols = {"Tr Π": "trace_pi", "gated trace": "gated_trace"}
+    kinds = {"seeds": "seeds", "compressions": "compressions", "pruners": "names", "all": "all"}
+    table = rows("claims.md", "Spearman's rank correlations, the mean over groups")
+    assert {row.split(",")[0] for row in table} == set(files)
+    for row, cells in table.items():
+        network, of, kind = re.fullmatch(r"(.+), (.+) over (\w+)", row).groups()
+        file = ROOT / "benchmarks" / "results" / f"trace_against_spectrum_{files[network]}.json"
+        content = json.loads(file.read_text())
+        found = pk.Comparison.from_dict(content["comparison"]).correlations[kinds[kind]][symbols[of]]
+        for cell, to in zip(cells, ("trace_ntk", "largest", "effective_rank", "decay"), strict=True):
+            value, *spread = (float(number) for number in cell.replace("−", "-").split(" ± "))
+            assert value == pytest.approx(found[to].value, abs=0.0051)
+            assert spread == ([] if np.isnan(found[to].low) else [
+                pytest.approx((found[to].high - found[to].low) / 2, abs=0.0051)])
+
+
 def test_the_comparison_of_tangent_kernels_is_the_benchmarks():
     measured, compared = result("ntk.json"), 0
     for row, cells in rows("comparison.md", "Machine: two cores").items():

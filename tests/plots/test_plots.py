@@ -13,6 +13,7 @@ import pkjax as pk
 import pytest
 from matplotlib.text import Text
 from pkjax import plots
+from pkjax.analysis.comparison import Row
 from pkjax.pruning.result import LayerReport
 
 from tests.fake_report import report as fake
@@ -215,3 +216,52 @@ def test_a_notebook_shows_the_figure_that_is_returned():
     shown, size = DisplayFormatter().format(plots.spectra(fake()))
     assert shown["image/png"].startswith(b"\x89PNG")
     assert size["image/png"]["width"] > size["image/png"]["height"] > 100
+
+
+def made_up(count=3):
+    """A comparison of two pruners and the dense network, with power laws for spectra."""
+    rows, spectra = [], {}
+    for i, key in enumerate([("dense", 0.0, 0), ("dense", 0.0, 1), *(
+            (name, float(ρ), seed) for ρ in range(1, count) for name in ("snip", "synflow") for seed in range(3))]):
+        lam = 10.0**(4 - i / 3) * np.arange(1.0, 21 - i % 3) ** -1.5
+        spectra[key] = lam
+        rows.append(Row(*key, parameters=9, connected=True, trace_pi=2.0**-i, gated_trace=1.0, trace_ntk=lam.sum(),
+                        nu_pi=np.nan, nu_pi_upper=np.nan, largest=lam[0], effective_rank=lam.sum()**2 / (lam**2).sum(),
+                        decay=1.5, log10_trace_pi=-i * np.log10(2), log10_gated_trace=0.0, error=0.0, note=""))
+    return pk.Comparison(rows=tuple(rows), spectra=spectra, samples=2, outputs=10, dtype="float32")
+
+
+def test_a_comparison_draws_medians_bands_traces_and_correlations(tmp_path):
+    result = made_up()
+    figure = plots.compare(result, "what [it] $shows$")
+    *above, total, largest, decay, correlations = figure.axes
+    assert [ax.get_title(loc="left") for ax in above] == ["λ of Θ, ρ = 1", "λ of Θ, ρ = 2"]
+    for ax, compression in zip(above, (1.0, 2.0), strict=True):
+        dense, snip, _ = ax.lines
+        each = [result.spectra["snip", compression, seed] for seed in range(3)]
+        common = min(map(len, each))
+        np.testing.assert_allclose(snip.get_ydata(), np.median([lam[:common] for lam in each], axis=0))
+        np.testing.assert_allclose(dense.get_ydata()[0], np.mean([result.spectra["dense", 0.0, s][0] for s in (0, 1)]))
+        band = ax.collections[1].get_paths()[0].vertices[:, 1]
+        np.testing.assert_allclose([band.max(), band.min()], [max(lam[0] for lam in each),
+                                                              min(lam[common - 1] for lam in each)])
+    for ax, name in ((total, "trace_ntk"), (largest, "largest"), (decay, "decay")):
+        points = np.concatenate([c.get_offsets() for c in ax.collections])
+        np.testing.assert_allclose(points, [[row.trace_pi, getattr(row, name)] for row in result.rows])
+    drawn = {line.get_xdata()[0] for line in correlations.lines if len(line.get_xdata()) == 1}
+    wanted = {c.value for table in result.correlations.values() for c in table["trace_pi"].values()}
+    assert drawn == wanted
+    figure.savefig(tmp_path / "comparison.png")
+
+
+def test_a_comparison_of_nothing_says_so_and_many_compressions_share_four_panels(tmp_path):
+    row = made_up().rows[0]._replace(name="cut", compression=None, connected=False)
+    nothing = pk.Comparison(rows=(row,), spectra={row[:3]: np.zeros(0)}, samples=2, outputs=1, dtype="float32")
+    figure = plots.compare(nothing)
+    assert [ax.texts[0].get_text() for ax in figure.axes] == [
+        "inputs reach no output", *["nothing to compare"] * 3, "fewer than three networks to a group"]
+    figure.savefig(tmp_path / "nothing.png")
+    assert len(plots.compare(made_up(8)).axes) == 8
+    with pytest.raises(ValueError, match="drawn on 6 panels, but 2 axes were received"):
+        plots.compare(made_up(), axes=figure.axes[:2])
+    assert plots.compare(made_up(), axes=plots.compare(made_up()).axes).axes
