@@ -29,7 +29,6 @@ from pkjax.cli.options import (
 from pkjax.experiments.environment import environment
 from pkjax.experiments.loggers import read_logger
 from pkjax.experiments.methods import compiled, pruned, score, steps_of
-from pkjax.experiments.methods import pruned, score, steps_of
 from pkjax.experiments.records import export, read_records, recorded
 from pkjax.experiments.settings import Settings, read_grid
 from pkjax.experiments.sweeps import Outcome

@@ -12,15 +12,22 @@ from pkjax.analysis.report import Report, checks_table, claims_table, summary_ta
 __all__ = ["page"]
 
 STYLE = """
-:root { color-scheme: light; }
-body { font: 15px/1.45 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 72rem; margin: 2rem auto;
-  padding: 0 1rem; }
+:root { color-scheme: light dark; --text: #1a1a1a; --page: #fff; --note: #444; --line: #ddd; --rule: #888;
+  --holds: #00563f; --fails: #a34700; --broken: #b00020; }
+@media (prefers-color-scheme: dark) {
+  :root { --text: #e6e6e6; --page: #161616; --note: #b4b4b4; --line: #3a3a3a; --rule: #777;
+    --holds: #5fd3ab; --fails: #ffb072; --broken: #ff8a95; }
+  figure img { filter: invert(.91) hue-rotate(180deg); }
+}
+body { font: 15px/1.45 system-ui, sans-serif; color: var(--text); background: var(--page); max-width: 72rem;
+  margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-p.note { color: #444; max-width: 50rem; }
+p.note { color: var(--note); max-width: 50rem; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: .25rem .6rem; border-bottom: 1px solid #ddd; vertical-align: top; }
-thead th { border-bottom: 2px solid #888; }
-.holds { color: #00563f; } .fails { color: #a34700; font-weight: 600; } .broken { color: #b00020; font-weight: 700; }
+th, td { text-align: left; padding: .25rem .6rem; border-bottom: 1px solid var(--line); vertical-align: top; }
+thead th { border-bottom: 2px solid var(--rule); }
+.holds { color: var(--holds); } .fails { color: var(--fails); font-weight: 600; }
+.broken { color: var(--broken); font-weight: 700; }
 .pictures { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(21rem, 1fr)); }
 figure { margin: 0; } figure img { width: 100%; height: auto; } figcaption { font-weight: 600; }
 sub { line-height: 0; }

@@ -72,3 +72,24 @@ def test_indices_stand_below_the_line_and_exponents_do_not_break(page):
 def test_a_page_of_nothing_is_refused():
     with pytest.raises(ValueError, match="at least one report"):
         html.page({}, title="", settings={}, environment={})
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_text_stands_out_from_the_page_in_light_and_dark(page, dark):
+    style = re.search(r"<style>(.*?)</style>", page, re.DOTALL)[1]
+    light, _, other = style.partition("@media (prefers-color-scheme: dark)")
+    colours = dict(re.findall(r"--(\w+): (#\w+)", light))
+    if dark:
+        changed = dict(re.findall(r"--(\w+): (#\w+)", other))
+        assert changed.keys() == colours.keys()
+        colours = changed
+
+    def luminance(colour):
+        digits = colour[1:] if len(colour) == 7 else "".join(2 * c for c in colour[1:])
+        channels = [int(digits[i:i + 2], 16) / 255 for i in (0, 2, 4)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    for name in ("text", "note", "holds", "fails", "broken"):      # WCAG 2, level AA
+        lighter, darker = sorted((luminance(colours[name]), luminance(colours["page"])), reverse=True)
+        assert (lighter + 0.05) / (darker + 0.05) >= 4.5, name
