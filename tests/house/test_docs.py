@@ -165,6 +165,17 @@ def result(file):
     return json.loads((ROOT / "benchmarks" / "results" / file).read_text())["networks"]
 
 
+def test_accuracies_of_the_authors_code_are_those_of_its_sweep():
+    table = rows("claims.md", "pkjax sweep benchmarks/sweeps/authors.toml")
+    runs = pytest.importorskip("pandas").read_parquet(ROOT / "benchmarks" / "results" / "authors.parquet")
+    runs = runs.assign(pruner=runs["pruner"].str.replace("authors:", "").str.replace("_", "-"))
+    mean = (100 * runs.groupby(["pruner", "compression"])["test_accuracy"].mean()).round(1)
+    (dense,) = [re.search(r"dense ([\d.]+)", row)[1] for row in table if "dense" in row]
+    assert float(dense) == mean["none", 0.0]
+    shown = {row.lower(): [float(cell) for cell in cells] for row, cells in table.items() if "dense" not in row}
+    assert shown == {pruner: [mean[pruner, c] for c in (1.0, 2.0, 3.0)] for pruner in set(runs["pruner"]) - {"none"}}
+
+
 def test_correlations_of_traces_with_spectra_are_the_benchmarks():
     files = {"FC-100": "fc-100", "ResNet-20": "resnet20", "VGG-11-BN": "vgg11"}
     symbols = {"Tr Π": "trace_pi", "gated trace": "gated_trace"}
