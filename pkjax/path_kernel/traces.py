@@ -19,7 +19,7 @@ from jaxtyping import Array
 
 from pkjax.network import Network
 from pkjax.path_kernel.gram import floating_leaves, make_problem
-from pkjax.paths.evaluation import evaluate_paths
+from pkjax.paths.evaluation import evaluate_paths, unit_weights
 from pkjax.paths.exponents import (
     NOTHING,
     Scaled,
@@ -135,6 +135,7 @@ def _gated(network: Network, X: Array, known: Magnitudes, batch_size: int) -> tu
 def _trace(network: Network, x: Array, known: Magnitudes, gates: Sequence[Array] | None = None
            ) -> tuple[Number, Array]:
     """The trace, and whether it is sure; with the gates of x the gated one, of which x is taken by its square."""
+    units = jax.tree.leaves(unit_weights(network.params))       # not ones that the compiler knows of
     network = known.settled(network)
     leaves = jax.tree.leaves(network.params)
     phi = [known.held(i, leaf, 2, apart=True) if is_floating(leaf) else None for i, leaf in enumerate(leaves)]
@@ -169,8 +170,8 @@ def _trace(network: Network, x: Array, known: Magnitudes, gates: Sequence[Array]
         return Number(*added(each.mantissa.sum(1), each.exponent)), sure.all()
 
     train = [None if entries is None or not is_floating(leaf) else
-             jnp.broadcast_to(jnp.asarray(entries), jnp.shape(leaf)).astype(leaf.dtype)
-             for entries, leaf in zip(network.entries, leaves, strict=True)]
+             jnp.where(entries, unit, 0).astype(leaf.dtype)
+             for entries, leaf, unit in zip(network.entries, leaves, units, strict=True)]
     whole, sure = coefficient(1, train, known.lean)
     parts = [whole]
     for n, (twice, along) in enumerate(zip(network_tied(network), train, strict=True)):

@@ -27,7 +27,7 @@ from pkjax.programs.equations import equation_function, live_equations
 from pkjax.programs.program import Hoisted
 from pkjax.programs.source import module_scope, source_line
 
-__all__ = ["Algebra", "Const", "Gate", "Interpreter", "PathSum", "Rule", "Value"]
+__all__ = ["ACTIVATION", "Algebra", "Const", "Gate", "Interpreter", "PathSum", "Rule", "Value"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -246,6 +246,9 @@ def _formed(fn: Callable[..., Any], operands: Sequence[PathSum]) -> Any:
     return jax.eval_shape(fn, *(jax.ShapeDtypeStruct(s.shape, s.dtype) for s in operands))
 
 
+ACTIVATION = "use a positively homogeneous activation: relu, leaky_relu, PReLU, abs or max"
+
+
 def advice(scope: str, names: Sequence[str], operands: Sequence[Value] = ()) -> str:
     """Say what to do about an operation that has no paths, from the names around it and what it acts on."""
     sums = [v for v in operands if isinstance(v, PathSum)]
@@ -263,7 +266,7 @@ def advice(scope: str, names: Sequence[str], operands: Sequence[Value] = ()) -> 
                 "with running averages, or none; the tangent kernel takes the network as it is")
     if any(n in names for n in ("tanh", "gelu", "silu", "swish", "elu", "celu", "selu", "logistic", "sigmoid", "erf",
                                 "softplus", "relu6", "hard_tanh", "erfc", "mish", "hard_sigmoid", "hard_swish")):
-        return "use a positively homogeneous activation: relu, leaky_relu, PReLU, abs or max"
+        return ACTIVATION
     if any(n in names for n in ("softmax", "log_softmax", "_softmax", "logsumexp", "exp", "exp2", "log", "log1p",
                                 "stop_gradient")):
         return "return the logits: leave softmax and other readouts to the loss (and stop no gradient on the way)"

@@ -16,7 +16,7 @@ from pkjax.paths.algebras import Polynomial
 from pkjax.paths.convolution import prefers_products, products
 from pkjax.paths.custom_rules import disagreement
 from pkjax.paths.indexing import INDEXING
-from pkjax.paths.interpreter import Const, Gate, Interpreter, PathSum, Rule, Value
+from pkjax.paths.interpreter import ACTIVATION, Const, Gate, Interpreter, PathSum, Rule, Value
 from pkjax.paths.sorting import SORTING
 from pkjax.programs.equations import closed, live_equations, opened
 
@@ -124,7 +124,8 @@ def power(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
     if n < 1:
         raise interp.error(f"a signal or parameter is raised to the power {n}")
     if n > 1 and ins[0].on_input:
-        raise interp.error(f"a signal is raised to the power {n}")
+        # The tanh of GELU takes a cube; a square is a normalisation's.
+        raise interp.error(f"a signal is raised to the power {n}", ACTIVATION if n > 2 else "")
     out = ins[0]
     for _ in range(n - 1):
         out = interp.bilinear("mul", lax.mul, out, ins[0])

@@ -77,6 +77,10 @@ def _free(eqn: Any, ins: Sequence[Value]) -> list[Value]:
             if shape(eqn.invars[0])[i] != 1 and i not in uniform(ins[0])})]
     if name == "transpose":
         return [Free(frozenset(i for i, d in enumerate(eqn.params["permutation"]) if d in uniform(ins[0])))]
+    if name in ("split", "slice", "rev"):
+        return [Free(uniform(ins[0], eqn.invars[0]))] * len(eqn.outvars)
+    if name == "concatenate":
+        return [Free(frozenset.intersection(*map(uniform, ins, eqn.invars)) - {eqn.params["dimension"]})]
     if name == "iota":
         return [Free(frozenset(range(len(shape(eqn.outvars[0])))) - {eqn.params["dimension"]})]
     if name == "dot_general":

@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from jax import lax
 from pkjax import path_kernel as pk
 from pkjax import paths
 
-from tests.cases import cases
+from tests.cases import cases, normal
 from tests.oracles import enumerate_paths
 from tests.path_kernel.oracle import KINDS, TIED, explicit, flat, ones, spectrum
 
@@ -63,3 +64,15 @@ def test_bad_input_of_the_kernel_is_named():
         pk.trace(net, {"a": w["a"] * jnp.nan}, jnp.ones((1, 3)))
     with pytest.raises(ValueError, match="tree structure"):
         pk.matvec(net, w, jnp.ones((1, 3)))({"b": w["a"]})
+
+
+def test_the_trace_through_pooled_convolutions_is_counted_tap_by_tap():
+    # Large enough for the fused products of jaxlib 0.10 on processors, which are wrong for ones that it knows of.
+    def net(w, x):
+        y = lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return lax.reduce_window(y, np.float32(0), lax.add, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+
+    ones = jnp.ones((1, 28, 28, 1), np.float32)
+    taps = (28 + 2 * 27)**2                          # places at which a tap of the kernel meets the image
+    for _ in range(2):
+        assert pk.trace(net, jnp.asarray(normal(0, (3, 3, 1, 8)), np.float32), ones) == 8 * taps

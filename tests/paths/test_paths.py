@@ -286,6 +286,7 @@ def plain_layer_norm(v):
     (lambda w, x: plain_layer_norm(x @ w["a"]), "normalisation by its own variance"),
     (lambda w, x: nn.LayerNorm(use_bias=False, use_scale=False, dtype=float).apply({}, x @ w["a"]), "divides by the"),
     (lambda w, x: (x @ w["a"])**2, "the signal is squared"), (lambda w, x: jnp.tanh(x @ w["a"]), "activation: relu"),
+    (lambda w, x: jax.nn.gelu(x @ w["a"]), "activation: relu"),
     (lambda w, x: (x @ w["a"]) * (x @ w["a"] + 1), "multiplies signals"),
     (lambda w, x: jax.nn.softmax(x @ w["a"]), "return the logits"),
 ])

@@ -20,6 +20,7 @@ TABLE = jnp.asarray([2, 0, 1, 3])
 ATTENTION = nn.MultiHeadDotProductAttention(2, dtype=FLOAT, param_dtype=FLOAT)
 ATTENDED = ATTENTION.init(jax.random.key(0), jnp.ones((1, 3, 4), FLOAT))
 RNN = nn.RNN(nn.LSTMCell(4, dtype=FLOAT, param_dtype=FLOAT))
+SPLIT_RNN = nn.RNN(nn.OptimizedLSTMCell(4, dtype=FLOAT, param_dtype=FLOAT))       # of the same parameters
 STATE = RNN.init(jax.random.key(0), jnp.ones((1, 3, 4), FLOAT))
 
 
@@ -73,7 +74,10 @@ FOLLOWED = {
     "scatter-mul": (lambda w, x: x.at[:, TABLE].multiply(2.0), (4,)), "scatter-max": (
         lambda w, x: x.at[:, TABLE].max(0.0), (4,)), "scatter-sub": (lambda w, x: x.at[:, 2].subtract(1.0), (4,)),
     "attention": (lambda w, x: ATTENTION.apply(ATTENDED, x), (3, 4)), "recurrent network": (
-        lambda w, x: RNN.apply(STATE, x), (3, 4)), "scan over layers": (lambda w, x: lax.scan(
+        lambda w, x: RNN.apply(STATE, x), (3, 4)), "gates split from a state of zeros": (
+        lambda w, x: SPLIT_RNN.apply(STATE, x), (3, 4)), "constants, split and joined": (
+        lambda w, x: x + jnp.concatenate(jnp.split(jnp.ones((2, 4), FLOAT) @ w, 2, 1)[::-1], 1)[:, ::-1], (4,)),
+    "scan over layers": (lambda w, x: lax.scan(
             lambda h, row: (jnp.tanh(h * row), None), x, w)[0], (4,)), "map over examples": (
         lambda w, x: lax.map(lambda e: jnp.tanh(e @ w), x), (4,)), "loop": (lambda w, x: lax.fori_loop(
             0, 3, lambda i, h: jnp.tanh(h @ w), x), (4,)), "while": (lambda w, x: lax.while_loop(
@@ -123,7 +127,8 @@ MIXED = {
         lambda w, x: lax.scan(lambda h, e: (h + e, h + e), jnp.zeros(4, FLOAT), x)[1], (4,)), "convolution": (
         lambda w, x: jax.vmap(lambda c: jnp.convolve(c, jnp.ones(3, FLOAT))[:len(x)], 1, 1)(x), (4,)), "any": (
         lambda w, x: jnp.where((x > 0.5).any(0), x, 0), (4,)), "tiled": (
-        lambda w, x: jnp.tile(x, (2, 1))[1::2], (4,)),
+        lambda w, x: jnp.tile(x, (2, 1))[1::2], (4,)), "other constants for each": (
+        lambda w, x: x + jnp.concatenate([w[:1], w[1:2]])[:len(x)], (4,)),
     "windows over the batch": (lambda w, x: lax.reduce_window(x, 0.0, lax.add, (2, 1), (1, 1), "SAME"), (4,)),
 }
 """Networks that join examples, as numbers tell."""

@@ -1,0 +1,1 @@
+"""Public networks, as tests and `benchmarks.public_networks` take them."""
