@@ -57,11 +57,11 @@ def examples(text):
     return re.findall(r"^```python\n(.*?)^```$(?:\n\n```text\n(.*?)^```$)?", text, re.DOTALL | re.MULTILINE)
 
 
-def assert_same(printed, shown):
+def assert_same(printed, shown, rtol=CLOSE, atol=0.0):
     """The same words, and the same numbers but for rounding."""
     assert NUMBER.sub("#", printed).split() == NUMBER.sub("#", shown).split(), f"printed:\n{printed}\nshown:\n{shown}"
     np.testing.assert_allclose([float(n) for n in NUMBER.findall(printed)], [float(n) for n in NUMBER.findall(shown)],
-                               rtol=CLOSE, err_msg=printed)
+                               rtol=rtol, atol=atol, err_msg=printed)
 
 
 def marked(page):
