@@ -8,13 +8,13 @@ import sys
 import types
 
 import jax
-import nbformat
 import numpy as np
 import pytest
 
 from tests.house.test_docs import ROOT, assert_same
 
 jupytext = pytest.importorskip("jupytext")
+nbformat = pytest.importorskip("nbformat")
 pytest.importorskip("nbclient")
 Image = pytest.importorskip("PIL.Image")
 
