@@ -8,21 +8,28 @@
 # pruners on real images.
 
 # %%
+# Installs pkjax on Colab. Before pkjax is on PyPI, upload the repository as an archive, pkjax.zip or pkjax-main.zip, to
+# Colab's files (the folder symbol on the left) first.
 import subprocess
 import sys
+from pathlib import Path
 
 try:
     import google.colab  # noqa: F401
 except ImportError:
     pass
 else:
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "pkjax[data,plots]"], check=True)
+    archives = sorted(Path.cwd().glob("pkjax*.zip"), key=lambda file: file.stat().st_mtime)
+    source = f"pkjax[data,plots] @ {archives[-1].as_uri()}" if archives else "pkjax[data,plots]"
+    print("pip install", source)
+    if subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", source], check=False).returncode:
+        raise SystemExit("This failed. If pkjax is not on PyPI yet, upload the repository as an archive pkjax.zip to "
+                         "Colab's files and run this cell again.")
 
 # %%
 import tempfile
 import warnings
 from functools import partial
-from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -245,11 +252,11 @@ for steps in (1, 10, 100):
     with warnings.catch_warnings():         # pkjax warns where a layer is emptied or the network cut: that is the point
         warnings.simplefilter("ignore", pk.EmptiedLayerWarning)
         warnings.simplefilter("ignore", pk.DisconnectedWarning)
-        found = pk.prune(synflow, start, compression=2, steps=steps)
-        links = pk.connectivity(plain, start, ones, masks=found.masks)
-    counts[steps], layers_kept[steps] = found.kept, [layer.density for layer in found.layers]
-    print(f"{steps:3} step{'s' if steps > 1 else ' '}: {found.kept} weights, in the layers "
-          f"{[layer.kept for layer in found.layers]}, {10**links.log10_paths:,.0f} paths left, "
+        sparse = pk.prune(synflow, start, compression=2, steps=steps)
+        links = pk.connectivity(plain, start, ones, masks=sparse.masks)
+    counts[steps], layers_kept[steps] = sparse.kept, [layer.density for layer in sparse.layers]
+    print(f"{steps:3} step{'s' if steps > 1 else ' '}: {sparse.kept} weights, in the layers "
+          f"{[layer.kept for layer in sparse.layers]}, {10**links.log10_paths:,.0f} paths left, "
           f"{'connected' if links.connected else 'input and output cut apart'}")
 
 # %% [markdown]

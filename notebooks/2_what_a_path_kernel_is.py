@@ -13,15 +13,23 @@
 # Theorem 1, what it promises and what it does not.
 
 # %%
+# Installs pkjax on Colab. Before pkjax is on PyPI, upload the repository as an archive, pkjax.zip or pkjax-main.zip, to
+# Colab's files (the folder symbol on the left) first.
 import subprocess
 import sys
+from pathlib import Path
 
 try:
     import google.colab  # noqa: F401
 except ImportError:
     pass
 else:
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "pkjax[data,plots]"], check=True)
+    archives = sorted(Path.cwd().glob("pkjax*.zip"), key=lambda file: file.stat().st_mtime)
+    source = f"pkjax[data,plots] @ {archives[-1].as_uri()}" if archives else "pkjax[data,plots]"
+    print("pip install", source)
+    if subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", source], check=False).returncode:
+        raise SystemExit("This failed. If pkjax is not on PyPI yet, upload the repository as an archive pkjax.zip to "
+                         "Colab's files and run this cell again.")
 
 # %%
 from itertools import pairwise
@@ -223,7 +231,7 @@ figure, axes = plt.subplots(1, 2, figsize=(10, 2.8), dpi=110, layout="constraine
 pk.plots.paths(two.paths, strength, ax=axes[0], label="its $\\Pi_{pp}$", limit=2.0)
 axes[0].set_title("what the architecture gives each path", fontsize=10, loc="left")
 pk.plots.paths(two.paths, energy, ax=axes[1], label="energy of its input", limit=2.0)
-axes[1].set_title("what the data gives each path", fontsize=10, loc="left")
+axes[1].set_title("what the data gives each path", fontsize=10, loc="left");
 
 # %% [markdown]
 # The paths share no weight, so $\Pi$ is diagonal, with $v_p^2\,(1/w_1^2 + 1/w_2^2)$ = 1 for the upper path and 2 for

@@ -10,15 +10,23 @@
 # (What paths, $\Pi$ and $J_v^f$ are is in `2_what_a_path_kernel_is`.)
 
 # %%
+# Installs pkjax on Colab. Before pkjax is on PyPI, upload the repository as an archive, pkjax.zip or pkjax-main.zip, to
+# Colab's files (the folder symbol on the left) first.
 import subprocess
 import sys
+from pathlib import Path
 
 try:
     import google.colab  # noqa: F401
 except ImportError:
     pass
 else:
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "pkjax[data,plots]"], check=True)
+    archives = sorted(Path.cwd().glob("pkjax*.zip"), key=lambda file: file.stat().st_mtime)
+    source = f"pkjax[data,plots] @ {archives[-1].as_uri()}" if archives else "pkjax[data,plots]"
+    print("pip install", source)
+    if subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", source], check=False).returncode:
+        raise SystemExit("This failed. If pkjax is not on PyPI yet, upload the repository as an archive pkjax.zip to "
+                         "Colab's files and run this cell again.")
 
 # %%
 import jax
@@ -169,9 +177,9 @@ print(f"{len(networks)} networks, Tr Π from {min(n['Tr Π'] for n in networks):
 # compression, where it would have to tell similar networks apart.
 
 # %%
-def correlation(predictor, some):
-    logs = np.log([[network[predictor], network["Tr Θ"]] for network in some])
-    return np.corrcoef(logs.T)[0, 1] if len(some) > 2 else np.nan
+def correlation(predictor, group):
+    logs = np.log([[network[predictor], network["Tr Θ"]] for network in group])
+    return np.corrcoef(logs.T)[0, 1] if len(group) > 2 else np.nan
 
 
 levels = [0.0, *COMPRESSIONS]
@@ -179,8 +187,8 @@ correlations = {predictor: [correlation(predictor, networks)] + [
     correlation(predictor, [network for network in networks if network["rho"] == rho]) for rho in levels]
     for predictor in ("Tr Π", "gated trace")}
 print(f"{'correlation with Tr Θ':24}{'all':>8}" + "".join(f"{f'ρ = {rho}':>10}" for rho in levels))
-for predictor, found in correlations.items():
-    print(f"{predictor:24}{found[0]:8.2f}" + "".join(f"{value:10.2f}" for value in found[1:]))
+for predictor, values in correlations.items():
+    print(f"{predictor:24}{values[0]:8.2f}" + "".join(f"{value:10.2f}" for value in values[1:]))
 
 # %% [markdown]
 # The whole spectra, coloured by $\operatorname{Tr} \Pi$, and the two traces against that of $\Theta$:
@@ -198,12 +206,12 @@ figure.colorbar(plt.cm.ScalarMappable(norm, colours), ax=axes[0], label="Tr Π")
 markers = {"dense": "*", "random": "X", "magnitude": "^", "SNIP": "v", "SynFlow-L2": "s"}
 tints = {"dense": pk.plots.BLACK, "random": "#8C8C8C", "magnitude": pk.plots.ORANGE, "SNIP": pk.plots.GREEN,
          "SynFlow-L2": pk.plots.VERMILLION}
-for ax, (predictor, found) in zip(axes[1:], correlations.items(), strict=True):
+for ax, (predictor, values) in zip(axes[1:], correlations.items(), strict=True):
     for name, marker in markers.items():
-        some = [network for network in networks if network["pruner"] == name]
-        ax.plot([n[predictor] for n in some], [n["Tr Θ"] for n in some], marker, color=tints[name], label=name,
+        group = [network for network in networks if network["pruner"] == name]
+        ax.plot([n[predictor] for n in group], [n["Tr Θ"] for n in group], marker, color=tints[name], label=name,
                 linestyle="none", markersize=6, alpha=0.8)
-    ax.set(xscale="log", yscale="log", xlabel=predictor, ylabel="Tr Θ", title=f"r = {found[0]:.2f} over all")
+    ax.set(xscale="log", yscale="log", xlabel=predictor, ylabel="Tr Θ", title=f"r = {values[0]:.2f} over all")
     ax.grid(linewidth=0.4, alpha=0.5)
 axes[1].legend(fontsize=8, frameon=False);
 

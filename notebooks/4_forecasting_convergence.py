@@ -7,15 +7,23 @@
 # and says where each of them works and where it does not.
 
 # %%
+# Installs pkjax on Colab. Before pkjax is on PyPI, upload the repository as an archive, pkjax.zip or pkjax-main.zip, to
+# Colab's files (the folder symbol on the left) first.
 import subprocess
 import sys
+from pathlib import Path
 
 try:
     import google.colab  # noqa: F401
 except ImportError:
     pass
 else:
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "pkjax[data,plots]"], check=True)
+    archives = sorted(Path.cwd().glob("pkjax*.zip"), key=lambda file: file.stat().st_mtime)
+    source = f"pkjax[data,plots] @ {archives[-1].as_uri()}" if archives else "pkjax[data,plots]"
+    print("pip install", source)
+    if subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", source], check=False).returncode:
+        raise SystemExit("This failed. If pkjax is not on PyPI yet, upload the repository as an archive pkjax.zip to "
+                         "Colab's files and run this cell again.")
 
 # %%
 import jax
@@ -256,8 +264,8 @@ markers = {"dense": ("*", pk.plots.BLACK), "random": ("X", "#8C8C8C"), "magnitud
            "SynFlow-L2": ("s", pk.plots.VERMILLION)}
 for ax, (moment, t) in zip(axes, (("early", 10), ("late", STEPS)), strict=False):
     for name, (marker, colour) in markers.items():
-        some = [row for row in table if row["pruner"] == name]
-        ax.plot([row["Tr Π"] for row in some], [row[moment] for row in some], marker, color=colour, label=name,
+        group = [row for row in table if row["pruner"] == name]
+        ax.plot([row["Tr Π"] for row in group], [row[moment] for row in group], marker, color=colour, label=name,
                 linestyle="none", markersize=6, alpha=0.8)
     ax.plot(*curves[moment], ":", color=pk.plots.BLACK, linewidth=1.8, label="forecast by Tr Π")
     ax.set(xscale="log", xlabel="Tr Π", ylabel="$\\|\\omega_t\\|$",

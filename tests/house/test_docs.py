@@ -1,11 +1,13 @@
 """The documentation builds without a warning, says what the code says, and what it shows runs."""
 
+import ast
 import doctest
 import html
 import importlib
 import importlib.util
 import inspect
 import json
+import operator
 import os
 import re
 import shlex
@@ -26,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 MODULES = ("paths", "path_kernel", "dynamics", "training", "plots", "experiments", "models", "data")
-QUICK = ("index.md", "correctness.md")
+QUICK = ("index.md", "correctness.md", "faq.md")
 """Pages whose examples take a few seconds."""
 CLOSE = 0.02
 """Relative difference that a printed number may have from the page's: machines round differently."""
@@ -57,11 +59,11 @@ def examples(text):
     return re.findall(r"^```python\n(.*?)^```$(?:\n\n```text\n(.*?)^```$)?", text, re.DOTALL | re.MULTILINE)
 
 
-def assert_same(printed, shown):
+def assert_same(printed, shown, rtol=CLOSE, atol=0.0):
     """The same words, and the same numbers but for rounding."""
     assert NUMBER.sub("#", printed).split() == NUMBER.sub("#", shown).split(), f"printed:\n{printed}\nshown:\n{shown}"
     np.testing.assert_allclose([float(n) for n in NUMBER.findall(printed)], [float(n) for n in NUMBER.findall(shown)],
-                               rtol=CLOSE, err_msg=printed)
+                               rtol=rtol, atol=atol, err_msg=printed)
 
 
 def marked(page):
@@ -332,6 +334,29 @@ def test_every_public_name_has_its_formula_and_its_reference(site):
             if anchor or last:
                 assert anchor in reference[page].anchors
             assert last is None or anchor.split(".")[-1] == last
+
+
+def test_the_page_of_questions_names_everything_public_with_arguments_that_exist():
+    """Links are `name` or `name(arguments)`; "…" stands for arguments that are left out."""
+    links = re.findall(r"\[`(pk[\w.]*)(\(.*?\))?`\]", (DOCS / "which_call.md").read_text())
+    assert {written for written, _ in public()} == {written for written, _ in links}
+    checked = 0
+    for written, arguments in links:
+        if not arguments:
+            continue
+        call = ast.parse(f"f{arguments.replace('…', '...')}", mode="eval").body
+        left_out = any(isinstance(each, ast.Constant) and each.value is ... for each in call.args)
+        signature = inspect.signature(operator.attrgetter(written.removeprefix("pk."))(pk))
+        named = {each.arg: None for each in call.keywords}
+        if left_out:
+            assert set(named) <= set(signature.parameters), written
+        else:
+            try:
+                signature.bind(*call.args, **named)
+            except TypeError as error:
+                pytest.fail(f"{written}{arguments}: {error}")
+        checked += 1
+    assert checked > 60
 
 
 def test_every_page_is_there_and_loads_nothing_from_elsewhere(site):
