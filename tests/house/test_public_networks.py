@@ -13,7 +13,8 @@ from benchmarks.networks.catalogue import ACCEPTED, ENTRIES, REFUSED
 ROOT = Path(__file__).resolve().parents[2]
 MEASURED = json.loads((ROOT / "benchmarks" / "results" / "public_networks.json").read_text())["networks"]
 DEEP = ("ResNet-50", "ResNeXt-50, 32×4d", "Wide ResNet-50-2", "DenseNet-121", "ShuffleNetV2 ×1.0", "EfficientNet-B0",
-        "MobileNetV3-Large", "MLP-Mixer B/16", "ViT-B/16", "hk.nets.ResNet50, version 2")
+        "MobileNetV3-Large", "MLP-Mixer B/16", "ViT-B/16", "hk.nets.ResNet50, version 2",
+        "IRNN")
 """Full networks that take longest to read."""
 QUICK = ("MobileNetV2 with ReLU", "MLP-Mixer B/16 with ReLU, without LayerNorm", "IRNN", "MNIST tutorial of NNX",
          "hk.nets.MobileNetV1", "hk.nets.MLP, LeNet-300-100", "MNIST tutorial of Equinox with ReLU")
@@ -27,7 +28,7 @@ def marked(names, slow):
 @pytest.mark.parametrize("name", marked(ENTRIES, lambda name: name in DEEP))
 def test_full_networks_have_the_published_parameters_and_are_read_or_refused(name):
     entry = ENTRIES[name]
-    with jax.numpy_dtype_promotion("standard"):
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
         assert libraries.parameters(entry.full(entry.shape)) == entry.parameters == MEASURED[name]["parameters"]
         refused = public_networks.refusal(entry)
     assert refused == MEASURED[name]["refused"]
