@@ -254,6 +254,7 @@ def test_what_is_wrong_is_named():
     bad = [
         (dict(q=0), ValueError, "q must be a whole number of at least 1, but is 0"),
         (dict(q=1.5), ValueError, "but is 1.5"),
+        (dict(q=np.inf), ValueError, "q must be a whole number of at least 1, but is inf"),
         (dict(batch_norm="fold"), ValueError, "must be one of 'paths', 'folded', 'signed', but got 'fold'"),
         (dict(batch_norm="signed"), ValueError, 'pass pool="max"'),
     ]
