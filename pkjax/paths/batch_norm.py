@@ -9,7 +9,7 @@ A frozen BatchNorm maps x to (x − μ) c γ + β with c = 1/√(σ² + ε), and
 Where the mean is 0, as at initialisation, all three agree.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from jaxtyping import Array
 
 from pkjax.network import Network
 from pkjax.paths.evaluation import evaluate_paths
-from pkjax.paths.exponents import KEPT, NOTHING, Scaled, Scaling, normalized, nothing, raised, shifted
+from pkjax.paths.exponents import KEPT, NOTHING, Scaled, Scaling, normalized, nothing, shifted
 from pkjax.paths.interpreter import PathSum
 from pkjax.paths.magnitudes import Magnitudes
 from pkjax.paths.scaled import ScaledPolynomial, Values, held_as_is, scaled_values
@@ -137,10 +137,12 @@ def check_convention(batch_norm: str, pool: str) -> None:
                          'pool="max"')
 
 
-def power_values(network: Network, x: Array, q: int, batch_norm: str, pool: str, known: Magnitudes) -> Values:
+def power_values(network: Network, x: Array, q: int, batch_norm: str, pool: str, known: Magnitudes,
+                 parameters: Mapping[int, Scaled] | None = None) -> Values:
     """R_q(|θ|^q, x) for each output.
 
-    Derivatives of the mantissa in the parameters θ are those of the polynomial over 2^exponent.
+    Derivatives of the mantissa in the parameters θ are those of the polynomial over 2^exponent. With "folded" and
+    "signed" the ``parameters`` may be given by the index of their leaves, normalized, in whose mantissas to derive.
     """
     if batch_norm == "paths":
         network = known.settled(network)
@@ -153,7 +155,10 @@ def power_values(network: Network, x: Array, q: int, batch_norm: str, pool: str,
         return Folding(held) if batch_norm == "folded" else held
 
     def source(i: int, leaf: Any) -> Any:
-        return Folding(None, normalized(Scaled(leaf, 0), True)) if batch_norm == "folded" else raised(leaf, q)
+        base = normalized(Scaled(leaf, 0), True) if parameters is None or i not in parameters else parameters[i]
+        if batch_norm == "folded":
+            return Folding(None, base)
+        return Scaled(jnp.abs(base.mantissa) ** q, jnp.maximum(base.exponent * q, NOTHING), float(q))
 
     algebras: list[Any] = []
 

@@ -187,7 +187,7 @@ def _rooted(mantissa: Array, exponent: Array, q: int, log: bool, what: str) -> A
 
 
 def _whole(q: Any) -> int:
-    if isinstance(q, bool) or q != int(q) or q < 1:
+    if isinstance(q, bool) or not math.isfinite(q) or q != int(q) or q < 1:
         raise ValueError(f"q must be a whole number of at least 1, but is {q}")
     return int(q)
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from pkjax.paths.scaled import widest
 from pkjax.paths.units import NotRescalableError, Units, read_units
 from pkjax.programs.checks import REMEDY, check_parameters, check_result
 from pkjax.programs.meshes import automatic_axes
-from pkjax.trees import ApplyFn, is_floating
+from pkjax.trees import ApplyFn, is_floating, leaf_names
 
 __all__ = ["PathConditioned", "path_condition", "rescale"]
 
@@ -71,8 +71,10 @@ def rescale(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..
         Parameters like ``params``.
 
     Raises:
+        ValueError: ``spread`` is negative or not finite.
         NotRescalableError: parameters are tied or multiplied, or enter in another way.
         NotPathNetworkError: an operation has no paths.
+        FloatingPointError: a scale takes a parameter out of the range of its type.
 
     Source: Neyshabur, Salakhutdinov and Srebro (2015), Path-SGD, section 2.
 
@@ -84,6 +86,8 @@ def rescale(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..
         (True, False)
     """
     check_parameters(params)
+    if not (np.isfinite(spread) and spread >= 0):
+        raise ValueError(f"spread must be finite and at least 0, but is {spread}")
     with widest(apply_fn, (params, x)) as (wide, z):
         network = read(apply_fn, wide, z, paths=True)
         units = read_units(network, network.batch(z, "x")[:1])
@@ -117,7 +121,7 @@ def path_condition(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike
     Raises:
         NotRescalableError: parameters are tied or multiplied, or enter in another way.
         NotPathNetworkError: an operation has no paths.
-        FloatingPointError: a slope of R_2 is outside of the range of its type.
+        FloatingPointError: a slope of R_2 is outside of the range of its type, or a parameter, scaled, of its own.
 
     Source: Lebeurrier, Vayer and Gribonval (2026), path-conditioned training (arXiv 2602.19799).
 
@@ -222,8 +226,9 @@ def _scaled(network: Network, params: PyTree, units: Units, logarithms: np.ndarr
         leaves, structure = jax.tree.flatten(tree)
         parts = np.split(factors, np.cumsum([np.size(leaf) for leaf in leaves])[:-1])
         scaled: PyTree = jax.tree.unflatten(structure, [
-            jnp.asarray(np.asarray(leaf, np.float64) * part.reshape(np.shape(leaf)), leaf.dtype)
-            if is_floating(leaf) else leaf for leaf, part in zip(leaves, parts, strict=True)])
+            _within(name, np.asarray(leaf, np.float64) * part.reshape(np.shape(leaf)), leaf)
+            if is_floating(leaf) else leaf
+            for name, leaf, part in zip(leaf_names(tree), leaves, parts, strict=True)])
         return scaled
 
     with jax.enable_x64(network.signal.dtype == np.float64):
@@ -233,6 +238,17 @@ def _scaled(network: Network, params: PyTree, units: Units, logarithms: np.ndarr
         raise NotRescalableError("the network's function changes with the scales of its units, as where a branch is "
                                  "chosen by comparing signals of different units")
     return times(params)
+
+
+def _within(name: str, scaled: np.ndarray, leaf: Any) -> Array:
+    """Scaled numbers in the type of their leaf, which must hold them."""
+    limits = jnp.finfo(leaf.dtype)
+    size, least = np.abs(scaled), float(limits.tiny)
+    lost = (size < least) & (np.abs(np.asarray(leaf, np.float64)) >= least)
+    if (size > float(limits.max)).any() or lost.any():
+        raise FloatingPointError(f"a scale takes leaf {name!r} out of the range of its type, {leaf.dtype}: pass a "
+                                 "smaller spread, or float64 parameters (jax_enable_x64)")
+    return jnp.asarray(scaled, leaf.dtype)
 
 
 _outputs = jax.jit(lambda network, params, X: network.over(params, X))

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,11 @@ __all__ = ["LoadedTensors", "load_safetensors", "save_safetensors"]
 MASK = ":mask"
 """What the name of a leaf's mask ends in."""
 PURPOSE = "safetensors files need safetensors"
+RESERVED = "__metadata__"
+"""What safetensors files call their own description."""
+TYPES = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bfloat16", "float16",
+         "float32", "float64", "complex64")
+"""The types that NumPy reads back from safetensors files."""
 
 
 class LoadedTensors(NamedTuple):
@@ -41,7 +46,7 @@ def save_safetensors(path: str | os.PathLike[str], params: PyTree, *, masks: PyT
 
     Tensors are named by their tree paths, ``Dense_0/kernel``; with masks the pruned weights are written as 0, and the
     mask of each leaf stands beside it as ``Dense_0/kernel:mask``, a byte for each weight (``save_masks`` takes a bit).
-    All types stay as they are, bfloat16 included. The file appears whole or not at all.
+    All types stay as JAX holds them, bfloat16 included. The file appears whole or not at all.
 
     Args:
         path: the file.
@@ -49,8 +54,10 @@ def save_safetensors(path: str | os.PathLike[str], params: PyTree, *, masks: PyT
         masks: booleans like ``params``.
 
     Raises:
-        ValueError: masks have another structure than the parameters; a leaf is named like another leaf's mask.
-        TypeError: the masks are not booleans.
+        ValueError: masks have another structure than the parameters; a leaf is named like another leaf's mask,
+            or as safetensors names its own entry.
+        TypeError: the masks are not booleans; a leaf has a type that NumPy does not read from such files (float8, int4,
+            keys).
         ImportError: safetensors is missing (the extra ``pkjax[safetensors]``).
         OSError: the file cannot be written.
 
@@ -70,9 +77,20 @@ def save_safetensors(path: str | os.PathLike[str], params: PyTree, *, masks: PyT
         if both := tensors.keys() & beside.keys():
             raise ValueError(f"leaf {min(both)!r} has the name of a mask: give the leaf another key")
         tensors |= beside
-    content = files.save({name: np.ascontiguousarray(leaf).reshape(np.shape(leaf)) for name, leaf in tensors.items()})
+    content = files.save({name: _held(name, leaf) for name, leaf in tensors.items()})
     with replacing(Path(path)) as part:
         part.write_bytes(content)
+
+
+def _held(name: str, leaf: Any) -> np.ndarray:
+    """A leaf as the file takes it."""
+    value = jnp.asarray(leaf)
+    if name == RESERVED:
+        raise ValueError(f"a leaf is named {name!r}, which safetensors files keep for themselves: give it another key")
+    if str(value.dtype) not in TYPES:
+        raise TypeError(f"leaf {name!r} is {value.dtype}, which cannot be read back from a safetensors file: convert "
+                        f"it to one of {', '.join(TYPES)}")
+    return np.ascontiguousarray(value).reshape(value.shape)      # which makes vectors of scalars
 
 
 def load_safetensors(path: str | os.PathLike[str], like: PyTree) -> LoadedTensors:

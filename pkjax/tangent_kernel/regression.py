@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float64, PyTree, Shaped
 
@@ -69,10 +69,10 @@ def kernel_regression(theta: Shaped[Array | np.ndarray, "..."], cross: Shaped[Ar
         Predictions, test accuracy and error, and the condition of the matrix.
 
     Raises:
-        ValueError: shapes do not match; ridge is negative or not finite; Θ(X, X) + ridge · I is singular to the
-            precision of Θ's numbers, as without a ridge where two examples are equal or NK exceeds the number of
-            parameters; a value is NaN or infinite.
-        TypeError: targets are not floating point.
+        ValueError: shapes do not match; Θ(X, X) is not symmetric; ridge is negative or not finite; Θ(X, X) + ridge · I
+            is singular to the precision of Θ's numbers, as without a ridge where two examples are equal or NK exceeds
+            the number of parameters; a value is NaN or infinite.
+        TypeError: kernels or targets are not floating point.
 
     Source: Jacot, Gabriel and Hongler (2018), section 5; Lee et al. (2019), equation 16.
 
@@ -88,10 +88,16 @@ def kernel_regression(theta: Shaped[Array | np.ndarray, "..."], cross: Shaped[Ar
         if kernel.shape != (rows, n, *out, *out):
             raise ValueError(f"{name} must have the shape {('M' if name == 'cross' else n, n, *out, *out)} for targets "
                              f"of shape {y.shape}, but has {kernel.shape}")
+        if not jnp.issubdtype(kernel.dtype, jnp.floating):
+            raise TypeError(f"{name} must hold floating-point numbers, but is {kernel.dtype}")
         check_finite(kernel, name)
     if not (np.isfinite(ridge) and ridge >= 0):
         raise ValueError(f"ridge must be finite and at least 0, got {ridge}")
     rows = _matrix(theta, y[0].size)
+    uneven, largest = (float(np.abs(v).max(initial=0)) for v in (rows - rows.T, rows))
+    if uneven > float(jnp.finfo(theta.dtype).eps) ** 0.5 * largest:
+        raise ValueError(f"theta must be symmetric, the kernel of the training examples with themselves, but entries "
+                         f"differ by up to {uneven:.3g} from those across its diagonal, of {largest:.3g} at most")
     weights, reciprocal = _solved(rows, y.astype(np.float64).ravel(), float(ridge), theta.dtype)
     predictions = (_matrix(cross, y[0].size) @ weights).reshape(m, *out)
     accuracy, error = None, None
@@ -161,13 +167,14 @@ def _solved(rows: np.ndarray, y: np.ndarray, ridge: float, dtype: Any) -> tuple[
         reciprocal = float(lapack.dpocon(factor[0], norm, uplo="L")[0])
     except np.linalg.LinAlgError:
         reciprocal = 0.0
-    precision = float(jax.numpy.finfo(dtype).eps)
+    precision = float(jnp.finfo(dtype).eps)
     if reciprocal < precision:
         mean = np.trace(rows) / len(rows) - ridge
+        least = f"{1e-4 * mean:.1e} (10⁻⁴ of the mean eigenvalue)" if mean > 0 else "1, for its trace is not positive"
         raise ValueError(
             f"Θ(X, X) + {ridge:g} · I, of {len(rows)} rows, is singular to the precision of its numbers (reciprocal "
             f"condition {reciprocal:.1e}, precision of {dtype} {precision:.1e}): pass a ridge, such as "
-            f"{1e-4 * mean:.1e} (10⁻⁴ of the mean eigenvalue), leave out examples that occur twice, "
+            f"{least}, leave out examples that occur twice, "
             "or compute Θ in float64")
     return cho_solve(factor, y), reciprocal
 

@@ -22,8 +22,8 @@ def kernel_change(module: Any, X: Shaped[Array | np.ndarray, "N ..."], *, variab
         ntk_change = ‖Θ_t − Θ_0‖_F,   ntk_norm = ‖Θ_t‖_F,   ntk_distance = 1 − ⟨Θ_t, Θ_0⟩ / (‖Θ_t‖_F ‖Θ_0‖_F)
 
     on a few inputs, in evaluation mode: BatchNorm's averages are those of the time t. The distance is the one that a
-    change of scale alone leaves at 0. Θ_0 is computed here, and Θ_t before training and after each epoch; both hold
-    (N K)² numbers.
+    change of scale alone leaves at 0; it is 1 where one of the two kernels is 0, and 0 where both are. Θ_0 is computed
+    here, and Θ_t before training and after each epoch; both hold (N K)² numbers.
 
     Args:
         module: the module that `fit` trains.
@@ -70,8 +70,9 @@ def kernel_change(module: Any, X: Shaped[Array | np.ndarray, "N ..."], *, variab
 def _compare(now: Array, first: Array) -> dict[str, Array]:
     """Norms and cosine, over the largest entry so that squares stay in range."""
     size = jnp.maximum(jnp.abs(now).max(), jnp.abs(first).max())
-    a, b = now / size, first / size
+    a, b = (theta / jnp.where(size > 0, size, 1) for theta in (now, first))
     norm, start = jnp.linalg.norm(a), jnp.linalg.norm(b)
-    # 1 − cos of unit vectors u and v is ‖u − v‖² / 2, without cancellation.
-    return {"ntk_change": jnp.linalg.norm(a - b) * size, "ntk_norm": norm * size,
-            "ntk_distance": jnp.sum((a / norm - b / start) ** 2) / 2}
+    u, v = (theta / jnp.where(length > 0, length, 1) for theta, length in ((a, norm), (b, start)))
+    # 1 − cos of unit vectors u and v is ‖u − v‖² / 2, without cancellation; of one of them and 0 that is 1/2.
+    distance = jnp.sum((u - v) ** 2) / 2 * jnp.where((norm > 0) != (start > 0), 2, 1)
+    return {"ntk_change": jnp.linalg.norm(a - b) * size, "ntk_norm": norm * size, "ntk_distance": distance}

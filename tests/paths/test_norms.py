@@ -27,6 +27,12 @@ def kept(factors, masks):
     return np.array([all(map(alive, path.parameters)) for path in factors.paths])
 
 
+def values_under(case, masks):
+    """The values of all paths of a masked network, those that are gone at 0."""
+    return enumerate_paths(case.layers, {n: np.asarray(v) * masks[n] for n, v in case.params.items()},
+                           case.X).values
+
+
 def folded(case):
     """The case with every BatchNorm's mean folded into its bias."""
     params, layers = dict(case.params), []
@@ -67,9 +73,8 @@ def test_norms_are_those_of_the_listed_path_values(case):
 @given(cases(kinds=("dense", "conv", "residual"), masked=False))
 def test_the_distance_of_maskings_is_the_norm_of_the_difference_of_their_paths(case):
     masks = [masks_of(case.params, seed) for seed in (1, 2)]
-    factors = pk.paths.factorize(case.apply, case.params, case.X)
-    whole, alive = factors.values, [kept(factors, m) for m in masks]
-    difference = whole * alive[0] - whole * alive[1]
+    one, other = (values_under(case, m) for m in masks)
+    difference = one - other
     assume(np.abs(difference).sum() > 0)
     x = np.ones((1, *case.X.shape[1:]))
     assert_close(pk.paths.distance(case.apply, case.params, x, *masks), np.abs(difference).sum(), 1e-12)
@@ -78,8 +83,7 @@ def test_the_distance_of_maskings_is_the_norm_of_the_difference_of_their_paths(c
 def test_the_distance_to_the_whole_network_is_the_norm_of_the_lost_paths():
     case = bn_case()
     masks = masks_of(case.params, 4)
-    factors = pk.paths.factorize(case.apply, case.params, case.X)
-    lost = factors.values[~kept(factors, masks)]
+    lost = enumerate_paths(case.layers, case.params, case.X).values - values_under(case, masks)
     x = np.ones((1, *case.X.shape[1:]))
     assert_close(pk.paths.distance(case.apply, case.params, x, masks, q=2), np.linalg.norm(lost), 1e-12)
 
@@ -127,10 +131,11 @@ def test_no_depth_makes_a_norm_overflow_silently():
     assert float(pk.paths.norm(deep, layers, x, log=True)) / np.log(10) == pytest.approx(361, rel=1e-6)
     with pytest.raises(FloatingPointError, match=r"10\^361, outside of what float(32|64) holds: pass log=True"):
         pk.paths.norm(deep, layers, x)
-    halves = [jnp.ones((10, 10), bool).at[:, :5].set(False), *[jnp.ones((10, 10), bool)] * 39]
-    assert float(pk.paths.distance(deep, layers, x, halves, log=True)) / np.log(10) == pytest.approx(
+    halves = [jnp.ones((10, 10), bool).at[:, :5].set(False), *[jnp.ones((10, 10), bool)] * 9]
+    steep = [jnp.full((10, 10), 1e35, jnp.float32)] * 10    # 10^11 paths of 10^350 each
+    assert float(pk.paths.distance(deep, steep, x, halves, log=True)) / np.log(10) == pytest.approx(
         361 + np.log10(0.5), rel=1e-6)
-    result = pk.paths.change_bound(deep, layers[:10], x, halves[:10])
+    result = pk.paths.change_bound(deep, layers[:10], x, halves)
     assert result.bound[0, 0] == pytest.approx(0.5e90, rel=1e-5)
     assert result.ratio[0, 0] == pytest.approx(1, rel=1e-5)
 
@@ -154,11 +159,12 @@ def test_a_folded_mean_is_a_bias_less_what_the_mean_is_scaled_by(pool):
     x = np.ones((1, 4, 4, 1))
     for q in (1, 2, 3):
         got = pk.paths.norm(case.apply, case.params, x, q=q, batch_norm="folded", pool=pool)
-        phi = {n: jnp.abs(v) ** q for n, v in params.items()}
-        assert_close(got, pk.paths.polynomial(plain.apply, phi, x, q=q, pool=pool).sum() ** (1 / q), 1e-12)
         if pool == "sum":
             values = enumerate_paths(layers, params, x).values
             assert_close(got, (np.abs(values) ** q).sum() ** (1 / q), 1e-12)
+        else:
+            phi = {n: jnp.abs(v) ** q for n, v in params.items()}
+            assert_close(got, pk.paths.polynomial(plain.apply, phi, x, q=q, pool=pool).sum() ** (1 / q), 1e-12)
     assert abs(float(pk.paths.norm(case.apply, case.params, x, pool=pool)) / float(
         pk.paths.norm(case.apply, case.params, x, pool=pool, batch_norm="folded")) - 1) > 1e-3
 
@@ -215,23 +221,24 @@ def test_at_a_mean_of_zero_the_three_conventions_agree():
 
 
 def test_norms_differentiate_and_run_under_jit_and_vmap():
-    case, x = bn_case(), jnp.ones((1, 4, 4, 1))
+    def net(p, x):
+        return jax.nn.relu((x @ p["a"] - mean) * p["gamma"] + p["beta"]) @ p["b"]
+    mean, X = normal(4, (4,)), normal(6, (3, 3))
+    params = {"a": normal(0, (3, 4)), "b": normal(1, (4, 2)), "gamma": normal(2, (4,)), "beta": normal(3, (4,))}
+    one, step = (jax.tree.map(fn, params) for fn in (lambda v: 2 * v, lambda v: 1e-6 * normal(7, v.shape)))
+    every = jax.tree.map(lambda v, w, s: jnp.stack([v, w, w + s, w - s]), params, one, step)
     for convention, pool in (("paths", "sum"), ("folded", "sum"), ("signed", "max")):
         def value(p, convention=convention, pool=pool):
-            return pk.paths.norm(case.apply, p, x, q=2, batch_norm=convention, pool=pool)
-        both = jax.tree.map(lambda v: jnp.stack([v, 2 * v]), case.params)
-        out, slopes = jax.jit(jax.vmap(jax.value_and_grad(value)))(both)
-        one = jax.tree.map(lambda v: v[1], both)
+            return pk.paths.norm(net, p, jnp.ones((1, 3)), q=2, batch_norm=convention, pool=pool)
+        out, slopes = jax.jit(jax.vmap(jax.value_and_grad(value)))(every)
         assert_close(out[1], value(one), 1e-12)
-        step = jax.tree.map(lambda v: 1e-6 * normal(7, v.shape), one)
-        ends = [value(jax.tree.map(lambda v, s, sign=sign: v + sign * s, one, step)) for sign in (1, -1)]
         along = sum(jnp.vdot(g[1], s) for g, s in zip(jax.tree.leaves(slopes), jax.tree.leaves(step), strict=True))
-        assert_close((ends[0] - ends[1]) / 2, along, 1e-5)
-    masks = masks_of(case.params, 1)
-    got = jax.jit(lambda m: pk.paths.distance(case.apply, case.params, x, m))(masks)
-    assert_close(got, pk.paths.distance(case.apply, case.params, x, masks), 1e-12)
-    inside = jax.jit(lambda m: pk.paths.change_bound(case.apply, case.params, case.X, m))(masks)
-    for a, b in zip(inside, pk.paths.change_bound(case.apply, case.params, case.X, masks), strict=True):
+        assert_close((out[2] - out[3]) / 2, along, 1e-5)
+    masks = masks_of(params, 1)
+    got = jax.jit(lambda m: pk.paths.distance(net, params, jnp.ones((1, 3)), m))(masks)
+    assert_close(got, pk.paths.distance(net, params, jnp.ones((1, 3)), masks), 1e-12)
+    inside = jax.jit(lambda m: pk.paths.change_bound(net, params, X, m))(masks)
+    for a, b in zip(inside, pk.paths.change_bound(net, params, X, masks), strict=True):
         assert_close(a, b, 1e-10)
 
 
@@ -254,6 +261,7 @@ def test_what_is_wrong_is_named():
     bad = [
         (dict(q=0), ValueError, "q must be a whole number of at least 1, but is 0"),
         (dict(q=1.5), ValueError, "but is 1.5"),
+        (dict(q=np.inf), ValueError, "q must be a whole number of at least 1, but is inf"),
         (dict(batch_norm="fold"), ValueError, "must be one of 'paths', 'folded', 'signed', but got 'fold'"),
         (dict(batch_norm="signed"), ValueError, 'pass pool="max"'),
     ]

@@ -142,3 +142,15 @@ def test_what_cannot_be_rescaled_says_why():
               "d": normal(3, (4, 4))}
     with pytest.raises(pk.paths.NotRescalableError, match="comparing signals"):
         pk.paths.rescale(compared, params, jnp.ones((1, 3)), key=KEY, spread=3.0)
+
+
+def test_a_scale_that_a_type_does_not_hold_is_an_error():
+    def net(w, x):
+        return jax.nn.relu(x @ w["a"]) @ w["b"]
+    x, unit = jnp.ones((1, 2), jnp.float32), {"a": jnp.ones((2, 3), jnp.float32), "b": jnp.ones((3, 1), jnp.float32)}
+    for changed in ({"a": unit["a"] * 3e38}, {"b": unit["b"] * 2e-38}):
+        with pytest.raises(FloatingPointError, match=f"leaf '{min(changed)}' out of the range of its type, float32"):
+            pk.paths.rescale(net, unit | changed, x, key=jax.random.key(0), spread=3.0)
+    for spread in (-1.0, np.nan):
+        with pytest.raises(ValueError, match="spread must be finite and at least 0, but is"):
+            pk.paths.rescale(net, unit, x, key=jax.random.key(0), spread=spread)

@@ -76,3 +76,21 @@ def test_damaged_and_missing_files_are_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors.numpy", None)      # as where it is not installed
     with pytest.raises(ImportError, match=r"pip install 'pkjax\[safetensors\]'"):
         save_safetensors(tmp_path / "file", PARAMS)
+
+
+def test_leaves_come_back_in_the_types_in_which_jax_holds_them(tmp_path):
+    params = {"a": np.array([0.1, 2.0]), "b": 1.5}      # float64 on the host, whatever JAX holds
+    with jax.enable_x64(False):
+        save_safetensors(tmp_path / "file", params)
+        assert same(load_safetensors(tmp_path / "file", like=params).params, jax.tree.map(jnp.asarray, params))
+
+
+@pytest.mark.parametrize(("name", "leaf", "error", "message"), [
+    ("a", jnp.ones(2, jnp.float8_e4m3fn), TypeError, "leaf 'a' is float8_e4m3fn, which cannot be read back"),
+    ("a", jnp.ones(2, jnp.int4), TypeError, "leaf 'a' is int4, .* convert it to one of bool, int8"),
+    ("a", jax.random.key(0), TypeError, "leaf 'a' is key"),
+    ("__metadata__", jnp.ones(2), ValueError, "'__metadata__', which safetensors files keep for themselves")])
+def test_what_could_not_be_read_back_is_not_written(tmp_path, name, leaf, error, message):
+    with pytest.raises(error, match=message):
+        save_safetensors(tmp_path / "file", {name: leaf})
+    assert not (tmp_path / "file").exists()

@@ -83,7 +83,10 @@ def test_singular_kernels_are_refused_in_the_precision_of_their_numbers():
     ({"cross": np.ones((4, 2))}, ValueError, r"cross must have the shape \('M', 3\)"),
     ({"y": np.arange(3)}, TypeError, "y must be floating-point targets"),
     ({"y_test": np.ones(1)}, ValueError, r"y_test must have the shape \(4,\) of the predictions"),
-    ({"theta": np.full((3, 3), np.nan)}, ValueError, "theta leaf .* holds 9 values")])
+    ({"theta": np.full((3, 3), np.nan)}, ValueError, "theta leaf .* holds 9 values"),
+    ({"theta": np.eye(3, dtype=int)}, TypeError, "theta must hold floating-point numbers, but is int"),
+    ({"theta": np.eye(3) + np.tri(3)}, ValueError, "must be symmetric.* differ by up to 1 .*, of 2 at most"),
+    ({"theta": np.zeros((3, 3))}, ValueError, "pass a ridge, such as 1, for its trace is not positive")])
 def test_what_does_not_fit_is_an_error(change, error, message):
     given = {"theta": np.eye(3), "cross": np.ones((4, 3)), "y": np.ones(3)} | change
     with pytest.raises(error, match=message):

@@ -1,10 +1,11 @@
 """The kernel's change along a training, against kernels of the trained networks by NumPy."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pkjax as pk
 import pytest
-from flax import nnx
+from flax import linen, nnx
 from pkjax.training import Recipe, fit, kernel_change
 
 SHORT = Recipe(learning_rate=0.02, epochs=2, batch_size=32)
@@ -59,6 +60,21 @@ def test_an_nnx_module_is_measured_from_where_it_stands(digits):
     assert start["ntk_change"] == 0.0
     assert abs(end["ntk_norm"] - start["ntk_norm"]) < end["ntk_change"]
     assert end["ntk_change"] < end["ntk_norm"] + start["ntk_norm"]
+
+
+def test_a_kernel_of_0_has_a_change_and_is_as_far_as_can_be_from_any_other():
+    class Linear(linen.Module):
+        @linen.compact
+        def __call__(self, x):
+            return linen.Dense(1, use_bias=False)(x * self.param("scale", linen.initializers.zeros, ()))
+    module, x = Linear(), np.ones((1, 2))
+    zero = {"scale": jnp.zeros(()), "Dense_0": {"kernel": jnp.zeros((2, 1))}}
+    other = {"scale": jnp.ones(()), "Dense_0": {"kernel": jnp.ones((2, 1))}}
+    distances = [[measure(params, {})["ntk_distance"].item() for params in (zero, other)] for measure in
+                 (kernel_change(module, x, variables={"params": first}) for first in (zero, other))]
+    np.testing.assert_allclose(distances, [[0, 1], [1, 0]], atol=1e-6)
+    measured = kernel_change(module, x, variables={"params": zero})(zero, {})
+    assert (measured["ntk_change"], measured["ntk_norm"]) == (0, 0)
 
 
 def test_what_is_not_a_flax_module_is_refused(digits):

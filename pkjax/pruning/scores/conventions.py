@@ -1,6 +1,7 @@
 """Scores of path norms that fold or subtract a frozen BatchNorm's mean: by derivatives in θ, which has signs there."""
 
-from dataclasses import replace
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,12 +9,12 @@ from jaxtyping import Array
 
 from pkjax.network import Network
 from pkjax.paths.batch_norm import power_values
-from pkjax.paths.exponents import power_of_two
+from pkjax.paths.exponents import NOTHING, Scaled, exponent_of, normalized, plain, power_of_two
 from pkjax.paths.magnitudes import Magnitudes
 from pkjax.programs.compilation import compiled_for_few_calls
 from pkjax.trees import is_floating
 
-__all__ = ["convention_scores"]
+__all__ = ["convention_scores", "in_range"]
 
 
 @compiled_for_few_calls(static_argnames=("known", "power", "q", "pool", "batch_norm"))
@@ -23,20 +24,40 @@ def convention_scores(network: Network, z: Array, *, known: Magnitudes, power: i
 
     Since θ ∂/∂θ = q φ ∂/∂φ, it is |θ|^(power − q) ∘ |θ ∘ ∂R_q/∂θ| / q, also where R_q is no function of φ alone.
     """
-    every, structure = jax.tree.flatten(network.params)
-    moving = [i for i, leaf in enumerate(every) if is_floating(leaf)]
+    moving = {i: normalized(Scaled(leaf, 0), True) for i, leaf in enumerate(jax.tree.leaves(network.params))
+              if is_floating(leaf)}
 
     def objective(theta: list[Array]) -> tuple[Array, Array]:
-        leaves = dict(zip(moving, theta, strict=True))
-        params = jax.tree.unflatten(structure, [leaves.get(i, leaf) for i, leaf in enumerate(every)])
-        mantissa, exponent, _ = power_values(replace(network, params=params), z, q, batch_norm, pool, known)
+        held = {i: each._replace(mantissa=t) for (i, each), t in zip(moving.items(), theta, strict=True)}
+        mantissa, exponent, _ = power_values(network, z, q, batch_norm, pool, known, held)
         return mantissa.sum(), exponent
 
-    theta = [jnp.asarray(every[i]) for i in moving]
+    theta = [each.mantissa for each in moving.values()]
     total, pull, exponent = jax.vjp(objective, theta, has_aux=True)
     (slopes,) = pull(jnp.ones_like(total))
-    largest = jnp.finfo(total.dtype).maxexp // 2
-    kept = jnp.clip(exponent, -largest // 2, largest)
-    scores = [jnp.where(t == 0, 0, jnp.abs(t) ** (power - q) * jnp.abs(t * g) / q) * power_of_two(kept, t.dtype)
+    scores = [jnp.where(t == 0, 0, jnp.abs(t) ** (power - q) * jnp.abs(t * g) / q)
               for t, g in zip(theta, slopes, strict=True)]
-    return scores, exponent - kept
+    own = None if power == q else [(power - q) * jnp.where(each.exponent == NOTHING, 0, each.exponent)
+                                   for each in moving.values()]
+    return in_range(scores, exponent, own, total.dtype)
+
+
+def in_range(scores: Sequence[Array], exponent: Array, own: Sequence[Array] | None, dtype: Any
+             ) -> tuple[list[Array], Array]:
+    """Multiply scores by as much of 2^exponent as their type holds well, and return the exponent that is left.
+
+    Args:
+        scores: of each leaf, over 2^exponent.
+        exponent: that of the path polynomial.
+        own: what to add to the exponent of each leaf, where the leaves differ in that; the largest score then decides.
+        dtype: the type of the path polynomial.
+    """
+    largest = jnp.finfo(dtype).maxexp // 2
+    kept = jnp.clip(exponent, -largest // 2, largest)
+    if own is None:
+        return [s * power_of_two(kept, s.dtype) for s in scores], exponent - kept
+    tops = [jnp.where((s > 0).any(), kept + each + exponent_of(s.max(initial=0)), NOTHING)
+            for s, each in zip(scores, own, strict=True)]
+    top = jnp.stack(tops).max()
+    extra = jnp.where(top == NOTHING, 0, jnp.clip(top, -largest, 2 * largest - 2) - top)
+    return [plain(s, kept + each + extra) for s, each in zip(scores, own, strict=True)], exponent - kept - extra

@@ -14,13 +14,13 @@ from jaxtyping import Array, Int, Key, PyTree, Shaped
 
 from pkjax.network import Network, read
 from pkjax.paths.batch_norm import check_convention
-from pkjax.paths.exponents import NOTHING, Scaled, exponent_of, nothing, plain, power_of_two
+from pkjax.paths.exponents import NOTHING, Scaled, nothing
 from pkjax.paths.magnitudes import Magnitudes, magnitudes
 from pkjax.paths.scaled import scaled_values
 from pkjax.programs.checks import all_finite
 from pkjax.programs.compilation import compiled_for_few_calls
 from pkjax.programs.meshes import automatic_axes
-from pkjax.pruning.scores.conventions import convention_scores
+from pkjax.pruning.scores.conventions import convention_scores, in_range
 from pkjax.pruning.scores.leaves import finite, split, widened
 from pkjax.trees import ApplyFn, is_floating
 
@@ -270,16 +270,11 @@ def _scaled_scores(network: Network, z: Array, *, known: Magnitudes, power: int,
     # A weight of 0 scores 0, however much would flow through it.
     scores = {i: jnp.where(sizes[i].mantissa == 0, 0, sizes[i].mantissa**power * g)
               for i, g in zip(live, slopes, strict=True)}
-    largest = jnp.finfo(total.dtype).maxexp // 2
-    kept = jnp.clip(exponent, -largest // 2, largest)
-    by = dict.fromkeys(live, kept)
-    if known.apart and power != q:      # the leaves' own scales remain: the largest score must fit, too
-        by = {i: kept + (power - q) * jnp.where(sizes[i].exponent == NOTHING, 0, sizes[i].exponent) for i in live}
-        tops = [jnp.where((scores[i] > 0).any(), by[i] + exponent_of(scores[i].max(initial=0)), 0) for i in live]
-        extra = jnp.clip(jnp.stack(tops).max(), -largest, 2 * largest - 2) - jnp.stack(tops).max()
-        by, kept = {i: b + extra for i, b in by.items()}, kept + extra
-    whole = {i: plain(s, by[i]) if known.apart else s * power_of_two(kept, s.dtype) for i, s in scores.items()}
-    return [whole.get(i, jnp.zeros_like(every[i])) for i in sizes], exponent - kept, sure
+    # Where the leaves' own scales remain, the largest score must fit, too.
+    own = [(power - q) * jnp.where(sizes[i].exponent == NOTHING, 0, sizes[i].exponent) for i in live]
+    placed, left = in_range([scores[i] for i in live], exponent, own if known.apart else None, total.dtype)
+    whole = dict(zip(live, placed, strict=True))
+    return [whole.get(i, jnp.zeros_like(every[i])) for i in sizes], left, sure
 
 
 def _check_input(x: PyTree) -> None:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pkjax as pk
 import pytest
+from pkjax.pruning.scores import synflow_l2_scaled, synflow_scaled
 
 from tests.cases import assert_close, normal
 from tests.oracles import enumerate_paths
@@ -117,3 +118,24 @@ def test_scores_of_a_folded_deep_network_stay_in_float32():
         sums = [float(jnp.asarray(s).sum()) for s in scores]
         assert np.isfinite(sums).all()
         np.testing.assert_allclose(sums[1:], sums[1], rtol=1e-2)      # what flows is conserved but for the means
+
+
+@pytest.mark.parametrize("convention", ["folded", "signed"])
+def test_weights_at_the_end_of_the_range_are_scored_like_any_others(convention):
+    size, kernels = 2.0**127, [np.array([[1.0, -1.5], [0.5, 1.0]]), np.array([[-1.0], [0.75]])]
+
+    def net(w, x):
+        return jax.nn.relu(x @ w[0]) @ w[1]
+
+    def scores(factor, variant):
+        large = [jnp.asarray(k * factor, jnp.float32) for k in kernels]
+        options = dict(pool="max", batch_norm=convention)
+        x = jnp.ones((1, 2), jnp.float32)
+        held = (synflow_scaled(net, large, x, **options) if variant is None else
+                synflow_l2_scaled(net, large, x, variant=variant, **options))
+        return held.scores, int(held.exponent)
+    for variant, power in ((None, 2), ("released", 3), ("paper", 3)):      # φ = θ² in the slope of "paper"
+        want, _ = scores(1.0, variant)
+        got, exponent = scores(size, variant)
+        for a, b in zip(got, want, strict=True):
+            np.testing.assert_array_equal(np.ldexp(np.asarray(a, np.float64), exponent - 127 * power), b)
