@@ -11,6 +11,7 @@ import importlib.util
 import inspect
 import re
 import sys
+import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import lru_cache
 from importlib.machinery import PathFinder
@@ -108,6 +109,8 @@ def find(name: str, what: str) -> Callable[..., Any]:
                                if callable(each) and not key.startswith("_"))
             raise ValueError(f"{what} {name!r}: {module} has no {function!r}; it has {listed or 'no functions'}")
         value = getattr(value, part)
+        if inspect.ismodule(value):      # the version is not that of its file
+            raise ValueError(f"{what} {name!r}: {part} is a module; write \"{value.__name__}:\" before the function")
     if not callable(value):
         raise TypeError(f"{what} {name!r} must be a function, but is {value!r:.60}")
     return value
@@ -162,6 +165,9 @@ def _parts(name: str, what: str) -> tuple[str, str, str | None]:
 def _version(module: str, what: str) -> str:
     """Import a module as its files are now, and return its version."""
     top = module.partition(".")[0]
+    if top == "__main__":
+        raise ValueError(f"{what}: other processes cannot import from {module}: move the function into a file of its "
+                         'own, such as my_module.py, and write "my_module:function"')
     importlib.invalidate_caches()
     spec = PathFinder.find_spec(top) or importlib.util.find_spec(top)
     packages = list(spec.submodule_search_locations or ()) if spec else []
@@ -184,7 +190,9 @@ def _version(module: str, what: str) -> str:
                 sys.modules.pop(name, None)
         imported = _imported(module)
     except (Exception, SystemExit) as error:      # whatever the user's file raises
-        raise ValueError(f"{what}: {module} cannot be imported ({type(error).__name__}: {error})") from error
+        hint = f'; write "{module.removesuffix(".py")}:function"' if module.endswith(".py") else ""
+        raise ValueError(f"{what}: {module} cannot be imported ({type(error).__name__}: {error}"
+                         f"{_place(error, place)}){hint}") from error
     _seen[module] = content.hexdigest()
     declared = getattr(imported, "__version__", getattr(imported, "VERSION", None))
     if declared is None:
@@ -193,6 +201,15 @@ def _version(module: str, what: str) -> str:
         raise ValueError(f"{what}: the version that {module} declares must be at most 40 letters, digits and . + - _, "
                          f"got {declared!r}")
     return str(declared)
+
+
+def _place(error: BaseException, place: Path) -> str:
+    """Say in which line of the user's files an error arose, where it says nothing of that itself."""
+    folder = place.parent.resolve()
+    lines = [frame for frame in traceback.extract_tb(error.__traceback__) if folder in Path(frame.filename).parents]
+    if isinstance(error, SyntaxError) or not lines:
+        return ""
+    return f" in {lines[-1].filename}, line {lines[-1].lineno}"
 
 
 def _imported(module: str) -> Any:
@@ -228,7 +245,7 @@ def _files(module: str, folder: Path) -> dict[str, Path]:
 def _imports(name: str, file: Path) -> Iterator[str]:
     """Yield the modules that a file may import, in full."""
     package = name if file.name == "__init__.py" else name.rpartition(".")[0]
-    for node in ast.walk(ast.parse(file.read_bytes())):
+    for node in ast.walk(ast.parse(file.read_bytes(), str(file))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
