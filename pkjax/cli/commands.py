@@ -32,7 +32,7 @@ from pkjax.experiments.methods import compiled, pruned, score, steps_of
 from pkjax.experiments.records import export, read_records, recorded
 from pkjax.experiments.settings import Settings, read_grid
 from pkjax.experiments.sweeps import Outcome
-from pkjax.experiments.user_code import import_from, is_own
+from pkjax.experiments.user_code import import_beside, import_from, is_own
 from pkjax.plots.panels import new_figure
 from pkjax.tables import Progress, reporter
 
@@ -192,7 +192,7 @@ def sweep(options: Sweep, progress: Progress = False) -> Swept:
     """Run the sweep of a file; return how many runs there were, and the file with their table."""
     if options.logger is not None:      # beside the file first, as what it names
         import_from(Path.cwd())
-        import_from(options.config.parent)
+        import_beside(options.config)
     runs = read_grid(options.config)
     logger = options.logger or read_logger(options.config)
     outcome = experiments.sweep(runs, output := _results(options), workers=options.workers, together=options.together,

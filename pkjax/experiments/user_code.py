@@ -11,6 +11,7 @@ import importlib.util
 import inspect
 import re
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import lru_cache
@@ -18,7 +19,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
-__all__ = ["accepted", "find", "import_from", "is_own", "name_of", "short_names", "versioned"]
+__all__ = ["accepted", "find", "import_beside", "import_from", "is_own", "name_of", "short_names", "versioned"]
 
 _DOTTED = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
 _NAME = re.compile(rf"({_DOTTED}):({_DOTTED})(?:@([\w.+-]+))?")
@@ -27,6 +28,8 @@ _INSTALLED = ("site-packages", "dist-packages")
 
 _seen: dict[str, str] = {}
 """Module → hash of the files from which this process imported it."""
+_alone = threading.RLock()
+"""Runs that go together are prepared by several threads, which may neither parse nor import at the same time."""
 
 
 def is_own(name: str) -> bool:
@@ -78,6 +81,12 @@ def import_from(folder: Path | str) -> None:
     sys.path.insert(0, place)
 
 
+def import_beside(file: Path | str) -> None:
+    """Let Python import modules from the folder of a file first, then from that of the file that it is a link to."""
+    import_from(Path(file).resolve().parent)
+    import_from(Path(file).parent)
+
+
 def versioned(name: str, what: str) -> str:
     """Complete a name by the version of its module, which is imported.
 
@@ -87,7 +96,8 @@ def versioned(name: str, what: str) -> str:
         ValueError: the name is malformed, or the module cannot be imported or declares no possible version.
     """
     module, function, version = _parts(name, what)
-    return name if version else f"{module}:{function}@{_version(module, what)}"
+    with _alone:
+        return name if version else f"{module}:{function}@{_version(module, what)}"
 
 
 @lru_cache(maxsize=64)
@@ -99,10 +109,12 @@ def find(name: str, what: str) -> Callable[..., Any]:
         TypeError: what has that name cannot be called.
     """
     module, function, version = _parts(name, what)
-    if (now := _version(module, what)) != (version or now):
+    with _alone:
+        now = _version(module, what)
+        value: Any = sys.modules[module]
+    if now != (version or now):
         raise ValueError(f"{what} {name!r} is wanted, but the files of {module} are now version {now}: start the sweep "
                          "again for that version, or bring the former files back")
-    value: Any = sys.modules[module]
     for part in function.split("."):
         if not hasattr(value, part):
             listed = ", ".join(key for key, each in vars(sys.modules[module]).items()
