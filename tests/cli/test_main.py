@@ -373,6 +373,7 @@ def test_a_sweep_of_which_every_run_failed_is_an_error_now_and_later(capsys):
         assert main(["sweep", "all"]) == 1
         shown = capsys.readouterr()
         assert f"{ran} runs, {ran} of them failed, {2 - ran} recorded before; table: all-results/" in shown.out
+        assert ("; errors: all-results/failed" in shown.out) == (ran > 0)
         assert shown.err == ("pkjax: error: all 2 runs of the sweep failed (ValueError: digits has 1437 examples in "
                              "this split, fewer than the 5000 wanted); --retry repeats them\n")
     assert main(["sweep", "all", "--output", "all"]) == 2
