@@ -7,6 +7,7 @@ BatchNorm is frozen at its running averages and Dropout is inert, so that it is 
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ from jaxtyping import Array, PyTree
 
 from pkjax.trees import ApplyFn, leaf_names
 
-__all__ = ["ModuleFunction", "from_linen", "from_nnx", "mean_input", "mode_flags", "ones_input"]
+__all__ = ["ModuleFunction", "from_linen", "from_nnx", "linen_init", "mean_input", "mode_flags", "ones_input"]
 
 # The names under which a module's __call__ chooses between training and evaluation; the value for evaluation.
 _EVALUATION = {"train": False, "training": False, "is_training": False, "use_running_average": True,
@@ -31,6 +32,14 @@ def mode_flags(call: Callable[..., Any], training: bool) -> dict[str, bool]:
             if name in named and named[name].kind not in (inspect.Parameter.POSITIONAL_ONLY,
                                                           inspect.Parameter.VAR_POSITIONAL,
                                                           inspect.Parameter.VAR_KEYWORD)}
+
+
+def linen_init(module: Any) -> Callable[[Array, Array], PyTree]:
+    """Return the compiled initialisation of a Linen module: (key, x) → variables.
+
+    It is in evaluation mode, for a module whose `__call__` has an argument such as `train` without a default.
+    """
+    return jax.jit(partial(module.init, **mode_flags(type(module).__call__, training=False)))
 
 
 class ModuleFunction:

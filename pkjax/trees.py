@@ -179,6 +179,8 @@ def check_masks(masks: PyTree | None, params: PyTree) -> None:
     """Raise ValueError or TypeError unless ``masks`` is None or a tree of booleans shaped like ``params``."""
     if masks is None:
         return
+    if hasattr(masks, "masks"):
+        raise TypeError(f"masks must be a tree of booleans, but is a {type(masks).__name__}: pass its field masks")
     check_like(masks, params, "masks")
     for i, leaf in enumerate(jax.tree.leaves(masks)):
         if jnp.result_type(leaf) != jnp.bool_:

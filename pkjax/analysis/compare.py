@@ -26,6 +26,7 @@ from pkjax.programs.checks import HOLDS, check_result
 from pkjax.programs.meshes import automatic_axes
 from pkjax.programs.program import BoundProgram
 from pkjax.pruning.connectivity import connectivity
+from pkjax.pruning.plan import whole
 from pkjax.pruning.result import DisconnectedWarning
 from pkjax.tables import Progress, reporter
 from pkjax.tangent_kernel.arguments import check_kernel
@@ -81,7 +82,7 @@ def compare(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[ArrayLike, "N ..
     Raises:
         ValueError: no masks, keys of another form, a seed without parameters, two entries of one key; shapes, masks or
             k that do not fit; numbers that are not finite.
-        TypeError: masks are not booleans.
+        TypeError: masks are not booleans, k is not an integer, or an array is traced, as under `jit`.
         NotPathNetworkError: an operation has no paths.
 
     Source: Gebhart, Saxena and Schrater (2021), section 3.1, where Tr Π stands for the spectrum of Θ.
@@ -96,8 +97,10 @@ def compare(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[ArrayLike, "N ..
         ([True, True], array([153.09,  47.16]))
     """
     entries = _entries(masks, seeds)
-    if k is not None and k < 0:
-        raise ValueError(f"k must be at least 0, got {k}")
+    k = None if k is None else whole("k", k, 0)
+    arrays = jax.tree.leaves((params, X, x, list(entries.values()), list((seeds or {}).values())))
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in arrays):
+        raise TypeError("compare takes concrete arrays, but got traced ones: call it outside of jit, grad and vmap")
     networks = [params if seeds is None or seed is None else seeds[seed] for _, _, seed in entries]
     return _compared(apply_fn, jax.tree.map(jnp.asarray, X), x, list(entries), networks, list(entries.values()),
                      trainable=trainable, k=k, progress=progress)
@@ -113,7 +116,7 @@ def _compared(apply_fn: ApplyFn, X: PyTree, x: PyTree | None, keys: list[Key], n
     for n, (key, params, mask) in enumerate(zip(keys, networks, masks, strict=True), 1):
         tell(f"{n} of {len(keys)}: {' '.join(str(part) for part in key if part is not None)}")
         theta = widened(apply_fn, params)
-        case = _Case(apply_fn, theta, X, x, _full(mask, theta), trainable)
+        case = _Case(apply_fn, theta, X, x, _full(mask, theta, key), trainable)
         row, spectra[key] = case.measure(key, k)
         rows.append(row)
     out = read_paths(apply_fn, theta, X, None, trainable)[0].fn.out
@@ -126,6 +129,8 @@ def _entries(masks: Mapping[Any, Any], seeds: Mapping[int | str, PyTree] | None)
     if not isinstance(masks, Mapping) or not masks:
         raise ValueError("masks must map names to masks, as in {'dense': None, 'pruned': result.masks}, but got "
                          f"{'nothing' if isinstance(masks, Mapping) else type(masks).__name__}")
+    if seeds is not None and not isinstance(seeds, Mapping):
+        raise ValueError(f"seeds must map seeds to parameters, as in {{0: params}}, but got {type(seeds).__name__}")
     entries: dict[Key, Any] = {}
     for given, mask in masks.items():
         parts = given if isinstance(given, tuple) else (given,)
@@ -135,6 +140,8 @@ def _entries(masks: Mapping[Any, Any], seeds: Mapping[int | str, PyTree] | None)
                 and isinstance(seed, int | str | None)):
             raise ValueError("a key of masks must be a name, (name, compression) or (name, compression, seed), but "
                              f"got {given!r}")
+        if compression is not None and not math.isfinite(compression):
+            raise ValueError(f"the compression of a key of masks must be finite, but got {given!r}")
         if seeds is not None and seed is not None and seed not in seeds:
             raise ValueError(f"the key {given!r} of masks names a seed for which seeds has no parameters; it has them "
                              f"for {', '.join(map(repr, seeds)) or 'none'}")
@@ -144,10 +151,14 @@ def _entries(masks: Mapping[Any, Any], seeds: Mapping[int | str, PyTree] | None)
     return entries
 
 
-def _full(masks: PyTree | None, params: PyTree) -> PyTree:
+def _full(masks: PyTree | None, params: PyTree, key: Key) -> PyTree:
     """Masks of the dense network too, so that it passes through the program of the others."""
     if masks is not None:
-        check_masks(masks, params)
+        try:
+            check_masks(masks, params)
+        except (ValueError, TypeError) as error:
+            of = f"{key[0]!r}" if key[1:] == (None, None) else repr(key)
+            raise type(error)(f"the entry {of} of masks: {error}") from None
         return jax.tree.map(np.asarray, masks)
     return jax.tree.map(lambda leaf: np.ones(np.shape(leaf), bool), params)
 

@@ -203,8 +203,12 @@ def _number(value: float) -> str:
     text = format_number(value, 3).replace(",", "")
     if len(text) < 7:
         return text
-    mantissa, exponent = f"{value:.2e}".split("e")
-    return f"{mantissa if abs(int(exponent)) < 100 else mantissa[:3]}e{int(exponent)}"
+    for digits in (2, 1, 0):
+        mantissa, exponent = f"{value:.{digits}e}".split("e")
+        text = f"{mantissa}e{int(exponent)}"
+        if len(text) <= 7:
+            break
+    return text
 
 
 def _text(comparison: Comparison) -> str:
@@ -230,8 +234,9 @@ def _text(comparison: Comparison) -> str:
     worst = max((row.error / row.largest for row in comparison.rows if row.largest > 0), default=0.0)
     if apart := sum(not row.connected for row in comparison.rows):
         text += ["", f"correlations leave out {apart} of {len(comparison.rows)} networks, whose inputs reach no output"]
+    unknown = any(np.isnan(row.trace_ntk) for row in comparison.rows)
     text += ["", f"{comparison.dtype}: λ within {worst:.0e} of the largest; smaller ones are left out" if worst else
-             "no network has a tangent kernel that is not 0"]
+             f"no network has a tangent kernel that is {'known and ' if unknown else ''}not 0"]
     notes = [row.note for row in comparison.rows if row.note]
     for note in dict.fromkeys(notes):
         text += wrap(f"note ({notes.count(note)}×): {note}", WIDTH, subsequent_indent="  ")

@@ -32,16 +32,33 @@ from pkjax.experiments.methods import compiled, pruned, score, steps_of
 from pkjax.experiments.records import export, read_records, recorded
 from pkjax.experiments.settings import Settings, read_grid
 from pkjax.experiments.sweeps import Outcome
-from pkjax.experiments.user_code import import_from, is_own
+from pkjax.experiments.user_code import import_beside, import_from, is_own
+from pkjax.plots.panels import new_figure
 from pkjax.tables import Progress, reporter
 
 __all__ = ["Swept", "Verdicts", "analyze", "compare", "figures", "prune", "settings", "sweep", "train"]
 
 
-def _import_own(options: Common | Train) -> None:
+def _import_own(options: Common | Compare | Train) -> None:
     """Let Python import functions of the user's own from the current folder, where the options name some."""
-    if any(map(is_own, (options.model, options.data, options.pruner))):
+    pruners = options.pruners if isinstance(options, Compare) else (options.pruner,)
+    if any(map(is_own, (options.model, options.data, *pruners))):
         import_from(Path.cwd())
+
+
+def _check_target(file: Path, option: str) -> None:
+    """Refuse a file that cannot be written, before anything is computed."""
+    if file.is_dir():
+        raise IsADirectoryError(f"{file} is a folder; give --{option} the file to write")
+    if not file.absolute().parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {file.parent} for {file.name}")
+
+
+def _check_picture(file: Path, option: str) -> None:
+    _check_target(file, option)
+    known = sorted(new_figure(1.0, 1.0).canvas.get_supported_filetypes())
+    if file.suffix and file.suffix[1:].lower() not in known:
+        raise ValueError(f"--{option} {file.name} does not end as a picture: choose from {', '.join(known)}")
 
 
 def prune(options: Prune, progress: Progress = False) -> pk.PruneResult:
@@ -49,10 +66,7 @@ def prune(options: Prune, progress: Progress = False) -> pk.PruneResult:
     tell = reporter(progress)
     _import_own(options)
     check(options)
-    if options.output.is_dir():
-        raise IsADirectoryError(f"{options.output} is a folder; give --output the file to write")
-    if not options.output.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {options.output.parent} for {options.output.name}")
+    _check_target(options.output, "output")
     tell("loading images, initialising")
     net = network(options)
     result = _pruned(options, net, tell)
@@ -104,10 +118,12 @@ def _analyzed(options: Analyze, net: Network, masks: PyTree | None, name: str, t
 def compare(options: Compare, progress: Progress = False) -> pk.Comparison:
     """Compare traces with spectra over pruners, compressions and seeds, and write the files that are asked for."""
     tell = reporter(progress)
+    _import_own(options)
     check(options)
-    for target in filter(None, (options.json, options.png)):
-        if not target.absolute().parent.is_dir():
-            raise FileNotFoundError(f"there is no folder {target.parent} for {target.name}")
+    if options.json is not None:
+        _check_target(options.json, "json")
+    if options.png is not None:
+        _check_picture(options.png, "png")
     tell("loading images, initialising")
     dataset = images(options.data, options.samples, 0)
     networks = {seed: initialised(options.model, dataset, seed) for seed in options.seeds}
@@ -174,9 +190,10 @@ class Swept(NamedTuple):
 
 def sweep(options: Sweep, progress: Progress = False) -> Swept:
     """Run the sweep of a file; return how many runs there were, and the file with their table."""
-    runs = read_grid(options.config)
-    if options.logger is not None:
+    if options.logger is not None:      # beside the file first, as what it names
         import_from(Path.cwd())
+        import_beside(options.config)
+    runs = read_grid(options.config)
     logger = options.logger or read_logger(options.config)
     outcome = experiments.sweep(runs, output := _results(options), workers=options.workers, together=options.together,
                                 ray=options.ray, gpus=options.gpus, retry=options.retry, progress=progress,
@@ -227,8 +244,7 @@ def figures(options: Figures, progress: Progress = False) -> Path | Verdicts:
     draw = getattr(figures, f"figure{options.figure}" if options.figure.isdigit() else options.figure)
     folder = options.results.parent if options.results.is_file() else options.results
     output = options.output or folder / f"figure-{options.figure}.png"
-    if not output.absolute().parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {output.parent} for {output.name}")
+    _check_picture(output, "output")
     tell("drawing")
     figure = draw(table)
     with files.replacing(output) as part:

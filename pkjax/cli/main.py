@@ -123,6 +123,7 @@ def _run(options: "Options") -> str:
     from pkjax.cli import commands, screen
     from pkjax.cli.options import Analyze, Compare, Figures, Prune, Sweep, Train
     from pkjax.experiments.compiled import keep_compiled, users_folder
+    from pkjax.experiments.records import FAILED
 
     keep_compiled(users_folder())
     console = Console(highlight=False, markup=False, emoji=False)      # a path may read z[red].npz
@@ -144,7 +145,8 @@ def _run(options: "Options") -> str:
         ending = f"record, masks, picture and checkpoint: {options.output}"
     elif isinstance(options, Sweep):
         (run, failed, before), table, failure = result
-        ending = f"{run} runs, {failed} of them failed, {before} recorded before; table: {table}"
+        ending = f"{run} runs, {failed} of them failed, {before} recorded before; table: {table}" + (
+            f"; errors: {table.parent / FAILED}" if failed else "")
     elif isinstance(options, Figures) and not isinstance(result, Path):
         console.print(screen.verdicts_table(result.table))
         ending = result.left_out

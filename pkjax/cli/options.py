@@ -11,6 +11,7 @@ from jaxtyping import PyTree
 from tyro.conf import arg
 
 import pkjax as pk
+from pkjax.adapters import linen_init
 from pkjax.data.dataset import Dataset
 from pkjax.experiments.measurements import choose
 from pkjax.experiments.methods import MODELS, PRUNERS, check_name, images_of, model, pruner_of, steps_of
@@ -32,7 +33,7 @@ def _value(metavar: str, parse: Callable[[str], Any], wanted: str) -> Any:
 
     return tyro.constructors.PrimitiveConstructorSpec(
         nargs=1, metavar=metavar, instance_from_str=read, is_instance=lambda value: True,
-        str_from_instance=lambda value: [str(value)])
+        str_from_instance=lambda value: [",".join(map(str, value)) if isinstance(value, tuple) else str(value)])
 
 
 def _unset(default: str) -> Any:
@@ -111,7 +112,9 @@ class Analyze(Common):
 class Compare:
     """Compare traces with spectra over pruners, compressions and seeds.
 
-    Prints a table of Tr Π, the tangent kernel and their rank correlations, the dense network first.
+    Prints a table of Tr Π, the tangent kernel and their rank correlations.
+
+    The dense network comes first.
     """
 
     model: Annotated[str, MODEL] = "fc-100"
@@ -283,6 +286,6 @@ def images(name: str, samples: int, seed: int) -> Dataset:
 def initialised(name: str, dataset: Dataset, seed: int) -> Network:
     """Initialise a network for images."""
     module = model(name, dataset.classes)
-    variables = jax.jit(module.init)(jax.random.key(seed), dataset.images[:1])
+    variables = linen_init(module)(jax.random.key(seed), dataset.images[:1])
     apply_fn, params = pk.from_linen(module, variables)
     return Network(apply_fn, params, dataset)

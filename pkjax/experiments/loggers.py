@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pkjax.experiments.settings import Settings, read_file
-from pkjax.experiments.user_code import accepted, find, import_from, name_of
+from pkjax.experiments.user_code import accepted, find, import_beside, name_of
 
 __all__ = ["Log", "logger_name", "read_logger"]
 
@@ -42,7 +42,7 @@ def read_logger(path: Path) -> str | None:
         return None
     if not isinstance(name, str):
         raise TypeError(f"{path}: logger must be a text such as \"my_module:Log\", got {name!r}")
-    import_from(Path(path).parent)
+    import_beside(path)
     return name
 
 

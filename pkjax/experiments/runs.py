@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 import pkjax as pk
+from pkjax.adapters import linen_init
 from pkjax.data.dataset import Dataset
 from pkjax.experiments.environment import environment
 from pkjax.experiments.measurements import choose, initial_traces, measurements, spectra
@@ -245,9 +246,7 @@ def _result(ready: _Prepared, trained: Fit, seconds: float) -> Result | Floating
             "history": [dict(row) for row in trained.history], "seconds": ready.seconds + seconds}, ready.masks
 
 
-@lru_cache(maxsize=8)
-def _init(module: Any) -> Callable[..., Any]:
-    return jax.jit(module.init)
+_init = lru_cache(maxsize=8)(linen_init)
 
 
 def _outputs(module: Any) -> Callable[..., Any]:

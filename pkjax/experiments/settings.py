@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pkjax.experiments.methods import steps_of
-from pkjax.experiments.user_code import import_from, is_own
+from pkjax.experiments.user_code import import_beside, is_own
 from pkjax.experiments.values import NAMES, Name, checked_name, fitting
 from pkjax.training.recipes import Recipe, recipe
 
@@ -307,7 +307,7 @@ def read_grid(path: Path) -> list[Settings]:
             raise ValueError("write [defaults] and [[grid]] (in two brackets)")
         whole = [{**defaults, **table} for table in tables]
         if any(is_own(str(table.get(what))) for table in whole for what in NAMES):
-            import_from(Path(path).parent)
+            import_beside(path)
         _count([_axes(table) for table in whole])
         return unique(settings for table in whole for settings in grid(table))
     except (ValueError, TypeError) as error:

@@ -11,13 +11,15 @@ import importlib.util
 import inspect
 import re
 import sys
+import threading
+import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import lru_cache
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
-__all__ = ["accepted", "find", "import_from", "is_own", "name_of", "short_names", "versioned"]
+__all__ = ["accepted", "find", "import_beside", "import_from", "is_own", "name_of", "short_names", "versioned"]
 
 _DOTTED = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
 _NAME = re.compile(rf"({_DOTTED}):({_DOTTED})(?:@([\w.+-]+))?")
@@ -26,6 +28,8 @@ _INSTALLED = ("site-packages", "dist-packages")
 
 _seen: dict[str, str] = {}
 """Module → hash of the files from which this process imported it."""
+_alone = threading.RLock()
+"""Runs that go together are prepared by several threads, which may neither parse nor import at the same time."""
 
 
 def is_own(name: str) -> bool:
@@ -77,6 +81,12 @@ def import_from(folder: Path | str) -> None:
     sys.path.insert(0, place)
 
 
+def import_beside(file: Path | str) -> None:
+    """Let Python import modules from the folder of a file first, then from that of the file that it is a link to."""
+    import_from(Path(file).resolve().parent)
+    import_from(Path(file).parent)
+
+
 def versioned(name: str, what: str) -> str:
     """Complete a name by the version of its module, which is imported.
 
@@ -86,7 +96,8 @@ def versioned(name: str, what: str) -> str:
         ValueError: the name is malformed, or the module cannot be imported or declares no possible version.
     """
     module, function, version = _parts(name, what)
-    return name if version else f"{module}:{function}@{_version(module, what)}"
+    with _alone:
+        return name if version else f"{module}:{function}@{_version(module, what)}"
 
 
 @lru_cache(maxsize=64)
@@ -98,16 +109,20 @@ def find(name: str, what: str) -> Callable[..., Any]:
         TypeError: what has that name cannot be called.
     """
     module, function, version = _parts(name, what)
-    if (now := _version(module, what)) != (version or now):
+    with _alone:
+        now = _version(module, what)
+        value: Any = sys.modules[module]
+    if now != (version or now):
         raise ValueError(f"{what} {name!r} is wanted, but the files of {module} are now version {now}: start the sweep "
                          "again for that version, or bring the former files back")
-    value: Any = sys.modules[module]
     for part in function.split("."):
         if not hasattr(value, part):
             listed = ", ".join(key for key, each in vars(sys.modules[module]).items()
                                if callable(each) and not key.startswith("_"))
             raise ValueError(f"{what} {name!r}: {module} has no {function!r}; it has {listed or 'no functions'}")
         value = getattr(value, part)
+        if inspect.ismodule(value):      # the version is not that of its file
+            raise ValueError(f"{what} {name!r}: {part} is a module; write \"{value.__name__}:\" before the function")
     if not callable(value):
         raise TypeError(f"{what} {name!r} must be a function, but is {value!r:.60}")
     return value
@@ -162,6 +177,9 @@ def _parts(name: str, what: str) -> tuple[str, str, str | None]:
 def _version(module: str, what: str) -> str:
     """Import a module as its files are now, and return its version."""
     top = module.partition(".")[0]
+    if top == "__main__":
+        raise ValueError(f"{what}: other processes cannot import from {module}: move the function into a file of its "
+                         'own, such as my_module.py, and write "my_module:function"')
     importlib.invalidate_caches()
     spec = PathFinder.find_spec(top) or importlib.util.find_spec(top)
     packages = list(spec.submodule_search_locations or ()) if spec else []
@@ -184,7 +202,9 @@ def _version(module: str, what: str) -> str:
                 sys.modules.pop(name, None)
         imported = _imported(module)
     except (Exception, SystemExit) as error:      # whatever the user's file raises
-        raise ValueError(f"{what}: {module} cannot be imported ({type(error).__name__}: {error})") from error
+        hint = f'; write "{module.removesuffix(".py")}:function"' if module.endswith(".py") else ""
+        raise ValueError(f"{what}: {module} cannot be imported ({type(error).__name__}: {error}"
+                         f"{_place(error, place)}){hint}") from error
     _seen[module] = content.hexdigest()
     declared = getattr(imported, "__version__", getattr(imported, "VERSION", None))
     if declared is None:
@@ -193,6 +213,15 @@ def _version(module: str, what: str) -> str:
         raise ValueError(f"{what}: the version that {module} declares must be at most 40 letters, digits and . + - _, "
                          f"got {declared!r}")
     return str(declared)
+
+
+def _place(error: BaseException, place: Path) -> str:
+    """Say in which line of the user's files an error arose, where it says nothing of that itself."""
+    folder = place.parent.resolve()
+    lines = [frame for frame in traceback.extract_tb(error.__traceback__) if folder in Path(frame.filename).parents]
+    if isinstance(error, SyntaxError) or not lines:
+        return ""
+    return f" in {lines[-1].filename}, line {lines[-1].lineno}"
 
 
 def _imported(module: str) -> Any:
@@ -228,7 +257,7 @@ def _files(module: str, folder: Path) -> dict[str, Path]:
 def _imports(name: str, file: Path) -> Iterator[str]:
     """Yield the modules that a file may import, in full."""
     package = name if file.name == "__init__.py" else name.rpartition(".")[0]
-    for node in ast.walk(ast.parse(file.read_bytes())):
+    for node in ast.walk(ast.parse(file.read_bytes(), str(file))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

@@ -1,5 +1,7 @@
 """Networks, scores and data sets of the user's own, checked and brought into the form of pkjax's."""
 
+import dataclasses
+import inspect
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -76,19 +78,43 @@ def user_model(name: str, classes: int) -> Any:
                             "reaches the initialisation by rngs")
         return Nnx(make, type(network))
     if isinstance(network, linen.Module):
-        lists = {key: tuple(value) for key, value in vars(network).items() if isinstance(value, list)}
+        lists = {key: _tuples(value) for key, value in vars(network).items() if isinstance(value, list | tuple)}
         network = network.clone(**lists) if lists else network      # nn.Sequential([…]) has no hash
-        try:
-            hash(network)
-        except TypeError as error:
-            listed = [key for key, value in vars(network).items() if isinstance(value, dict | set | np.ndarray)]
+        if listed := [f.name for f in dataclasses.fields(network)
+                      if f.name != "parent" and f.init and not _hashable(getattr(network, f.name))]:
             raise TypeError(f"model {name!r} returns {type(network).__name__}, which has no hash because of its fields "
-                            f"({', '.join(listed)}): use tuples") from error
+                            f"({', '.join(listed)}): use numbers, texts, tuples, or flax.core.FrozenDict for a "
+                            "dictionary")
         return network
     if isinstance(network, tuple) and len(network) == 2 and all(map(callable, network)):
+        _check_apply(network[1], name)
         return Functions(*network)
     raise TypeError(f"model {name!r} must return a Linen module, an NNX module or a pair of functions (init, apply), "
                     f"but returned {network!r:.80}")
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if type(value) in (list, tuple) else value
+
+
+def _hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
+
+
+def _check_apply(apply: Any, name: str) -> None:
+    """Refuse the function of a network that takes more than parameters and a batch, as Haiku's do before wrapping."""
+    try:
+        parameters = list(inspect.signature(apply).parameters.values())[1:]
+    except (ValueError, TypeError):      # as of a compiled function
+        return
+    for argument, wrapped in (("state", "without_state"), ("rng", "without_apply_rng")):
+        if any(p.name == argument and p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters):
+            raise TypeError(f"model {name!r} returns a pair whose apply takes {argument!r}, where it is called "
+                            f"apply(params, x): wrap it, with Haiku as hk.{wrapped}(…)")
 
 
 @lru_cache(maxsize=2)

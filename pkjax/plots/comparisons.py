@@ -146,7 +146,7 @@ def _scatter(ax: Any, comparison: Comparison, target: str, style: dict[str, Any]
         blank(ax, text, "nothing to compare")
         return
     sizes = _sizes(rows)
-    wide = max(row.log10_trace_pi for row in rows) > 300
+    wide = any(abs(row.log10_trace_pi) > 300 for row in rows)
     for row in rows:
         colour, marker, _ = style[row.name]
         ax.scatter(row.log10_trace_pi if wide else 10.0**row.log10_trace_pi, getattr(row, target), color=colour,

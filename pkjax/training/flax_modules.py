@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import Array, PyTree
 
-from pkjax.adapters import from_linen, from_nnx, mode_flags
+from pkjax.adapters import from_linen, from_nnx, linen_init, mode_flags
 
 __all__ = ["Forward", "SplitModule", "placed", "split_module"]
 
@@ -35,7 +35,7 @@ def split_module(module: Any, variables: PyTree | None, example: Array, seed: in
 
     if isinstance(module, nn.Module):
         if variables is None:
-            variables = jax.jit(module.init)(jax.random.key(seed), example)
+            variables = linen_init(module)(jax.random.key(seed), example)
         _, params = from_linen(module, variables)       # checks and unboxes the variables
         state = {name: value for name, value in variables.items() if name != "params"}
         try:

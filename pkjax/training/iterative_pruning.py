@@ -1,5 +1,6 @@
 """Pruning by magnitude after training, once or in rounds with rewinding: iterative magnitude pruning (IMP)."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from pkjax.data.dataset import Dataset
 from pkjax.pruning.masks import apply_masks
 from pkjax.pruning.plan import density_asked, whole
 from pkjax.pruning.prune import prune
-from pkjax.pruning.result import PruneResult
+from pkjax.pruning.result import EmptiedLayerWarning, PruneResult
 from pkjax.pruning.schedules import Schedule, exponential
 from pkjax.pruning.scopes import Scope, global_scope
 from pkjax.pruning.scores.data_free import magnitude
@@ -150,6 +151,10 @@ def iterative_magnitude_pruning(
 
     net = split_module(module, variables, jnp.asarray(train.images[:1]), seed)
     params, state, rest, masks = net.params, net.state, recipe, None
+    with warnings.catch_warnings():      # what cannot be pruned is refused before a training
+        warnings.simplefilter("ignore", EmptiedLayerWarning)
+        prune(magnitude, params, density=schedule(count, count, target), scope=scope, prunable=prunable,
+              min_per_layer=min_per_layer)
     if rewind:
         early = trained(*placed(module, params, state), "before rewinding", recipe=recipe, epochs=rewind)
         params, state, rest = early.params, early.state, recipe.after(rewind)

@@ -193,6 +193,7 @@ def test_logarithms_stand_where_numbers_are_beyond_their_type():
     assert narrow.rows[0].trace_pi == pytest.approx(3e60, rel=1e-5)
     assert narrow.dtype == "float32"
     assert "Θ is not finite" in str(narrow)
+    assert "no network has a tangent kernel that is known and not 0" in str(narrow)
     json.dumps(narrow.to_dict(), allow_nan=False)
 
 
@@ -229,7 +230,8 @@ def test_it_prints_in_80_columns_and_as_a_table(grid):
 
 
 @pytest.mark.parametrize(("value", "text"), [(0.0, "0"), (12345.6, "12346"), (999999.0, "999999"), (1.678e9, "1.68e9"),
-                                             (4.63e24, "4.63e24"), (2e-300, "2e-300"), (1.4e300, "1.4e300")])
+                                             (4.63e24, "4.63e24"), (2e-300, "2e-300"), (1.4e300, "1.4e300"),
+                                             (5.36e-58, "5.4e-58"), (5.39e-100, "5e-100"), (1.37e300, "1.4e300")])
 def test_numbers_of_any_size_fit_their_column(value, text):
     row = Row("a", 1.0, 0, 5, True, *[value] * 8, 0.0, 0.0, 0.0, "")
     result = Comparison(rows=(row,), spectra={row[:3]: np.ones(1)}, samples=1, outputs=1, dtype="float32")
@@ -250,10 +252,19 @@ def test_progress_names_each_network():
     ({"masks": {("a", 1.0, 0, 0): None}}, "must be a name"),
     ({"masks": {"a": None, ("a",): None}}, "two entries of the key"),
     ({"masks": {("a", 1.0, 5): None}, "seeds": {0: PARAMS}}, "names a seed for which seeds has no parameters; .* 0"),
-    ({"masks": {"a": None}, "k": -1}, "k must be at least 0, got -1"),
-    ({"masks": {"a": {**EVERY["thin"], "a": np.ones((2, 2), bool)}}}, "masks leaf"),
+    ({"masks": {"a": None}, "k": -1}, "k must be at least 0, but got -1"),
+    ({"masks": {("a", np.nan): None}}, "compression of a key of masks must be finite, but got"),
+    ({"masks": {"a": {**EVERY["thin"], "a": np.ones((2, 2), bool)}}}, "the entry 'a' of masks: masks leaf"),
+    ({"masks": EVERY["thin"]}, "the entry 'a' of masks: masks must have the tree structure"),
+    ({"masks": {("a", 1.0): pk.prune(pk.magnitude, PARAMS, prunable=lambda *_: True, density=0.5)}},
+     r"the entry \('a', 1.0, None\) of masks: .* is a PruneResult: pass its field masks"),
     ({"masks": {"a": None}, "x": jnp.ones((2, 3))}, "batch of one"),
 ])
 def test_bad_input_is_refused_by_name(options, says):
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises((ValueError, TypeError), match=says):
         pk.compare(net, PARAMS, X, **options)
+
+
+def test_traced_arrays_are_refused():
+    with pytest.raises(TypeError, match="concrete arrays, but got traced ones: call it outside of jit"):
+        jax.jit(lambda w: pk.compare(net, w, X, masks={"a": None}).rows[0].trace_pi)(PARAMS)

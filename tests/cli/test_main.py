@@ -87,6 +87,23 @@ def test_prune_keeps_exactly_the_largest_weights_and_analyze_takes_its_masks(cap
     assert "pruner" not in written["settings"]
 
 
+def test_compare_takes_functions_of_the_current_folder(capsys, monkeypatch):
+    Path("scores_of_compare.py").write_text("import jax\ndef mine(params): return jax.tree.map(abs, params)\n")
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    assert main(["compare", *NET, "--pruners", "magnitude,scores_of_compare:mine", "--compressions", "1",
+                 "--seeds", "0", "--k", "0"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[2:5]]
+    assert rows[1][0] == "magnitude"
+    assert rows[1][1:] == rows[2][1:]
+
+
+def test_help_shows_lists_as_they_are_typed(capsys):
+    assert main(["compare", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(default in " ".join(text.split()) for default in ("0.5,1.0,1.5", "0,1,2", "magnitude,snip,"))
+    assert max(map(len, text.splitlines())) <= 80
+
+
 def test_compare_writes_and_prints_what_compare_returns(capsys):
     assert main(["compare", *NET, "--pruners", "magnitude,random", "--compressions", "0.3,1", "--seeds", "0,3",
                  "--json", "results.json", "--png", "picture.png"]) == 0
@@ -211,6 +228,8 @@ BAD = [
     (["compare", "--seeds", "-1"], "--seeds must not be negative, got -1"),
     (["compare", "--k", "-1"], "--k must be at least 0, got -1"),
     (["compare", "--json", "no/such/results.json"], "there is no folder no/such for results.json"),
+    (["compare", "--json", "."], ". is a folder; give --json the file to write"),
+    (["compare", "--png", "a.pgn"], "--png a.pgn does not end as a picture: choose from"),
     (["train", "--pruner", "oracle"], "unknown pruner 'oracle'; choose from none, random"),
     (["train", "--compression", "1"], "--compression 1 has no effect with --pruner none: name a pruner"),
     (["train", "--epochs", "0"], "epochs must be at least 1"),
@@ -354,6 +373,7 @@ def test_a_sweep_of_which_every_run_failed_is_an_error_now_and_later(capsys):
         assert main(["sweep", "all"]) == 1
         shown = capsys.readouterr()
         assert f"{ran} runs, {ran} of them failed, {2 - ran} recorded before; table: all-results/" in shown.out
+        assert ("; errors: all-results/failed" in shown.out) == (ran > 0)
         assert shown.err == ("pkjax: error: all 2 runs of the sweep failed (ValueError: digits has 1437 examples in "
                              "this split, fewer than the 5000 wanted); --retry repeats them\n")
     assert main(["sweep", "all", "--output", "all"]) == 2

@@ -2,12 +2,14 @@
 
 import itertools
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pkjax as pk
 import pytest
+from pkjax.adapters import linen_init
 from pkjax.experiments import paper_claims, records, user_code, worker
 from pkjax.experiments.figures.styles import styles_of
 from pkjax.experiments.methods import model
@@ -23,7 +25,7 @@ from NAME_helper import WIDTH
 class Linen(nn.Module):
     classes: int
     @nn.compact
-    def __call__(self, x, train=False):
+    def __call__(self, x, train):
         x = nn.BatchNorm(use_running_average=not train)(nn.Dense(WIDTH)(x.reshape(len(x), -1)))
         return nn.Dense(self.classes)(nn.relu(x))
 
@@ -60,8 +62,11 @@ def rows():
 
 def five(classes): return Linen(5)
 class Table(nn.Module):
-    array: np.ndarray
-def unhashable(classes): return Table(np.ones(2))
+    array: object
+    config: object = None
+def unhashable(classes): return Table(jnp.ones(2), {"a": [1]})
+def nested(classes): return Table([[classes, 2], [3]])
+def of_haiku(classes): return pair(classes)[0], lambda params, rng, *args, **kwargs: pair(classes)[1](params, *args)
 def chain(classes): return nn.Sequential([lambda x: x.reshape(len(x), -1), nn.Dense(classes)])
 def number(classes): return classes
 def seedless(classes): return Net(classes, nnx.Rngs(0))
@@ -107,7 +112,7 @@ def test_the_version_is_that_of_the_file_and_of_what_it_imports_beside_it(own, t
     helper.write_text("WIDTH = 70\n")
     second = Settings(model=f"{own}:Linen")
     assert second.key != first.key
-    variables = model(second.model, 3).init(jax.random.key(0), jnp.ones((1, 64), jnp.float32))
+    variables = linen_init(model(second.model, 3))(jax.random.key(0), jnp.ones((1, 64), jnp.float32))
     assert variables["params"]["Dense_0"]["kernel"].shape == (64, 70)
     user_code.find.cache_clear()                      # as in another process
     with pytest.raises(ValueError, match=rf"'{own}:Linen@{version(first.model)}' is wanted, .* now version "
@@ -121,7 +126,7 @@ def test_a_change_within_a_second_that_keeps_the_length_is_seen(own, tmp_path):
     for width in (6, 7, 8):
         (tmp_path / f"{own}_helper.py").write_text(f"WIDTH = {width}\n")
         module = model(Settings(model=f"{own}:Linen").model, 3)
-        variables = module.init(jax.random.key(0), jnp.ones((1, 64), jnp.float32))
+        variables = linen_init(module)(jax.random.key(0), jnp.ones((1, 64), jnp.float32))
         assert variables["params"]["Dense_0"]["kernel"].shape == (64, width)
 
 
@@ -183,6 +188,29 @@ def test_the_folder_of_the_file_comes_first(own, tmp_path, monkeypatch):
         Settings(model=f"{own}_two:make")
 
 
+def test_a_link_to_a_file_finds_what_is_beside_it(own, tmp_path, monkeypatch):
+    (tmp_path / "real.toml").write_text(f'[defaults]\nmodel = "{own}:Linen"\n')
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "link.toml").symlink_to(tmp_path / "real.toml")
+    monkeypatch.setattr(sys, "path", sys.path[1:])
+    assert [each.model.partition("@")[0] for each in read_grid(tmp_path / "links" / "link.toml")] == [f"{own}:Linen"]
+
+
+def test_threads_find_a_version_at_the_same_time(own, tmp_path, monkeypatch):
+    (tmp_path / f"{own}_long.py").write_text("".join(f"def f{i}(params): return [params, {{1: {i}}}]\n"
+                                                     for i in range(400)))
+    first = user_code.versioned(f"{own}_long:f0", "pruner")
+    was = sys.getswitchinterval()
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda _: user_code.versioned(f"{own}_long:f0", "pruner"), range(40)))
+    finally:
+        sys.setswitchinterval(was)
+    assert set(found) == {first}
+
+
 # At the door
 
 
@@ -203,10 +231,36 @@ def test_what_cannot_run_is_refused_before_anything_runs(own, values, error, mes
                     for name, value in values.items()})
 
 
+def test_a_function_is_named_behind_its_own_module(own, tmp_path):
+    folder = tmp_path / f"{own}_pack"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("")
+    (folder / "inner.py").write_text("def score(params): return params\n")
+    name = Settings(pruner=f"{own}_pack.inner:score", compression=1.0).pruner       # now the package has the module
+    with pytest.raises(ValueError, match=rf'inner is a module; write "{name.partition(":")[0]}:" before the function'):
+        Settings(pruner=f"{own}_pack:inner.score")
+    with pytest.raises(ValueError, match=r"other processes cannot import from __main__: move the function into a file"):
+        Settings(pruner="__main__:score")
+    with pytest.raises(ValueError, match=rf'; write "{own}:function"'):
+        Settings(pruner=f"{own}.py:score")
+
+
+@pytest.mark.parametrize(("text", "where"), [
+    ("\ndef score(params) return", "BAD.py, line 2"),
+    ("import OWN_worse\n", "OWN_worse.py, line 3"),
+])
+def test_the_line_of_a_module_that_cannot_be_imported_is_named(own, tmp_path, text, where):
+    (tmp_path / f"{own}_worse.py").write_text("\n\n1 / 0\n")
+    (tmp_path / f"{own}_bad.py").write_text(text.replace("OWN", own))
+    where = where.replace("BAD", f"{own}_bad").replace("OWN", own)
+    with pytest.raises(ValueError, match=rf"_bad cannot be imported .*{where}"):
+        Settings(pruner=f"{own}_bad:score")
+
+
 def test_a_module_that_cannot_be_imported_and_steps_that_are_none_are_named(own, tmp_path):
     file = tmp_path / f"{own}_bad.py"
     file.write_text("raise RuntimeError('no card')")
-    with pytest.raises(ValueError, match=rf"pruner: {own}_bad cannot be imported \(RuntimeError: no card\)"):
+    with pytest.raises(ValueError, match=rf"pruner: {own}_bad cannot be imported \(RuntimeError: no card in .* 1\)"):
         Settings(pruner=f"{own}_bad:score")
     file.write_text("def score(params): return params\nscore.steps = 0.5")
     with pytest.raises(TypeError, match=r"attribute steps of pruner '.*' must be a whole number .*, got 0.5"):
@@ -215,7 +269,8 @@ def test_a_module_that_cannot_be_imported_and_steps_that_are_none_are_named(own,
 
 @pytest.mark.parametrize(("function", "message"), [
     ("five", r"gives outputs of shape \(1, 5\) for one image, where .* with its 3 classes needs \(1, 3\)"),
-    ("unhashable", r"returns Table, which has no hash because of its fields \(array\): use tuples"),
+    ("unhashable", r"returns Table, which has no hash because of its fields \(array, config\): use numbers, texts"),
+    ("of_haiku", r"returns a pair whose apply takes 'rng', .*: wrap it, with Haiku as hk.without_apply_rng"),
     ("number", "must return a Linen module, an NNX module or a pair .*, but returned 3"),
     ("seedless", r"returns an NNX module, so it must take \(classes, rngs\)"),
 ])
@@ -248,7 +303,7 @@ def test_the_masks_are_those_of_the_score_by_hand(own):
     few = np.random.default_rng(3).permutation(60)[:30]
     x = jnp.asarray(((images[few] / 255 - mean) / std).reshape(30, -1), jnp.float32)
     init, _ = __import__(own).pair(3)
-    params = model(settings.model, 3).init(jax.random.key(3), jnp.ones((1, 8, 8, 1), jnp.float32))["params"]
+    params = linen_init(model(settings.model, 3))(jax.random.key(3), jnp.ones((1, 8, 8, 1), jnp.float32))["params"]
     w, alive = params["only"]["w"], np.ones(192, bool)
     assert jax.tree.map(jnp.shape, init(jax.random.key(3), x)) == jax.tree.map(jnp.shape, params)
     for kept in record["pruning"]["history"]:      # SNIP of a linear network, by the gradient's formula
@@ -259,6 +314,10 @@ def test_the_masks_are_those_of_the_score_by_hand(own):
     np.testing.assert_array_equal(masks["only"]["w"].ravel(), alive)
     assert record["pruning"]["kept"] == 61
     assert len(record["history"]) == 3
+
+
+def test_lists_in_lists_become_tuples(own):
+    assert model(f"{own}:nested", 3).array == ((3, 2), (3,))
 
 
 def test_a_chain_of_layers_in_a_list_is_a_network(own):
@@ -274,7 +333,7 @@ def test_networks_with_batchnorm_train_and_their_averages_move(own, network):
     assert record["history"][-1]["train_accuracy"] > 0.6
     assert record["history"][-1]["output_change"] > 0
     module = model(settings.model, 3)
-    start = module.init(jax.random.key(0), jnp.ones((1, 8, 8, 1), jnp.float32))
+    start = linen_init(module)(jax.random.key(0), jnp.ones((1, 8, 8, 1), jnp.float32))
     train, test = user_data(settings.data)
     done = pk.training.fit(module, train, test, recipe=settings.recipe, variables=start, masks=masks)
     averages = next(value for name, value in start.items() if name != "params")
@@ -297,12 +356,12 @@ def test_an_nnx_network_is_what_from_nnx_makes_of_it_and_every_seed_has_its_own(
 
     module = model(Settings(model=f"{own}:Net").model, 3)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(5, 64)), jnp.float32)
-    variables = module.init(jax.random.key(4), x)
+    variables = linen_init(module)(jax.random.key(4), x)
     apply_fn, params = pk.from_linen(module, variables)
     alone, theirs = pk.from_nnx(__import__(own).Net(3, nnx.Rngs(0)))
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, theirs)
     np.testing.assert_allclose(apply_fn(params, x), alone(params, x), rtol=1e-6)
-    other = module.init(jax.random.key(5), x)["params"]
+    other = linen_init(module)(jax.random.key(5), x)["params"]
     assert not np.array_equal(other["a"]["kernel"], params["a"]["kernel"])
     drawn = [module.apply(variables, x, train=True, mutable=["nnx_state"], rngs={"dropout": jax.random.key(i)})[0]
              for i in (0, 0, 1)]

@@ -104,7 +104,7 @@ def test_an_interrupted_call_resumes_with_the_same_result(digits, start, tmp_pat
 
     def failing(*args, **more):
         calls.append(1)
-        if len(calls) == 2:
+        if len(calls) == 3:      # the first is before all trainings
             raise KeyboardInterrupt
         return own(*args, **more)
 
@@ -124,10 +124,13 @@ def test_an_interrupted_call_resumes_with_the_same_result(digits, start, tmp_pat
     ({"rewind": 4, "density": 0.5}, ValueError, "rewind must be an epoch before the last, at most 3, or None, got 4"),
     ({"rewind": -1, "density": 0.5}, ValueError, "rewind must be at least 0, but got -1"),
     ({}, ValueError, "give exactly one of compression"),
+    ({"density": 0.001, "min_per_layer": 1}, ValueError, "min_per_layer=1 keeps at least"),
     ({"density": 0.5, "schedule": lambda step, steps, density: 2.0}, ValueError, r"density must lie in \(0, 1\]")])
 def test_bad_input_is_named(digits, options, error, message):
+    lines = []
     with pytest.raises(error, match=message):
-        iterative_magnitude_pruning(pk.models.fc(4, 1), *digits, recipe=RECIPE, **options)
+        iterative_magnitude_pruning(pk.models.fc(4, 1), *digits, recipe=RECIPE, progress=lines.append, **options)
+    assert not lines                                     # nothing was trained
 
 
 def test_what_remains_of_a_recipe_has_its_learning_rates():
