@@ -207,6 +207,40 @@ def test_polynomial_weighs_coefficients_as_constants(name, q):
 
 
 @each
+def test_data_factor_is_the_gram_matrix_of_path_activations(name):
+    net, w, X, _, listed = problem(name)
+    activations = [[np.array([p[1] * (1.0 if p[3] is None else x[p[3]]) for p in paths])
+                    for x, of in zip(np.asarray(X), listed, strict=True) for paths in of.lists.ravel()[k:k + 1]]
+                   for k in range(2)]
+    got = pk.data_factor(net, w, X, gates="frozen")
+    assert_close(got, [[[a @ b for b in rows] for a in rows] for rows in activations], 1e-10)
+
+
+def test_path_exclusion_is_its_sum_over_listed_paths():
+    net, w, X, held, listed = problem("gelu")
+    outputs = range(2)
+    data = [sum((p[1] * (1.0 if p[3] is None else x[p[3]]))**2 for x, of in zip(np.asarray(X), listed, strict=True)
+                for p in of.lists.ravel()[k]) for k in outputs]
+    want = {leaf: np.zeros(np.shape(v)) for leaf, v in w.items()}
+    for k in outputs:
+        for c, a, p, _ in listed[0].lists.ravel()[k]:
+            for leaf, *i in p:
+                want[leaf][tuple(i)] += data[k] * (c * a * np.prod([held[n][tuple(j)] for n, *j in p]))**2
+    got = pk.path_exclusion(net, w, X, gates="frozen", reference=X[:1])
+    for leaf in w:
+        assert_close(got[leaf], want[leaf], 1e-10)
+
+
+def test_connectivity_counts_frozen_paths():
+    net, w, X, _, _ = problem("attention")
+    report = pk.connectivity(net, w, X[:1], gates="frozen")
+    assert_close(report.log10_paths, pk.paths.log_count(net, w, X[:1], gates="frozen"), 1e-10)
+    values = {k: jnp.ones(v.shape, bool) for k, v in w.items()} | {"d": jnp.zeros(w["d"].shape, bool)}
+    with pytest.warns(pk.DisconnectedWarning):
+        assert not pk.connectivity(net, w, X[:1], masks=values, gates="frozen").connected
+
+
+@each
 def test_gradient_with_frozen_gates_is_that_of_the_listed_paths(name):
     net, w, X, held, listed = problem(name)
     got = jax.jacobian(frozen(net, w, X[:1]))(w, X[:1])
