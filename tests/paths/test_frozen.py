@@ -216,6 +216,22 @@ def test_data_factor_is_the_gram_matrix_of_path_activations(name):
     assert_close(got, [[[a @ b for b in rows] for a in rows] for rows in activations], 1e-10)
 
 
+@pytest.mark.parametrize("name", ["gelu", "swiglu", "attention"])
+def test_path_kernel_of_the_frozen_network_is_that_of_the_listed_paths(name):
+    net, w, X, held, listed = problem(name)
+    paths = [path for output in listed[0].lists.ravel() for path in output]
+    sizes = np.cumsum([0, *(v.size for _, v in sorted(held.items()))])
+    first = dict(zip(sorted(held), sizes, strict=False))
+    J = np.zeros((len(paths), sizes[-1]))
+    for row, (c, a, p, _) in zip(J, paths, strict=True):
+        for n, (leaf, *i) in enumerate(p):
+            others = np.prod([held[other][tuple(j)] for m, (other, *j) in enumerate(p) if m != n])
+            row[first[leaf] + np.ravel_multi_index(tuple(i), held[leaf].shape)] += c * a * others
+    linear, ones = frozen(net, w, X[:1]), jnp.ones_like(X[:1])
+    assert_close(pk.path_kernel.dense(linear, w, ones), J.T @ J, 1e-10)
+    assert_close(pk.path_kernel.trace(linear, w, ones), (J**2).sum(), 1e-10)
+
+
 def test_path_exclusion_is_its_sum_over_listed_paths():
     net, w, X, held, listed = problem("gelu")
     outputs = range(2)
