@@ -358,6 +358,12 @@ def test_layer_sums_of_scores_are_conserved(variant):
     assert sums["m"] == sums["b"] == 0
 
 
+def test_pruning_warns_where_queries_and_keys_are_emptied():
+    net, w, X, _, _ = problem("attention")
+    with pytest.warns(pk.EmptiedLayerWarning, match="k, q"):
+        pk.prune(lambda p: pk.synflow(net, p, jnp.ones_like(X[:1]), gates="frozen", reference=X), w, density=0.1)
+
+
 def test_coefficients_of_several_references_are_averaged():
     w, X = {leaf: normal(i, SHAPES[leaf]) for i, leaf in enumerate("abc")}, normal(3, (4, 3))
     mean = pk.paths.gates(mlp_gelu, w, X, gates="frozen")[0].mean(0, keepdims=True)
