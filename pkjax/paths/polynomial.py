@@ -71,10 +71,14 @@ def polynomial(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N
         Array([[13.]], ...)
     """
     if isinstance(gates, str):
-        if reference is None and jnp.ndim(x) and len(x) > 1:
-            def one(z: Array) -> Array:
-                return polynomial(apply_fn, params, z[None], q=q, gates="frozen", pool=pool, masks=masks)[0]
-            return jax.vmap(one)(as_array(x))
+        X = jax.tree.map(as_array, x)
+        if reference is None and gates == "frozen" and any(jnp.ndim(v) and len(v) > 1 for v in jax.tree.leaves(X)):
+            def one(z: PyTree) -> Array:
+                z = jax.tree.map(lambda v: v[None], z)
+                return polynomial(apply_fn, params, z, q=q, gates="frozen", pool=pool, masks=masks)[0]
+            values = jax.vmap(one)(X)
+            check_result(values, "R_q", REMEDY)
+            return values
         apply_fn, gates = with_gates(apply_fn, params, x, gates, reference, masks), None
     elif reference is not None:
         with_gates(apply_fn, params, x, None, reference)
