@@ -7,6 +7,7 @@ from pkjax.paths.enumeration import Factorization, Path, factorize
 from pkjax.paths.errors import NotFullyConnectedError, NotPathNetworkError
 from pkjax.paths.evaluation import unit_weights
 from pkjax.paths.exponents import power_of_two
+from pkjax.paths.frozen import frozen
 from pkjax.paths.layers import DenseLayer
 from pkjax.paths.norms import distance, norm
 from pkjax.paths.polynomial import gates, polynomial, tied
@@ -18,6 +19,6 @@ from pkjax.paths.units import NotRescalableError
 __all__ = [
     "ChangeBound", "DenseLayer", "Factorization", "NotDensePairsError", "NotFullyConnectedError", "NotPathNetworkError",
     "NotRescalableError", "Path", "PathConditioned", "Site", "change_bound", "dense_layers", "dense_pairs", "distance",
-    "factorize", "gates", "log_count", "norm", "path_condition", "polynomial", "power_of_two", "rescale",
+    "factorize", "frozen", "gates", "log_count", "norm", "path_condition", "polynomial", "power_of_two", "rescale",
     "scaled_polynomial", "sites", "tapped", "tied", "unit_weights",
 ]

@@ -49,6 +49,11 @@ class TrueValues:
         self.recorded.append(factor)
         return product
 
+    def coefficient(self, value: Any, shape: tuple[int, ...], dtype: Any) -> Any:
+        """Record a coefficient and hold it; no gradient flows into it."""
+        self.recorded.append(jax.lax.stop_gradient(jnp.asarray(value)))
+        return self.lift(self.recorded[-1]) if jnp.issubdtype(dtype, jnp.floating) else self.recorded[-1]
+
     def true_value(self, operand: PathSum) -> Any:
         """Return what the path sum holds."""
         return operand.value
@@ -114,8 +119,15 @@ class Polynomial:
 
     def opened(self, held: Array, shape: tuple[int, ...]) -> Array:
         """Multiply an array of this shape by the next of the given gates; without gates, all are open."""
-        if self.gates is None:
-            return held
+        return held if self.gates is None else held * self.given(shape).astype(held.dtype)
+
+    def coefficient(self, value: None, shape: tuple[int, ...], dtype: Any) -> Any:
+        """Hold the next of the given gates."""
+        return self.given(shape).astype(dtype)
+
+    def given(self, shape: tuple[int, ...]) -> Array:
+        """The next of the given gates, of this shape."""
+        assert self.gates is not None
         if self.used == len(self.gates):
             raise ValueError(f"gates holds {len(self.gates)} arrays, but this network has more gates; record them with "
                              "pkjax.paths.gates on the same apply_fn")
@@ -126,7 +138,7 @@ class Polynomial:
         if jnp.shape(value) != shape:
             raise ValueError(f"gate {self.used - 1} has shape {jnp.shape(value)}, but acts on a signal of shape "
                              f"{shape}; record gates with pkjax.paths.gates on a batch of the same size")
-        return held * jnp.asarray(value).astype(held.dtype)
+        return jnp.asarray(value)
 
     def true_value(self, operand: PathSum) -> Any:
         """Return nothing: the polynomial does not know the network's own values."""

@@ -29,7 +29,8 @@ def evaluate_paths(make: Callable[..., Any], network: Network, x: Array, gates: 
 
     def one(x: Array, gates: tuple[Array, ...] | None) -> Any:
         algebra = make(gates, pool == "max")
-        out = interpret(algebra, network.fn, network.params, x[None], source or (lambda _, leaf: hold(leaf)), hold)
+        out = interpret(algebra, network.fn, network.params, x[None], source or (lambda _, leaf: hold(leaf)), hold,
+                        frozen=gates is not None)
         if algebra.gates is not None and algebra.used != len(algebra.gates):
             raise ValueError(f"gates holds {len(algebra.gates)} arrays, but this network uses {algebra.used}; record "
                              "them with pkjax.paths.gates on the same apply_fn")
@@ -47,7 +48,7 @@ def _by_example(gate: ArrayLike, index: int, n: int) -> Array:
     if gate.ndim == 0 or gate.shape[0] % n:
         raise ValueError(f"gate {index} has shape {gate.shape}, but x holds {n} examples; record gates with "
                          "pkjax.paths.gates on a batch of the same size")
-    return gate if gate.ndim == 1 else gate.reshape(n, gate.shape[0] // n, *gate.shape[1:])
+    return gate if gate.shape == (n,) else gate.reshape(n, gate.shape[0] // n, *gate.shape[1:])
 
 
 def unit_weights(params: PyTree) -> PyTree:

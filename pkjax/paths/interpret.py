@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pkjax.paths.coefficients import FrozenInterpreter
 from pkjax.paths.errors import NotPathNetworkError
 from pkjax.paths.interpreter import Algebra, Const, Gate, Interpreter, PathSum, Value
 from pkjax.paths.rules import RULES
@@ -15,7 +16,7 @@ __all__ = ["interpret"]
 
 
 def interpret(algebra: Algebra, fn: BoundProgram, params: Any, x: Any, sources: Callable[[int, Any], Any],
-              signal: Callable[[Any], Any]) -> PathSum:
+              signal: Callable[[Any], Any], *, frozen: bool = False) -> PathSum:
     """Interpret a network under an algebra.
 
     Args:
@@ -25,6 +26,7 @@ def interpret(algebra: Algebra, fn: BoundProgram, params: Any, x: Any, sources: 
         x: one example as a batch, (1, *input); integers are constants.
         sources: (leaf's index, leaf) → what its path sum holds.
         signal: x → what its path sum holds.
+        frozen: let what is not linear in the signal be coefficients on paths (``pkjax.paths.coefficients``).
 
     Raises:
         NotPathNetworkError: an operation has no paths.
@@ -39,7 +41,7 @@ def interpret(algebra: Algebra, fn: BoundProgram, params: Any, x: Any, sources: 
         args.append(PathSum(signal(x), jnp.shape(x), jnp.result_type(x), True))
     else:
         args.append(Const(x, of_input=True))
-    interpreter = Interpreter(algebra, RULES, fn.constants)
+    interpreter = (FrozenInterpreter if frozen else Interpreter)(algebra, RULES, fn.constants)
     (result,) = interpreter.run(fn.program.jaxpr, [Const(interpreter.constant(c)) for c in fn.program.consts], args)
     if isinstance(result, Gate):
         raise NotPathNetworkError("the network's output is piecewise constant: it has no paths")

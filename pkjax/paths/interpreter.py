@@ -1,10 +1,6 @@
 """The jaxpr interpreter: walks a network's operations and hands each to a rule.
 
-Every value met on the way is one of three kinds:
-
-- a ``Const`` depends on neither the parameters nor the input and is evaluated as it stands;
-- a ``PathSum`` depends on them multilinearly: it is a sum over paths, at most one of whose factors is an input entry;
-- a ``Gate`` is piecewise constant in them: a comparison, a sign, a one-hot.
+Every value met on the way is of one of few kinds (``pkjax.paths.values``): a constant, a sum over paths, a gate.
 
 What a path sum *holds* is the business of the algebra (``pkjax.paths.algebras``): the network's own value, the value
 of a path polynomial, a table of paths, a chain of layers. The interpreter decides what is a path; the algebra, what
@@ -13,7 +9,6 @@ to compute about it.
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -23,46 +18,12 @@ from jax.extend import core as jex
 
 from pkjax.paths.errors import NotPathNetworkError
 from pkjax.paths.refusals import REFUSED
+from pkjax.paths.values import Const, Gate, PathSum, Value
 from pkjax.programs.equations import equation_function, live_equations
 from pkjax.programs.program import Hoisted
 from pkjax.programs.source import module_scope, source_line
 
 __all__ = ["ACTIVATION", "Algebra", "Const", "Gate", "Interpreter", "PathSum", "Rule", "Value"]
-
-
-@dataclass(frozen=True, eq=False)
-class Const:
-    """A value that depends on neither parameters nor a floating-point input."""
-
-    value: Any
-    of_input: bool = False
-    """Whether it depends on an integer input."""
-
-
-@dataclass(frozen=True, eq=False)
-class Gate:
-    """A piecewise constant value; ``value`` is None wherever the algebra does not know the network's true values."""
-
-    value: Any
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class PathSum:
-    """A sum over paths. ``parent`` is (p, c) where this value is the constant multiple c of the path sum p."""
-
-    value: Any
-    shape: tuple[int, ...]
-    dtype: Any
-    on_input: bool
-    # How often one entry of each parameter (leaf, *scan slices) can lie on one path.
-    degree: dict[tuple[int, ...], int] = field(default_factory=dict)
-    parent: "tuple[PathSum, Any] | None" = None
-    of_input: bool = False
-    """Whether it is made of constants that depend on an integer input."""
-
-
-Value = Const | Gate | PathSum
 
 
 @runtime_checkable
@@ -94,6 +55,9 @@ Rule = Callable[["Interpreter", Any, list[Any]], Sequence[Value]]
 
 class Interpreter:
     """Walks jaxprs under one algebra, with a table of rules from primitive names."""
+
+    way_out = "; or freeze what is not linear at its values for an input (gates=\"frozen\", pkjax.paths.frozen)"
+    """What errors add to the advice."""
 
     def __init__(self, algebra: Algebra, rules: dict[str, Rule], constants: Sequence[Any] = ()):
         self.algebra = algebra
@@ -156,6 +120,7 @@ class Interpreter:
             return value
         if isinstance(value, Gate):
             raise self.error("a piecewise constant value is added to a signal, which is not positively homogeneous")
+        assert isinstance(value, Const)
         with contextlib.nullcontext() if isinstance(value.value, jax.core.Tracer) else jax.ensure_compile_time_eval():
             constant = jnp.asarray(value.value)
             return PathSum(self.algebra.lift(constant), constant.shape, constant.dtype, False, of_input=value.of_input)
@@ -216,7 +181,7 @@ class Interpreter:
             f"{what}\n  operation: {self.enclosing[-1].primitive.name}"
             + (f" in {'/'.join(n for n in names[:-1] if n)}" if any(names[:-1]) else "")
             + f"\n  source: {where}" + (f"\n  module: {scope}" if scope else "")
-            + f"\n  what to do: {remedy or advice(scope, names, self.operands)}")
+            + f"\n  what to do: {remedy or advice(scope, names, self.operands) + self.way_out}")
 
 
 def _sized(value: Value) -> bool:

@@ -13,6 +13,7 @@ from pkjax.network import Network, read
 from pkjax.paths.algebras import Polynomial
 from pkjax.paths.evaluation import evaluate_paths
 from pkjax.paths.exponents import Scaling, plain
+from pkjax.paths.frozen import with_gates
 from pkjax.paths.interpret import interpret
 from pkjax.paths.magnitudes import Magnitudes
 from pkjax.paths.scaled import scaled_values
@@ -20,14 +21,15 @@ from pkjax.paths.scaled_signals import ScaledSignals
 from pkjax.programs.checks import REMEDY, check_result
 from pkjax.programs.meshes import automatic_axes
 from pkjax.programs.program import BoundProgram, Program
-from pkjax.trees import ApplyFn, shapes
+from pkjax.trees import ApplyFn, as_array, shapes
 
 __all__ = ["checked_gates", "gates", "network_tied", "path_sum", "polynomial", "record", "recorded_gates", "tied"]
 
 
 @automatic_axes
 def polynomial(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]], *, q: float | int,
-               gates: Sequence[Shaped[ArrayLike, "..."]] | None = None, pool: str = "sum", masks: PyTree | None = None
+               gates: Sequence[Shaped[ArrayLike, "..."]] | str | None = None, pool: str = "sum",
+               masks: PyTree | None = None, reference: Shaped[ArrayLike, "M ..."] | None = None
                ) -> Float[Array, "N ..."]:
     """Evaluate the path polynomial of every output by one forward pass, without listing paths.
 
@@ -41,9 +43,14 @@ def polynomial(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N
       x: z, of shape (N, *input).
       q: exponent of the fixed constants.
       gates: factors on the path sums, in the order of ``pkjax.paths.gates``: those of a batch of the same size, or
-        any function of them (squares, products of two inputs' gates). None opens every gate.
+        any function of them (squares, products of two inputs' gates). None opens every gate. "frozen" takes networks
+        whose activations are not piecewise linear too, and opens every gate of those that are
+        (``pkjax.paths.frozen``): coefficients are those of the network at the parameters as they enter, so of another
+        θ pass ``frozen(apply_fn, θ, reference)`` as the network.
       pool: "sum" (paths: a max-pool adds its window) or "max" (published pruning codes leave max-pools in place).
       masks: booleans like ``params``; a masked weight carries no path.
+      reference: with "frozen", the input whose coefficients are taken, averaged over several; each z its own by
+        default.
 
     Returns:
       (N, K). Works under jit, vmap, grad and jvp of grad, with respect to ``params``, ``x`` and ``gates``.
@@ -63,6 +70,18 @@ def polynomial(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N
         >>> polynomial(net, {k: abs(v) for k, v in w.items()}, jnp.ones((1, 1)), q=1)  # |1·3| + |2·5|
         Array([[13.]], ...)
     """
+    if isinstance(gates, str):
+        X = jax.tree.map(as_array, x)
+        if reference is None and gates == "frozen" and any(jnp.ndim(v) and len(v) > 1 for v in jax.tree.leaves(X)):
+            def one(z: PyTree) -> Array:
+                z = jax.tree.map(lambda v: v[None], z)
+                return polynomial(apply_fn, params, z, q=q, gates="frozen", pool=pool, masks=masks)[0]
+            values = jax.vmap(one)(X)
+            check_result(values, "R_q", REMEDY)
+            return values
+        apply_fn, gates = with_gates(apply_fn, params, x, gates, reference, masks), None
+    elif reference is not None:
+        with_gates(apply_fn, params, x, None, reference)
     network = read(apply_fn, params, x, masks=masks, paths=True)
     z = network.batch(x, "x")
     values = evaluate_paths(partial(Polynomial, q), network, z, gates, pool)
@@ -92,8 +111,8 @@ def path_sum(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, gates: Sequence
 
 
 @automatic_axes
-def gates(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]], *, masks: PyTree | None = None
-          ) -> tuple[Shaped[Array, "..."], ...]:
+def gates(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]], *, masks: PyTree | None = None,
+          gates: str | None = None) -> tuple[Shaped[Array, "..."], ...]:
     """Record the gates a_p of a batch: 0 or 1 for ReLU, 1 or the slope for leaky ReLU, one-hot for max-pooling.
 
     Args:
@@ -101,6 +120,8 @@ def gates(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."
       params: its parameters θ.
       x: (N, *input).
       masks: booleans like ``params``; a masked weight is 0.
+      gates: "frozen" records the coefficients of networks whose activations are not piecewise linear among them
+        (``pkjax.paths.frozen``): any real numbers, which stand where ``polynomial`` takes them up.
 
     Returns:
       One array per gate, in the order of the network's operations, each of the gated signal's shape (a max-pool's has
@@ -117,32 +138,35 @@ def gates(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."
         >>> gates(lambda w, x: jnp.maximum(x @ w, 0.), jnp.array([[1., -2.]]), jnp.ones((1, 1)))
         (Array([[1., 0.]], ...),)
     """
-    return record(apply_fn, params, x, masks=masks)[1]
+    if gates not in (None, "frozen"):
+        raise ValueError(f'gates must be None or "frozen", but got {gates!r}')
+    return record(apply_fn, params, x, masks=masks, frozen=gates == "frozen")[1]
 
 
 @automatic_axes
-def record(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *,
-           masks: PyTree | None = None) -> tuple[Float[Array, "N ..."], tuple[Array, ...]]:
+def record(apply_fn: ApplyFn, params: PyTree, x: ArrayLike, *, masks: PyTree | None = None, frozen: bool = False
+           ) -> tuple[Float[Array, "N ..."], tuple[Array, ...]]:
     """Evaluate the network through its paths: its outputs, and the gates."""
     network = read(apply_fn, params, x, masks=masks, paths=True)
-    values, recorded = recorded_gates(network, network.batch(x, "x"))
+    values, recorded = recorded_gates(network, network.batch(x, "x"), frozen)
     return network.shaped(values, 1), recorded
 
 
-def recorded_gates(network: Network, x: Array) -> tuple[Float[Array, "N ..."], tuple[Array, ...]]:
+def recorded_gates(network: Network, x: Array, frozen: bool = False) -> tuple[Float[Array, "N ..."], tuple[Array, ...]]:
     """Outputs and gates of a batch that the network took in; the gates are right where signals overflow or vanish."""
-    values, gates, _ = checked_gates(network, x, None)
+    values, gates, _ = checked_gates(network, x, None, frozen)
     return values, gates
 
 
-def checked_gates(network: Network, x: Array, known: Magnitudes | None
+def checked_gates(network: Network, x: Array, known: Magnitudes | None, frozen: bool = False
                   ) -> tuple[Float[Array, "N ..."], tuple[Array, ...], Bool[Array, ""]]:
     """The same, and whether they are sure, by the small program where sizes are known."""
     lean = known is not None and known.lean
 
     def one(x: Array) -> tuple[Array, tuple[Array, ...], Array]:
         algebra = ScaledSignals(Scaling(True, x.dtype if lean else None), known)
-        held = interpret(algebra, network.fn, network.params, x[None], algebra.parameter, algebra.input).value
+        held = interpret(algebra, network.fn, network.params, x[None], algebra.parameter, algebra.input,
+                         frozen=frozen).value
         if lean:
             held = algebra.scaling.back(held)
         sure = algebra.scaling.sure() if lean else jnp.asarray(True)

@@ -4,10 +4,12 @@ Together with the rules these are all primitives that functions of ``jax.numpy``
 operation that is in neither table is refused too, without a reason.
 """
 
-__all__ = ["REFUSED"]
+__all__ = ["HOMOGENEITY", "REFUSED"]
 
+HOMOGENEITY = "is not positively homogeneous"
+"""The reason of functions that act entry by entry."""
 _REASONS = {
-    "is not positively homogeneous": (
+    HOMOGENEITY: (
         "acos", "acosh", "asin", "asinh", "atan", "atan2", "atanh", "bessel_i0e", "bessel_i1e", "cbrt", "cos", "cosh",
         "cumlogsumexp", "digamma", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "igamma", "igamma_grad_a",
         "igammac", "lgamma", "log", "log1p", "log2", "logistic", "one_minus_square", "polygamma", "polynomial", "pow",

@@ -15,6 +15,7 @@ from pkjax.network import Network, read
 from pkjax.paths.algebras import Polynomial
 from pkjax.paths.evaluation import evaluate_paths, unit_weights
 from pkjax.paths.exponents import NOTHING, Scaled, Scaling, nothing, shifted
+from pkjax.paths.frozen import with_gates
 from pkjax.paths.interpreter import PathSum
 from pkjax.paths.magnitudes import Magnitudes
 from pkjax.programs.checks import HOLDS, check_parameters, check_result
@@ -85,6 +86,11 @@ class ScaledPolynomial(Polynomial):
         held: Scaled = operand.value
         opened = held._replace(mantissa=self.opened(held.mantissa, operand.shape))
         return held if self.gates is None else self.scaling.kept(opened, held.growth)
+
+    def coefficient(self, value: None, shape: tuple[int, ...], dtype: Any) -> Any:
+        """Hold the next of the given gates."""
+        given = super().coefficient(value, shape, dtype)
+        return self.scaling.back(Scaled(given, 0)) if jnp.issubdtype(dtype, jnp.floating) else given
 
 
 @automatic_axes
@@ -188,8 +194,8 @@ def held_as_is(value: Any, skip_zeros: bool = False) -> Scaled:
 
 
 @automatic_axes
-def log_count(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]], *, masks: PyTree | None = None
-              ) -> Float[Array, ""]:
+def log_count(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]], *, masks: PyTree | None = None,
+              gates: str | None = None, reference: Shaped[ArrayLike, "M ..."] | None = None) -> Float[Array, ""]:
     """Count the live paths: log10 of R_0 with every weight 1, or 0 where masked (-inf when no path is left).
 
         log10 P,   P = Σ_k R_0(mask, x)_k
@@ -202,6 +208,9 @@ def log_count(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N 
       params: its parameters, finite numbers of which the shapes decide.
       x: (1, *input); zero entries start no path.
       masks: booleans like ``params``.
+      gates: "frozen" takes networks whose activations are not piecewise linear too (``pkjax.paths.frozen``): a path is
+        one on which no coefficient is 0.
+      reference: with "frozen", the input whose coefficients are taken; x by default.
 
     Returns:
       A scalar, in decades.
@@ -220,6 +229,7 @@ def log_count(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N 
         2.0
     """
     check_parameters(params)
+    apply_fn = with_gates(apply_fn, params, x, gates, reference, masks)
     if any(isinstance(v, jax.core.Tracer) for v in jax.tree.leaves((params, x, masks))):
         network = read(apply_fn, unit_weights(params), x, masks=masks, paths=True)
         count, exponent = path_total(network, network.batch(x, "x"))

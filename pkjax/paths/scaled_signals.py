@@ -62,6 +62,10 @@ class ScaledSignals(TrueValues):
         self.recorded.append(factor)
         return product
 
+    def exact_value(self, operand: PathSum) -> Array:
+        """Return the value, which may be outside of the range of its type."""
+        return self.true_values([operand], True)[0]
+
     def gated_again(self, operand: PathSum, gate: Array) -> Scaled:
         """Multiply by a gate that stands recorded already."""
         held: Scaled = operand.value

@@ -14,6 +14,7 @@ from jaxtyping import Array, PyTree, Shaped
 from pkjax import tables
 from pkjax.network import Network, read
 from pkjax.paths.exponents import NEAR, Scaled, log_of, nothing
+from pkjax.paths.frozen import with_gates
 from pkjax.paths.magnitudes import Magnitudes, magnitudes
 from pkjax.paths.scaled import in_double, scaled_values
 from pkjax.programs.checks import HOLDS
@@ -85,6 +86,8 @@ def connectivity(
     *,
     masks: PyTree | None = None,
     prunable: Choice = kernels,
+    gates: str | None = None,
+    reference: Shaped[Array | np.ndarray, "M ..."] | None = None,
 ) -> Connectivity:
     """Report layer by layer what masks leave, and whether any path from input to output survives.
 
@@ -100,6 +103,8 @@ def connectivity(
         x: an input ``(1, *input)``; no path starts where it is 0.
         masks: booleans like ``params``; None keeps every weight.
         prunable: which leaves to report on, as in ``prune``.
+        gates: "frozen" takes networks whose activations are not piecewise linear too, as in ``synflow``.
+        reference: with "frozen", the input whose coefficients are taken, averaged over several; x by default.
 
     Returns:
         The logarithms of the numbers of paths, to base 10, and a report for each prunable leaf.
@@ -128,6 +133,7 @@ def connectivity(
     """
     check_masks(masks, params)
     chosen = prunable_leaves(params, prunable, required=False)
+    apply_fn = with_gates(apply_fn, params, x, gates, reference, masks)
     # Fourth powers of weights of one layer may lie further apart than float32 holds.
     double = not isinstance(apply_fn, BoundProgram)     # a program says what types it takes
     wide = double or jax.dtypes.canonicalize_dtype(float) == np.float64

@@ -31,7 +31,7 @@ ACCELERATED = 32
 
 @automatic_axes
 def data_factor(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[Array | np.ndarray, "N ..."]], *,
-                masks: PyTree | None = None) -> Float[Array, "*K N N"]:
+                masks: PyTree | None = None, gates: str | None = None) -> Float[Array, "*K N N"]:
     """Return the blocks of A = J_v^f J_v^fᵀ, one per output; between different outputs A is zero.
 
         A_k[x, x'] = Σ_{p→k} a_p(x) a_p(x') x_s x'_s
@@ -47,6 +47,8 @@ def data_factor(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[Array | np.n
         params: parameters; they decide which gates are open.
         X: (N, *input), the inputs.
         masks: booleans like `params`; a masked weight is 0 and carries no path.
+        gates: "frozen" takes networks whose activations are not piecewise linear too, with the coefficients of each
+            input among its a_p (``pkjax.paths.frozen``).
 
     Returns:
         The blocks (K, N, N), in the dtype of the parameters.
@@ -66,15 +68,17 @@ def data_factor(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[Array | np.n
         Array([[[1., 1.],
                 [1., 5.]]], ...)
     """
-    blocks = data_blocks(apply_fn, params, X, masks)
+    if gates not in (None, "frozen"):
+        raise ValueError(f'gates must be None or "frozen", but got {gates!r}')
+    blocks = data_blocks(apply_fn, params, X, masks, frozen=gates == "frozen")
     if not isinstance(blocks, jax.core.Tracer) and not np.isfinite(blocks).all():
         raise FloatingPointError(f"this network has too many paths for {blocks.dtype}: call data_factor on float64 "
                                  "parameters and inputs, with jax.enable_x64(True)")
     return blocks
 
 
-def data_blocks(apply_fn: ApplyFn, params: PyTree, X: PyTree, masks: PyTree | None, dtype: Any = None
-                ) -> Float[Array, "*K N N"]:
+def data_blocks(apply_fn: ApplyFn, params: PyTree, X: PyTree, masks: PyTree | None, dtype: Any = None,
+                frozen: bool = False) -> Float[Array, "*K N N"]:
     """Return A without checking that its sums are finite.
 
     Gates have the dtype of the parameters, sums over paths have `dtype`; None means the same.
@@ -92,11 +96,11 @@ def data_blocks(apply_fn: ApplyFn, params: PyTree, X: PyTree, masks: PyTree | No
             lambda leaf: np.ones(np.shape(leaf), leaf.dtype) if is_floating(leaf) else leaf, tree)
 
     gated = read(apply_fn, params, X, masks=masks, paths=True).fixed
-    gates = _gates(gated, gated.batch(X))
+    gates = _gates(gated, gated.batch(X), frozen=frozen)
     counted = read(apply_fn, units(wide(params)), wide(X), masks=masks, paths=True).fixed
     Z = counted.batch(wide(X))
     blocks = None
-    if masks is None:
+    if masks is None and not frozen:
         with contextlib.suppress(paths.NotDensePairsError):
             # Where constants decide, they must be known, as they are outside of jit.
             blocks = _mirrored((_dense_pairs if not counted.fn.constants else network_pairs)(counted, Z, gates))
@@ -105,11 +109,11 @@ def data_blocks(apply_fn: ApplyFn, params: PyTree, X: PyTree, masks: PyTree | No
     return blocks.reshape(*counted.outputs, len(Z), len(Z))
 
 
-@jax.jit
-def _gates(network: Network, Z: Array) -> tuple[Array, ...]:
+@partial(jax.jit, static_argnames="frozen")
+def _gates(network: Network, Z: Array, *, frozen: bool) -> tuple[Array, ...]:
     """Gates of each example as a batch of one, stacked."""
     with jax.default_matmul_precision("highest"):
-        return jax.vmap(lambda z: recorded_gates(network, z[None])[1])(Z)
+        return jax.vmap(lambda z: recorded_gates(network, z[None], frozen)[1])(Z)
 
 
 @jax.jit

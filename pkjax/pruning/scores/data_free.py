@@ -15,6 +15,7 @@ from jaxtyping import Array, Int, Key, PyTree, Shaped
 from pkjax.network import Network, read
 from pkjax.paths.batch_norm import check_convention
 from pkjax.paths.exponents import NOTHING, Scaled, nothing
+from pkjax.paths.frozen import with_gates
 from pkjax.paths.magnitudes import Magnitudes, magnitudes
 from pkjax.paths.scaled import scaled_values
 from pkjax.programs.checks import all_finite
@@ -96,7 +97,8 @@ def magnitude(params: PyTree) -> PyTree:
 
 
 def synflow(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[Array | np.ndarray, "N ..."]], *,
-            pool: str = "sum", batch_norm: str = "paths") -> PyTree:
+            pool: str = "sum", batch_norm: str = "paths", gates: str | None = None,
+            reference: Shaped[Array | np.ndarray, "M ..."] | None = None) -> PyTree:
     """Score weights by the ℓ1 path norm that flows through them: SynFlow.
 
         S = |θ| ∘ ∂R_1/∂|θ|,   R_1 = Σ_k R_1(|θ|, x)_k
@@ -117,6 +119,10 @@ def synflow(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[Array | np.ndarr
         batch_norm: what becomes of a frozen BatchNorm's mean, as in ``pkjax.paths.norm``: it starts "paths", is
             "folded" into the bias, or "signed", subtracted as in the published code (with pool="max"); then R_1 may
             fall where a weight grows, and scores are the magnitudes |θ ∘ ∂R_1/∂θ|. They agree where means are 0.
+        gates: "frozen" takes networks whose activations are not piecewise linear too (``pkjax.paths.frozen``), with
+            coefficients as factors on paths. Weights of what only makes coefficients, as of queries and keys, lie on
+            no path and score 0.
+        reference: with "frozen", the input whose coefficients are taken, averaged over several; x by default.
 
     Returns:
         Scores like ``params``.
@@ -134,12 +140,14 @@ def synflow(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[Array | np.ndarr
         >>> synflow(lambda p, x: x @ p["kernel"], params, jnp.ones((1, 2)))["kernel"].tolist()
         [[2.0], [1.0]]
     """
-    return synflow_scaled(apply_fn, params, x, pool=pool, batch_norm=batch_norm).scores
+    return synflow_scaled(apply_fn, params, x, pool=pool, batch_norm=batch_norm, gates=gates,
+                          reference=reference).scores
 
 
 @automatic_axes
 def synflow_scaled(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[Array | np.ndarray, "N ..."]], *,
-                   pool: str = "sum", batch_norm: str = "paths") -> ScaledScores:
+                   pool: str = "sum", batch_norm: str = "paths", gates: str | None = None,
+                   reference: Shaped[Array | np.ndarray, "M ..."] | None = None) -> ScaledScores:
     """Score weights by SynFlow, with the power of two that the scores are over.
 
         S = scores · 2^exponent
@@ -157,6 +165,7 @@ def synflow_scaled(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[Array | n
         >>> bool(jnp.isfinite(scores[0]).all()), int(exponent) > 300
         (True, True)
     """
+    apply_fn = with_gates(apply_fn, params, x, gates, reference)
     return path_scores(apply_fn, params, x, 1, 1, pool, batch_norm, "synflow")
 
 
@@ -168,6 +177,8 @@ def synflow_l2(
     variant: str = "paper",
     pool: str = "sum",
     batch_norm: str = "paths",
+    gates: str | None = None,
+    reference: Shaped[Array | np.ndarray, "M ..."] | None = None,
 ) -> PyTree:
     """Score weights by the squared ℓ2 path norm that flows through them: SynFlow-L2.
 
@@ -186,6 +197,8 @@ def synflow_l2(
         variant: "paper", "conserved" or "released".
         pool: "sum" or "max", as in ``synflow``.
         batch_norm: "paths", "folded" or "signed", as in ``synflow``.
+        gates: None or "frozen", as in ``synflow``.
+        reference: with "frozen", the input whose coefficients are taken.
 
     Returns:
         Scores like ``params``.
@@ -204,12 +217,14 @@ def synflow_l2(
         >>> scores["kernel"].tolist()
         [[4.0], [1.0]]
     """
-    return synflow_l2_scaled(apply_fn, params, x, variant=variant, pool=pool, batch_norm=batch_norm).scores
+    return synflow_l2_scaled(apply_fn, params, x, variant=variant, pool=pool, batch_norm=batch_norm, gates=gates,
+                             reference=reference).scores
 
 
 @automatic_axes
 def synflow_l2_scaled(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[Array | np.ndarray, "N ..."]], *,
-                      variant: str = "paper", pool: str = "sum", batch_norm: str = "paths") -> ScaledScores:
+                      variant: str = "paper", pool: str = "sum", batch_norm: str = "paths", gates: str | None = None,
+                      reference: Shaped[Array | np.ndarray, "M ..."] | None = None) -> ScaledScores:
     """Score weights by SynFlow-L2, with the power of two that the scores are over.
 
         S = scores · 2^exponent
@@ -226,6 +241,7 @@ def synflow_l2_scaled(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[Array 
     if variant not in weights:
         raise ValueError(f"variant must be one of {', '.join(map(repr, weights))}, but got {variant!r}")
     power, q = weights[variant]
+    apply_fn = with_gates(apply_fn, params, x, gates, reference)
     return path_scores(apply_fn, params, x, power, q, pool, batch_norm, f"synflow_l2(variant={variant!r})")
 
 

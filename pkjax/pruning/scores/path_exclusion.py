@@ -3,10 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, PyTree, Shaped
 
 from pkjax import paths
+from pkjax.network import read
 from pkjax.paths.exponents import NOTHING, Scaled, exponent_of, normalized, nothing, shifted
+from pkjax.paths.frozen import LONE_REFERENCE, with_gates
 from pkjax.paths.magnitudes import magnitudes
 from pkjax.paths.scaled import scaled_values
 from pkjax.programs.evaluate import evaluate
@@ -23,7 +25,8 @@ AT_ONCE = 16
 
 @automatic_axes
 def path_exclusion(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, pool: str = "sum",
-                   masks: PyTree | None = None) -> PyTree:
+                   masks: PyTree | None = None, gates: str | None = None,
+                   reference: Shaped[Array | np.ndarray, "M ..."] | None = None) -> PyTree:
     """Score weights by the paths through them and the data that flow along these: Path eXclusion (PX).
 
         S = θ² ∘ ∂/∂θ² Σ_x Σ_k z₁(x)_k z₂_k,   z₁(x)_k = Σ_{p→k} a_p(x)² x_s²,   z₂_k = R_2(θ², 1)_k
@@ -38,6 +41,9 @@ def path_exclusion(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, pool: str = 
         X: examples (N, *input), or an iterable of such arrays; scores add up over them.
         pool: "sum" (z₂ counts every path) or "max" (it leaves max-pooling in place, as in ``synflow``).
         masks: booleans like ``params``; a weight that is False carries no path. A weight that is merely 0 does in z₁.
+        gates: "frozen" takes networks whose activations are not piecewise linear too (``pkjax.paths.frozen``), with the
+            coefficients of each example in z₁.
+        reference: with "frozen", the input whose coefficients are taken in z₂, averaged over several; ones by default.
 
     Returns:
         Scores like ``params``. Where Σ_x Σ_k z₁ z₂, which bounds them, would leave the middle of its type's range
@@ -59,16 +65,21 @@ def path_exclusion(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, pool: str = 
     """
     if pool not in ("sum", "max"):
         raise ValueError(f'pool must be "sum" or "max", but is {pool!r}')
+    if gates is None and reference is not None:
+        raise ValueError(LONE_REFERENCE)
     network, leaves, rebuild, stream = scored_network(apply_fn, params, X, masks, paths=True)
     fn, out = network.fn, network.fn.out
+    point = jnp.ones(network.example.shape, network.example.dtype) if reference is None else network.batch(reference)
+    opened = with_gates(fn, network.params, point, gates, None)
+    open_network = network if opened is fn else read(opened, network.params, network.example, masks=masks, paths=True)
 
     def energy(state: tuple[Sums, Array], X: Array, leaves: list[Array], masks: PyTree | None) -> tuple[Sums, Array]:
         theta = rebuild(leaves, params)
         unit = paths.unit_weights(theta)
 
         def one(x: Array) -> tuple[Array, Array]:
-            gates = tuple(g * g for g in paths.gates(fn, theta, x[None], masks=masks))
-            z1, exponent = paths.scaled_polynomial(fn, unit, (x * x)[None], q=0, gates=gates, masks=masks,
+            squared = tuple(g * g for g in paths.gates(fn, theta, x[None], masks=masks, gates=gates))
+            z1, exponent = paths.scaled_polynomial(fn, unit, (x * x)[None], q=0, gates=squared, masks=masks,
                                                    skip_zeros=True)
             return z1[0], exponent
 
@@ -90,7 +101,7 @@ def path_exclusion(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, pool: str = 
         def objective(phi: list[Array]) -> tuple[Array, Array]:
             held = {i: s if nothing(s) else s._replace(mantissa=p)
                     for i, s, p in zip(floating, sizes, phi, strict=True)}
-            z2, exponent, _ = scaled_values(network, ones, 2, None, pool, True, held)
+            z2, exponent, _ = scaled_values(open_network, ones, 2, None, pool, True, held)
             return jnp.sum(weights * z2[0].astype(weights.dtype)), exponent
 
         sizes = [known.held(i, t, 2) for i, t in zip(floating, leaves, strict=True)]

@@ -1,0 +1,189 @@
+"""Networks with frozen gates: what is not linear in the signal becomes constants, its values for a reference input.
+
+What comes out is a network like any other, of linear maps, constants and positively homogeneous activations, so that
+all that is known of paths holds for it. Activations of which a path network is made keep their gates.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, PyTree, Shaped
+
+from pkjax.network import Network, read
+from pkjax.paths.algebras import TrueValues
+from pkjax.paths.interpret import interpret
+from pkjax.paths.interpreter import PathSum, Value
+from pkjax.programs.checks import check_result
+from pkjax.programs.equations import equation_function
+from pkjax.programs.program import BoundProgram
+from pkjax.trees import ApplyFn, as_array
+
+__all__ = ["LONE_REFERENCE", "frozen", "with_gates"]
+
+LONE_REFERENCE = 'reference is the input that gates are frozen at: pass gates="frozen" with it'
+"""What is wrong with a reference where gates are not frozen."""
+
+
+class Recorder(TrueValues):
+    """The network as it stands, with its coefficients recorded, and no gates."""
+
+    def gated(self, operand: PathSum, gate: Callable[[], Any]) -> Any:
+        """Multiply by the gate."""
+        return operand.value * jax.lax.stop_gradient(jnp.asarray(gate()).astype(operand.dtype))
+
+    refine = None  # type: ignore[assignment]
+
+
+class Replayed:
+    """The network again on other parameters and inputs, with the coefficients that have been recorded.
+
+    An operation that no coefficient touches is evaluated as it stands, whatever its rule has made of it.
+    """
+
+    signed = True
+    known = False
+    natural_max = False
+
+    def __init__(self, coefficients: Sequence[Array]):
+        self.coefficients = coefficients
+        self.used = 0
+
+    def lift(self, constant: Any) -> Any:
+        """Hold the constant itself."""
+        return constant
+
+    def linear(self, op: str, fn: Callable[..., Any], operands: Sequence[PathSum]) -> Any:
+        """Apply the operation."""
+        return fn(*(s.value for s in operands))
+
+    def bilinear(self, op: str, fn: Callable[..., Any], a: PathSum, b: PathSum) -> Any:
+        """Apply the operation."""
+        return fn(a.value, b.value)
+
+    def gated(self, operand: PathSum, gate: Callable[[], Any]) -> Any:
+        """Hold anything: the whole operation is evaluated in place of its gates."""
+        return operand.value
+
+    def coefficient(self, value: None, shape: tuple[int, ...], dtype: Any) -> Any:
+        """Hold the next coefficient."""
+        self.used += 1
+        return self.coefficients[self.used - 1].astype(dtype)
+
+    def true_value(self, operand: PathSum) -> Any:
+        """Return nothing: coefficients are given."""
+        return None
+
+    def replay(self, eqn: Any, ins: list[Value], outs: Sequence[Value]) -> list[Value]:
+        """Evaluate one operation."""
+        values = equation_function(eqn)(*(v.value for v in ins))
+        values = values if eqn.primitive.multiple_results else [values]
+        return [replace(out, value=value) for out, value in zip(outs, values, strict=True)]
+
+
+def frozen(apply_fn: ApplyFn, params: PyTree, reference: Shaped[ArrayLike, "N ..."], *, masks: PyTree | None = None
+           ) -> ApplyFn:
+    """Freeze what is not linear in the signal at its values for a reference input: a network that has paths.
+
+        f(x, θ) = Σ_p c_p v_p(θ) a_p(x, θ) x_s    becomes    Σ_p (c_p a_p(x₀, θ₀)) v_p(θ) g_p(x, θ) x_s
+
+    Attention, GELU, SiLU, LayerNorm and gated units are coefficients a_p times what they act on; the gates g_p of
+    ReLU and its like stay gates. At (x₀, θ₀) both networks have the same outputs; their gradients differ by the term
+    through ∂a/∂θ.
+
+    - An operation that is not linear makes a coefficient, and a product of a coefficient and a signal is a path.
+    - σ(z) that acts entry by entry and is used as a signal is σ(0) + a z with a = (σ(z) − σ(0))/z, at 0 σ'(0).
+    - Of two signals multiplied, the one that came through more coefficients is one itself (the gate of a gated unit).
+      Where neither did (q·k), the product is a coefficient, and must not be used as a signal.
+
+    Args:
+        apply_fn: maps (params, inputs (N, *input)) to outputs (N, *out).
+        params: θ₀.
+        reference: x₀, an array (N, *input); of several examples the coefficients are averaged.
+        masks: booleans like ``params``; a masked weight is 0.
+
+    Returns:
+        A function like ``apply_fn``, to be passed in its place; ``apply_fn`` itself where nothing is to be frozen.
+
+    Raises:
+        NotPathNetworkError: a product of two signals, neither of which is a gate, is used as a signal.
+        ValueError: the reference is not one array; an index depends on the signal and there are several references.
+        FloatingPointError: a coefficient is not finite.
+
+    Source: the paths of Gebhart, Saxena and Schrater (2021), equation 9, with any real numbers for a_p.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from pkjax import paths
+        >>> net = lambda w, x: jax.nn.silu(x @ w["a"]) @ w["b"]
+        >>> w = {"a": jnp.array([[1., -2.]]), "b": jnp.array([[3.], [5.]])}
+        >>> linear = frozen(net, w, jnp.ones((1, 1)))
+        >>> bool(jnp.allclose(linear(w, jnp.ones((1, 1))), net(w, jnp.ones((1, 1)))))
+        True
+        >>> float(paths.log_count(linear, w, jnp.ones((4, 1))[:1])) == float(jnp.log10(2.))
+        True
+    """
+    if not jax.tree_util.treedef_is_leaf(jax.tree.structure(reference)):
+        raise ValueError("reference must be one array (N, *input), but is a tree of several: pass a function of one "
+                         "array, which closes over the others")
+    reference = as_array(reference)
+    network = read(apply_fn, params, reference, masks=masks)
+    network.count(reference, "reference")
+    coefficients = _recorded(network.fixed, reference)
+    if not coefficients:
+        return apply_fn
+    check_result(coefficients, "a coefficient", "choose a reference at which the network is finite, and "
+                 "normalisations with an epsilon")
+    return partial(_replayed, apply_fn, network.fn, coefficients, network.outputs)
+
+
+@jax.jit
+def _recorded(network: Network, reference: Array) -> tuple[Array, ...]:
+    """Coefficients, averaged over the examples."""
+    def one(x: Array) -> tuple[Array, ...]:
+        recorder = Recorder()
+        interpret(recorder, network.fn, network.params, x[None], lambda _, leaf: leaf, lambda z: z, frozen=True)
+        return tuple(recorder.recorded)
+
+    if len(reference) == 1:
+        return one(reference[0])
+    each = jax.vmap(one)(reference)
+    if any(not jnp.issubdtype(c.dtype, jnp.floating) for c in each):
+        raise ValueError("the network chooses entries by its signal, and choices have no average: pass one reference")
+    return tuple(c.mean(0) for c in each)
+
+
+def _replayed(apply_fn: ApplyFn, fn: BoundProgram, coefficients: tuple[Array, ...], outputs: tuple[int, ...],
+              params: PyTree, x: ArrayLike) -> Array:
+    """Evaluate a network with the coefficients of another input."""
+    x = as_array(x)
+    types = [jnp.result_type(leaf) for leaf in jax.tree.leaves((params, x))]
+    if types != [v.aval.dtype for v in fn.program.jaxpr.invars]:      # a program is of one type
+        fn = read(apply_fn, params, x).fn
+
+    def one(x: Array) -> Array:
+        return interpret(Replayed(coefficients), fn, params, x[None], lambda _, leaf: leaf, lambda z: z,
+                         frozen=True).value
+
+    values = one(x[0]) if len(x) == 1 else jax.vmap(one)(x)
+    return values.reshape(len(x), *outputs)
+
+
+def with_gates(apply_fn: ApplyFn, params: PyTree, x: PyTree, gates: str | None, reference: ArrayLike | None,
+               masks: PyTree | None = None) -> ApplyFn:
+    """The network that ``gates="frozen"`` and ``reference=`` ask for: by default the one that there is.
+
+    Raises:
+        ValueError: gates are neither None nor "frozen", or there is a reference without frozen gates.
+    """
+    if gates is None:
+        if reference is not None:
+            raise ValueError(LONE_REFERENCE)
+        return apply_fn
+    if not isinstance(gates, str) or gates != "frozen":
+        raise ValueError(f'gates must be None or "frozen", but got {gates!r}')
+    return frozen(apply_fn, params, x if reference is None else reference, masks=masks)

@@ -1,0 +1,465 @@
+"""Frozen gates: any network as an exact sum over paths, against a list of paths written down by hand."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pkjax as pk
+import pytest
+from jax import nn
+from jax.scipy.special import erf
+from pkjax.network import read
+from pkjax.paths import NotPathNetworkError, frozen
+from pkjax.paths.algebras import Polynomial
+from pkjax.paths.interpret import interpret
+from pkjax.paths.polynomial import path_sum
+
+from tests.cases import assert_close, normal
+
+# -- an oracle that lists paths: every entry of a signal is a list of (constant, coefficient, parameters, source) ------
+
+
+class Listed:
+    """A signal whose entries list their paths; written without any look at a jaxpr."""
+
+    def __init__(self, lists):
+        self.lists = lists
+
+    @classmethod
+    def inputs(cls, shape):
+        lists = np.empty(shape, object)
+        for at in np.ndindex(shape):
+            lists[at] = [(1.0, 1.0, (), at)]
+        return cls(lists)
+
+    def mapped(self, extend):
+        out = np.empty(self.lists.shape, object)
+        for at in np.ndindex(out.shape):
+            out[at] = [extend(at, *path) for path in self.lists[at]]
+        return Listed(out)
+
+    def dense(self, name, wide):
+        """Times a matrix of parameters, over the last axis."""
+        out = np.empty((*self.lists.shape[:-1], wide), object)
+        for *at, j in np.ndindex(out.shape):
+            out[(*at, j)] = [(c, a, (*p, (name, i, j)), s) for i, paths in enumerate(self.lists[tuple(at)])
+                             for c, a, p, s in paths]
+        return Listed(out)
+
+    def scaled(self, name):
+        return self.mapped(lambda at, c, a, p, s: (c, a, (*p, (name, at[-1])), s))
+
+    def biased(self, name):
+        return self + Listed(np.vectorize(lambda i: [(1.0, 1.0, ((name, i),), None)], otypes=[object])(
+            np.indices(self.lists.shape)[-1]))
+
+    def times(self, coefficient):
+        return self.mapped(lambda at, c, a, p, s: (c, a * coefficient[at], p, s))
+
+    def constant(self, value):
+        return self.mapped(lambda at, c, a, p, s: (c * value, a, p, s))
+
+    def attended(self, probabilities):
+        """Mix the first axis by a matrix of coefficients."""
+        out = np.empty(self.lists.shape, object)
+        for i, j in np.ndindex(out.shape):
+            out[i, j] = [(c, a * probabilities[i, t], p, s) for t in range(out.shape[0])
+                         for c, a, p, s in self.lists[t, j]]
+        return Listed(out)
+
+    def averaged(self, axis):
+        n = self.lists.shape[axis]
+        out = np.empty(tuple(np.delete(self.lists.shape, axis)), object)
+        for at in np.ndindex(out.shape):
+            out[at] = [(c / n, *rest) for paths in np.moveaxis(self.lists, axis, -1)[at] for c, *rest in paths]
+        return Listed(out)
+
+    def centred(self):
+        """What a normalisation subtracts: two routes, straight on and by the mean."""
+        mean = self.averaged(-1).constant(-1.0).lists
+        return self + Listed(np.stack([mean] * self.lists.shape[-1], -1))
+
+    def __add__(self, other):
+        return Listed(self.lists + other.lists)
+
+    def values(self, w, x, q=None, weigh=lambda w: w):
+        """Σ c a v x of every output; with q, Σ |c a|^q Π weigh(θ) x."""
+        def value(c, a, p, s):
+            factor = c * a if q is None else float(c * a != 0) if q == 0 else abs(c * a) ** q
+            return factor * np.prod([weigh(w[name][tuple(i)]) for name, *i in p]) * (1.0 if s is None else x[s])
+        return np.array([sum(value(*path) for path in paths) for paths in self.lists.ravel()])
+
+    def gradient(self, w, x):
+        """J_v^f J_θ^v, by the product rule on every path."""
+        out = [{name: np.zeros(np.shape(leaf)) for name, leaf in w.items()} for _ in self.lists.ravel()]
+        for tree, paths in zip(out, self.lists.ravel(), strict=True):
+            for c, a, p, s in paths:
+                for n, (name, *i) in enumerate(p):
+                    others = np.prod([w[other][tuple(j)] for m, (other, *j) in enumerate(p) if m != n])
+                    tree[name][tuple(i)] += c * a * others * (1.0 if s is None else x[s])
+        return out
+
+
+def layer_norm(x):
+    """A normalisation as its centring and its coefficient."""
+    spread = x - x.mean(-1, keepdims=True)
+    return spread, 1 / np.sqrt((spread**2).mean(-1, keepdims=True) + 1e-2) * np.ones_like(x)
+
+
+def normal_cdf(z):
+    return np.vectorize(lambda v: (1 + math.erf(v / math.sqrt(2))) / 2)(z)
+
+
+# -- networks: the function, its parameters, and its paths as one reads them off its formula ---------------------------
+
+
+def mlp_gelu(w, x):
+    return nn.gelu(x @ w["a"] + w["b"], approximate=False) @ w["c"]
+
+
+def mlp_gelu_paths(w, x):
+    z = x @ w["a"] + w["b"]
+    return Listed.inputs(x.shape).dense("a", 4).biased("b").constant(0.5).times(2 * normal_cdf(z)).dense("c", 2)
+
+
+def swiglu(w, x):
+    return (nn.silu(x @ w["g"]) * (x @ w["a"] + w["b"])) @ w["c"]
+
+
+def swiglu_paths(w, x):
+    g = x @ w["g"]
+    return Listed.inputs(x.shape).dense("a", 4).biased("b").times(g / (1 + np.exp(-g))).dense("c", 2)
+
+
+def norm_net(w, x):
+    mean = x.mean(-1, keepdims=True)
+    y = (x - mean) * jax.lax.rsqrt(jnp.square(x - mean).mean(-1, keepdims=True) + 1e-2) * w["s"] + w["t"]
+    return nn.relu(y) @ w["d"]
+
+
+def norm_paths(w, x):
+    spread, scale = layer_norm(x)
+    y = Listed.inputs(x.shape).centred().times(scale).scaled("s").biased("t")
+    return y.times((spread * scale * w["s"] + w["t"] > 0) * 1.0).dense("d", 2)
+
+
+def attention(w, x):
+    q, k, v = x @ w["q"], x @ w["k"], x @ w["v"]
+    p = nn.softmax(jnp.einsum("nid,njd->nij", q, k) / 2.0, -1)
+    return (x + jnp.einsum("nij,njd->nid", p, v)).mean(1) @ w["d"]
+
+
+def attention_paths(w, x):
+    logits = (x @ w["q"]) @ (x @ w["k"]).T / 2
+    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    signal = Listed.inputs(x.shape)
+    return (signal + signal.dense("v", x.shape[-1]).attended(p)).averaged(0).dense("d", 2)
+
+
+SHAPES = {"a": (3, 4), "b": (4,), "c": (4, 2), "g": (3, 4), "s": (3,), "t": (3,), "d": (3, 2), "q": (3, 2),
+          "k": (3, 2), "v": (3, 3)}
+NETWORKS = {"gelu": (mlp_gelu, mlp_gelu_paths, "abc", (3,)), "swiglu": (swiglu, swiglu_paths, "abcg", (3,)),
+            "layer norm": (norm_net, norm_paths, "std", (3,)),
+            "attention": (attention, attention_paths, "qkvd", (2, 3))}
+
+
+@functools.cache
+def problem(name):
+    """A network, its parameters, two inputs, and the paths of each."""
+    net, paths, leaves, shape = NETWORKS[name]
+    w = {leaf: normal(i, SHAPES[leaf]) for i, leaf in enumerate(leaves)}
+    X = normal(9, (2, *shape))
+    held = {k: np.asarray(v, np.float64) for k, v in w.items()}
+    return net, w, X, held, [paths(held, np.asarray(x, np.float64)) for x in X]
+
+
+each = pytest.mark.parametrize("name", NETWORKS)
+
+
+@each
+def test_network_is_the_sum_over_its_listed_paths(name):
+    net, w, X, held, listed = problem(name)
+    want = np.stack([paths.values(held, np.asarray(x)) for paths, x in zip(listed, X, strict=True)])
+    assert_close(net(w, X), want, 1e-10)
+    recorded = pk.paths.gates(net, w, X, gates="frozen")
+    assert_close(path_sum(net, w, X, gates=recorded), want, 1e-10)
+    assert_close(frozen(net, w, X[:1])(w, X[:1]), want[:1], 1e-10)
+    assert np.ptp(want, 0).min() > 1e-3
+    assert all(np.abs(g).max() > 1e-6 for g in recorded)
+
+
+@each
+@pytest.mark.parametrize("q", [0, 1, 2])
+def test_polynomial_weighs_coefficients_as_constants(name, q):
+    net, w, X, held, listed = problem(name)
+    z = np.abs(np.asarray(X))
+    power = {k: jnp.abs(v) ** q for k, v in w.items()}
+    want = np.stack([paths.values(held, x, q, lambda v: abs(v) ** q) for paths, x in zip(listed, z, strict=True)])
+    given = [jnp.abs(g) ** q if q else (g != 0).astype(g.dtype) for g in pk.paths.gates(net, w, X, gates="frozen")]
+    assert_close(pk.paths.polynomial(net, power, z, q=q, gates=given), want, 1e-10)
+    if name != "layer norm":      # whose ReLU stays open
+        assert_close(pk.paths.polynomial(frozen(net, w, X[:1]), power, z[:1], q=q), want[:1], 1e-10)
+        if q == 0:
+            assert_close(pk.paths.log_count(net, w, X[:1], gates="frozen"), np.log10(
+                listed[0].values(held, np.ones(X.shape[1:]), 0, lambda v: 1.0).sum()), 1e-10)
+
+
+@each
+def test_data_factor_is_the_gram_matrix_of_path_activations(name):
+    net, w, X, _, listed = problem(name)
+    activations = [[np.array([p[1] * (1.0 if p[3] is None else x[p[3]]) for p in paths])
+                    for x, of in zip(np.asarray(X), listed, strict=True) for paths in of.lists.ravel()[k:k + 1]]
+                   for k in range(2)]
+    got = pk.data_factor(net, w, X, gates="frozen")
+    assert_close(got, [[[a @ b for b in rows] for a in rows] for rows in activations], 1e-10)
+
+
+@pytest.mark.parametrize("name", ["gelu", "swiglu", "attention"])
+def test_path_kernel_of_the_frozen_network_is_that_of_the_listed_paths(name):
+    net, w, X, held, listed = problem(name)
+    paths = [path for output in listed[0].lists.ravel() for path in output]
+    sizes = np.cumsum([0, *(v.size for _, v in sorted(held.items()))])
+    first = dict(zip(sorted(held), sizes, strict=False))
+    J = np.zeros((len(paths), sizes[-1]))
+    for row, (c, a, p, _) in zip(J, paths, strict=True):
+        for n, (leaf, *i) in enumerate(p):
+            others = np.prod([held[other][tuple(j)] for m, (other, *j) in enumerate(p) if m != n])
+            row[first[leaf] + np.ravel_multi_index(tuple(i), held[leaf].shape)] += c * a * others
+    linear, ones = frozen(net, w, X[:1]), jnp.ones_like(X[:1])
+    assert_close(pk.path_kernel.dense(linear, w, ones), J.T @ J, 1e-10)
+    assert_close(pk.path_kernel.trace(linear, w, ones), (J**2).sum(), 1e-10)
+
+
+def test_path_exclusion_is_its_sum_over_listed_paths():
+    net, w, X, held, listed = problem("gelu")
+    outputs = range(2)
+    data = [sum((p[1] * (1.0 if p[3] is None else x[p[3]]))**2 for x, of in zip(np.asarray(X), listed, strict=True)
+                for p in of.lists.ravel()[k]) for k in outputs]
+    want = {leaf: np.zeros(np.shape(v)) for leaf, v in w.items()}
+    for k in outputs:
+        for c, a, p, _ in listed[0].lists.ravel()[k]:
+            for leaf, *i in p:
+                want[leaf][tuple(i)] += data[k] * (c * a * np.prod([held[n][tuple(j)] for n, *j in p]))**2
+    got = pk.path_exclusion(net, w, X, gates="frozen", reference=X[:1])
+    for leaf in w:
+        assert_close(got[leaf], want[leaf], 1e-10)
+
+
+def test_connectivity_counts_frozen_paths():
+    net, w, X, _, _ = problem("attention")
+    report = pk.connectivity(net, w, X[:1], gates="frozen")
+    assert_close(report.log10_paths, pk.paths.log_count(net, w, X[:1], gates="frozen"), 1e-10)
+    values = {k: jnp.ones(v.shape, bool) for k, v in w.items()} | {"d": jnp.zeros(w["d"].shape, bool)}
+    with pytest.warns(pk.DisconnectedWarning):
+        assert not pk.connectivity(net, w, X[:1], masks=values, gates="frozen").connected
+
+
+@each
+def test_gradient_with_frozen_gates_is_that_of_the_listed_paths(name):
+    net, w, X, held, listed = problem(name)
+    got = jax.jacobian(frozen(net, w, X[:1]))(w, X[:1])
+    for k, want in enumerate(listed[0].gradient(held, np.asarray(X[0]))):
+        for leaf in w:
+            assert_close(got[leaf][0, k], want[leaf], 1e-10, 1e-10)
+
+
+ACTIVATIONS = {
+    "tanh": jnp.tanh, "sigmoid": nn.sigmoid, "softplus": nn.softplus, "elu": nn.elu, "celu": nn.celu, "selu": nn.selu,
+    "gelu": nn.gelu, "silu": nn.silu, "relu6": nn.relu6, "hard_tanh": nn.hard_tanh, "hard_swish": nn.hard_swish,
+    "mish": nn.mish, "squareplus": nn.squareplus, "soft_sign": nn.soft_sign, "squared relu": lambda z: nn.relu(z)**2,
+    "sine": jnp.sin, "cube": lambda z: z**3, "square": lambda z: z * z, "glu": lambda z: nn.glu(z),
+    "squeeze": lambda z: z * nn.sigmoid(z.mean(-1, keepdims=True)), "tanh of erf": lambda z: jnp.tanh(erf(z)),
+    "rms": lambda z: z / jnp.sqrt((z**2).mean(-1) + 1)[:, None],
+    "unit": lambda z: z / jnp.linalg.norm(z, axis=-1, keepdims=True),
+}
+
+
+def activated(name, w, x):
+    return ACTIVATIONS[name](x @ w["a"] + w["b"])[:, :2]
+
+
+def test_any_activation_is_a_sum_over_paths():
+    def net(w, x):
+        return jnp.concatenate([activated(name, w, x) @ w["c"][:2] for name in ACTIVATIONS], -1)
+    w = {leaf: normal(i, SHAPES[leaf]) for i, leaf in enumerate("abc")} | {"b": jnp.zeros(4)}
+    X = jnp.concatenate([normal(5, (2, 3)), jnp.full((1, 3), 1e-3)])
+
+    @jax.jit
+    def both(w, X):
+        recorded = pk.paths.gates(net, w, X, gates="frozen")
+        return recorded, path_sum(net, w, X, gates=recorded), net(w, X)
+    recorded, summed, want = both(w, X)
+    assert all(np.isfinite(g).all() for g in recorded)
+    assert_close(summed, want, 1e-10)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_default_refuses_and_names_the_way_out(name):
+    w = {leaf: normal(i, SHAPES[leaf]) for i, leaf in enumerate("ab")}
+    with pytest.raises(NotPathNetworkError, match='gates="frozen"'):
+        pk.paths.polynomial(functools.partial(activated, name), w, jnp.ones((1, 3)), q=1)
+
+
+def test_elementwise_function_is_its_value_at_0_and_a_secant():
+    w, x = {"a": jnp.eye(2)}, jnp.array([[2.0, 0.0]])
+    (a,) = pk.paths.gates(lambda w, x: nn.sigmoid(x @ w["a"]), w, x, gates="frozen")
+    assert_close(a, [[(1 / (1 + np.exp(-2.0)) - 0.5) / 2, 0.25]], 1e-10)
+    assert_close(pk.paths.polynomial(lambda w, x: nn.sigmoid(x @ w["a"]), w, x, q=1, gates="frozen"),
+                 [[1 / (1 + np.exp(-2.0)), 0.5]], 1e-10)
+
+
+REFUSED = {
+    "product of two signals": lambda w, x: ((x @ w["a"]) * (x @ w["g"])) @ w["c"],
+    "its sum with a signal": lambda w, x: (x @ w["a"] + (x @ w["a"]) * (x @ w["g"])) @ w["c"],
+    "as the output": lambda w, x: (x @ w["a"]) * (x @ w["g"]),
+    "two gated signals": lambda w, x: (nn.silu(x @ w["a"]) * nn.silu(x @ w["g"])) @ w["c"],
+    "softmax as the output": lambda w, x: nn.softmax(x @ w["a"]),
+    "logarithm of a signal": lambda w, x: jnp.log(x @ w["a"]) + x @ w["g"],
+    "chosen branch": lambda w, x: jax.lax.cond(w["a"].sum() > 0, lambda: x @ w["a"], lambda: x @ w["g"]),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_would_have_to_be_guessed_is_refused(name):
+    w = {leaf: normal(i, SHAPES[leaf]) for i, leaf in enumerate("acg")}
+    with pytest.raises(NotPathNetworkError, match="what to do") as error:
+        pk.synflow(REFUSED[name], w, jnp.ones((1, 3)), gates="frozen")
+    assert "freeze" not in str(error.value)
+
+
+def test_products_of_signals_may_make_coefficients():
+    def net(w, x):      # logits with a bias of their own and a mix of heads, as in talking heads
+        logits = jnp.einsum("nid,njd->nij", x @ w["q"], x @ w["k"]) @ w["m"] + w["m"]
+        return (nn.softmax(jnp.where(jnp.tril(jnp.ones((2, 2))) > 0, logits, -jnp.inf)) @ (x @ w["v"])).sum(1)
+    w = {leaf: normal(i, SHAPES.get(leaf, (2, 2))) for i, leaf in enumerate("qkvm")}
+    x = normal(3, (1, 2, 3))
+    assert_close(path_sum(net, w, x, gates=pk.paths.gates(net, w, x, gates="frozen")), net(w, x), 1e-10)
+    scores = pk.synflow(net, w, jnp.ones_like(x), gates="frozen", reference=x)
+    assert not any(np.any(scores[leaf]) for leaf in "qkm")
+    assert np.all(scores["v"] > 0)
+
+
+def deep(w, x):
+    h = nn.gelu(x @ w["a"] + w["b"])
+    return (nn.silu(h @ w["m"]) * (h @ w["n"])) @ w["c"]
+
+
+@pytest.mark.parametrize("variant", ["synflow", "conserved"])
+def test_layer_sums_of_scores_are_conserved(variant):
+    w = {leaf: normal(i, SHAPES.get(leaf, (4, 4))) for i, leaf in enumerate("abcmn")} | {"b": jnp.zeros(4)}
+    z, reference = jnp.ones((1, 3)), normal(7, (5, 3))
+    score = pk.synflow if variant == "synflow" else functools.partial(pk.synflow_l2, variant=variant)
+    sums = {k: float(v.sum()) for k, v in score(deep, w, z, gates="frozen", reference=reference).items()}
+    q = 1 if variant == "synflow" else 2
+    total = float(pk.paths.polynomial(frozen(deep, w, reference), {k: abs(v) ** q for k, v in w.items()}, z, q=q).sum())
+    assert_close([sums[k] for k in "anc"], [total] * 3, 1e-10)
+    assert sums["m"] == sums["b"] == 0
+
+
+def test_pruning_warns_where_queries_and_keys_are_emptied():
+    net, w, X, _, _ = problem("attention")
+    with pytest.warns(pk.EmptiedLayerWarning, match="k, q"):
+        pk.prune(lambda p: pk.synflow(net, p, jnp.ones_like(X[:1]), gates="frozen", reference=X), w, density=0.1)
+
+
+def test_coefficients_of_several_references_are_averaged():
+    w, X = {leaf: normal(i, SHAPES[leaf]) for i, leaf in enumerate("abc")}, normal(3, (4, 3))
+    mean = pk.paths.gates(mlp_gelu, w, X, gates="frozen")[0].mean(0, keepdims=True)
+    got = pk.paths.polynomial(mlp_gelu, w, X[:1], q=1, gates="frozen", reference=X)
+    assert_close(got, pk.paths.polynomial(mlp_gelu, w, X[:1], q=1, gates=[mean]), 1e-10)
+    own = pk.paths.polynomial(mlp_gelu, w, X, q=1, gates="frozen")
+    assert_close(own[2:3], pk.paths.polynomial(mlp_gelu, w, X[2:3], q=1, gates="frozen", reference=X[2:3]), 1e-10)
+
+
+def test_masks_act_before_coefficients_are_taken():
+    net, w, X, _, _ = problem("gelu")
+    masks = jax.tree.map(jnp.ones_like, w) | {"a": jnp.arange(12).reshape(3, 4) % 3 > 0}
+    masks = jax.tree.map(lambda m: m.astype(bool), masks)
+    masked = {k: jnp.where(masks[k], v, 0) for k, v in w.items()}
+    assert_close(path_sum(net, masked, X, gates=pk.paths.gates(net, w, X, masks=masks, gates="frozen")),
+                 net(masked, X), 1e-10)
+    # 8 of 12 edges in, 4 biases, 2 outputs
+    assert_close(pk.paths.log_count(net, w, X[:1], masks=masks, gates="frozen"), np.log10(24), 1e-10)
+
+
+def relu_net(w, x):
+    return nn.relu(x.reshape(len(x), -1) @ w["a"] + w["b"]) @ w["c"]
+
+
+def test_relu_networks_are_what_they_were():
+    w, x = {leaf: normal(i, SHAPES[leaf]) for i, leaf in enumerate("abc")}, normal(4, (1, 3))
+    assert frozen(relu_net, w, x) is relu_net
+    g = pk.paths.gates(relu_net, w, x)
+    assert all(np.array_equal(a, b) for a, b in zip(g, pk.paths.gates(relu_net, w, x, gates="frozen"), strict=True))
+    network = read(relu_net, w, x, paths=True)
+
+    def walked(frozen):
+        return str(jax.make_jaxpr(lambda w, x: interpret(Polynomial(2, None, False), network.fn, w, x, lambda _, v: v,
+                                                         lambda v: v, frozen=frozen).value)(w, x))
+    assert walked(False) == walked(True)
+
+
+def test_frozen_relu_and_pooling_keep_their_operations():
+    def net(w, x):
+        h = nn.relu(nn.silu(x @ w["a"]))
+        return jax.lax.reduce_max(h, (1,))[:, None] * w["b"]
+    w, x = {leaf: normal(i, SHAPES[leaf]) for i, leaf in enumerate("ab")}, normal(4, (1, 3))
+    text = str(jax.make_jaxpr(frozen(net, w, x))(w, x))
+    assert "custom_jvp_call[" in text
+    assert "reduce_max" in text
+    assert "logistic" not in text
+    both = [pk.paths.polynomial(net, jax.tree.map(abs, w), abs(x), q=1, gates="frozen", reference=x, pool=pool)
+            for pool in ("sum", "max")]
+    assert (both[0] > both[1]).all()
+
+
+def test_single_precision_and_compiled_calls_agree():
+    net, w, X, _, _ = problem("attention")
+    z = jnp.ones_like(X[:1])
+    want = pk.synflow(net, w, z, gates="frozen", reference=X)
+    inside = jax.jit(lambda w: pk.synflow(net, w, z, gates="frozen", reference=X))(w)
+    single = jax.tree.map(lambda v: v.astype(jnp.float32), (w, z, X))
+    narrow = pk.synflow(net, *single[:2], gates="frozen", reference=single[2])
+    for k in w:
+        assert_close(inside[k], want[k], 1e-10)
+        assert narrow[k].dtype == jnp.float32
+        np.testing.assert_allclose(narrow[k], want[k], 1e-4, 1e-4)
+    assert_close(pk.paths.log_count(net, *single[:2], gates="frozen"), pk.paths.log_count(net, w, z, gates="frozen"))
+
+
+def test_tokens_are_signals():
+    def net(w, tokens):
+        h = w["e"][tokens]
+        p = nn.softmax(jnp.einsum("nid,njd->nij", h @ w["q"], h @ w["k"]))
+        return (h + p @ nn.gelu(h @ w["v"])).mean(1) @ w["d"]
+    w = {leaf: normal(i, SHAPES.get(leaf, (5, 3))) for i, leaf in enumerate("eqkvd")}
+    tokens = jnp.array([[0, 3], [4, 4]])
+    linear = frozen(net, w, tokens[:1])
+    assert_close(linear(w, tokens[:1]), net(w, tokens[:1]), 1e-10)
+    # each of 2 tokens: 3 entries to 2 outputs, and to 3·3 by 2 places through the values
+    assert_close(pk.paths.log_count(net, w, tokens[:1], gates="frozen"), np.log10(2 * 3 * 2 + 2 * 2 * 9 * 2), 1e-10)
+
+
+def test_arguments_are_checked():
+    net, w, X, _, _ = problem("gelu")
+    with pytest.raises(ValueError, match="reference is the input"):
+        pk.synflow(net, w, jnp.ones((1, 3)), reference=X)
+    for call in (pk.paths.gates, pk.paths.log_count, functools.partial(pk.paths.polynomial, q=1), pk.synflow):
+        with pytest.raises(ValueError, match='gates must be None or "frozen"'):
+            call(net, w, jnp.ones((1, 3)), gates="thawed")
+    with pytest.raises((ValueError, TypeError), match="reference"):
+        frozen(lambda w, x: net(w, x["a"]), w, {"a": X, "b": X})
+    with pytest.raises(FloatingPointError, match="a coefficient is not finite"):
+        frozen(lambda w, x: (x @ w["a"]) / (x @ w["a"]).std(-1, keepdims=True), w, jnp.zeros((1, 3)))
+
+
+def test_choices_by_the_signal_are_frozen_too():
+    def experts(w, x):
+        chosen = jax.lax.top_k(nn.softmax(x @ w["a"]), 2)
+        return (chosen[0][:, :, None] * w["c"][chosen[1]]).sum(1) + x @ w["a"][:, :2]
+    w, X = {leaf: normal(i, SHAPES[leaf]) for i, leaf in enumerate("ac")}, normal(2, (2, 3))
+    assert_close(path_sum(experts, w, X, gates=pk.paths.gates(experts, w, X, gates="frozen")), experts(w, X), 1e-10)
+    with pytest.raises(ValueError, match="choices have no average"):
+        frozen(experts, w, X)
