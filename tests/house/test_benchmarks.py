@@ -64,6 +64,7 @@ def test_growth_is_fitted_and_drawn(tmp_path):
     assert (tmp_path / "growth.png").stat().st_size > 5000
 
 
+@pytest.mark.slow
 def test_the_path_kernel_benchmark_agrees_with_enumeration(tmp_path, capsys):
     path = tmp_path / "path_kernel.json"
     report = bench_path_kernel.main(["--quick", "--repeats", "1", "--output", str(path)])
@@ -87,6 +88,7 @@ def test_json_appears_whole_or_not_at_all(tmp_path):
     assert os.listdir(tmp_path) == ["report.json"]
 
 
+@pytest.mark.slow
 def test_quick_run_reports_every_figure(tmp_path, capsys):
     pytest.importorskip("torch")
     path = tmp_path / "pruning.json"
@@ -143,6 +145,7 @@ def test_pruning_leaves_the_network_as_it_was():
     assert sum(int(mask.sum()) for mask in masks.values()) == round(0.25 * side.weights)
 
 
+@pytest.mark.slow
 def test_the_tangent_kernel_benchmark_compares_equal_kernels(tmp_path, capsys):
     if importlib.util.find_spec("neural_tangents") is None:
         pytest.skip("neural-tangents is not installed")
@@ -183,6 +186,7 @@ def test_first_calls_are_measured_in_plain_gradients_and_their_programs_counted(
     assert count["instructions"] > 10
 
 
+@pytest.mark.slow
 def test_the_shrink_benchmark_compares_equal_outputs(tmp_path):
     path = tmp_path / "shrink.json"
     bench_shrink.main(["--networks", "FC-100", "--compression", "1", "--steps", "9", "--batch", "2", "--repeats", "1",

@@ -178,6 +178,14 @@ def test_accuracies_of_the_authors_code_are_those_of_its_sweep():
     assert shown == {pruner: [mean[pruner, c] for c in (1.0, 2.0, 3.0)] for pruner in set(runs["pruner"]) - {"none"}}
 
 
+def test_accuracies_of_pruners_that_train_are_those_of_their_sweep():
+    table = rows("claims.md", "Mean test accuracy over three seeds in percent")
+    runs = pytest.importorskip("pandas").read_parquet(ROOT / "benchmarks" / "results" / "imp.parquet")
+    mean = (100 * runs.groupby(["pruner", "compression"])["test_accuracy"].mean()).round(1)
+    for row, pruner in (("*magnitude after training*", "magnitude-after-training"), ("*IMP with rewinding*", "imp")):
+        assert [float(cell) for cell in table[row] if cell] == [mean[pruner, c] for c in (1.0, 2.0, 3.0)]
+
+
 def test_correlations_of_traces_with_spectra_are_the_benchmarks():
     files = {"FC-100": "fc-100", "ResNet-20": "resnet20", "VGG-11-BN": "vgg11"}
     symbols = {"Tr Π": "trace_pi", "gated trace": "gated_trace"}

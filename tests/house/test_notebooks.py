@@ -222,6 +222,7 @@ def test_pruning_in_a_loop_of_ones_own_keeps_what_the_masks_keep(run, capsys):
     assert "masks in 'masks.npz' are of another network" in printed
 
 
+@pytest.mark.slow
 def test_the_path_kernel_by_hand_is_the_one_by_polynomial_and_its_theorem_ends_where_it_does(run):
     scope = run("2_what_a_path_kernel_is")
     factors = scope["factors"]
@@ -265,6 +266,7 @@ def test_the_ntk_beside_the_path_kernel_keeps_every_theorem(run):
     drawn(scope["figure"])
 
 
+@pytest.mark.slow
 def test_the_linearised_network_forecasts_the_wide_one_and_one_exponential_does_not(run):
     scope = run("4_forecasting_convergence")
     small = SMALL["4_forecasting_convergence"]
