@@ -38,7 +38,8 @@ def refusal(entry: Entry) -> dict[str, str] | None:
     except pk.NotPathNetworkError as error:
         reason, *lines = str(error).split("\n  ")
         told = dict(line.split(": ", 1) for line in lines)
-        return {"operation": told["operation"], "reason": reason, "what_to_do": told["what to do"]}
+        remedy = told["what to do"].split("; or freeze")[0]       # the page says so once
+        return {"operation": told["operation"], "reason": reason, "what_to_do": remedy}
     return None
 
 

@@ -117,18 +117,29 @@ CASES = {
     "mean_input": of(lambda p, x: pk.mean_input(x), X, products=False),
     "random": of(lambda p: pk.random(p, key=key()), products=False),
     "prune": of(prune),
+    "fisher": of(lambda p: pk.fisher(lambda q, batch: net(q, batch[0])[:, 0].mean(), p, [(jnp.asarray(X), LABELS)])),
+    "ntk_sap": of(lambda p: pk.ntk_sap(net, p, X.shape[1:], key=key(), samples=2)),
+    "ntk_alignment": of(lambda p, x, y: pk.ntk_alignment(net, p, x, y, key=key(), probes=2), X,
+                        np.ones((3, 3), np.float32)),
+    "kernel_alignment": Case(pk.kernel_alignment, (np.ones((3, 3, 2, 2), np.float32), np.ones((3, 2), np.float32))),
+    "path_magnitude": of(lambda p, x: pk.path_magnitude(net, p, x), ONES),
+    "paths.norm": of(lambda p, x: pk.paths.norm(net, p, x, q=1), ONES),
+    "paths.distance": of(lambda p, x: pk.paths.distance(net, p, x, None, jax.tree.map(lambda v: v > 0, p)), ONES),
     "dynamics.linearize": of(lambda p, q, x: dynamics.linearize(net, p, x)(q), PARAMS, X),
     "dynamics.linearized": Case(lambda k, f, y: vars(dynamics.linearized(k, f, y, learning_rate=0.1, t=np.ones(2))),
                                 (np.eye(9, dtype=np.float32).reshape(3, 3, 3, 3), *2 * (np.ones((3, 3), np.float32),))),
 }
 
 
-SEVERAL = {"analyze", "connectivity", "ntk_eigenpairs", "path_kernel.eigenpairs", "path_kernel.eigenvalues",
-           "path_kernel.bounded_eigenvalues", "path_kernel.count_above"}
+SEVERAL = {"analyze", "compare", "connectivity", "effective_units", "kernel_regression", "ntk_eigenpairs",
+           "ntk_regression", "path_kernel.bounded_eigenvalues", "path_kernel.count_above", "path_kernel.eigenpairs",
+           "path_kernel.eigenvalues", "paths.change_bound", "paths.frozen", "paths.path_condition", "paths.rescale",
+           "phew", "shrink"}
 """What the host leads through several programs."""
 WITHOUT = {"erk_scope", "exponential", "from_linen", "from_nnx", "global_scope", "inverted", "kernels", "layer_scope",
-           "linear", "load_masks", "masked", "ntk_plan", "ones_input", "save_masks", "paths.dense_layers",
-           "paths.factorize", "paths.power_of_two", "paths.sites", "paths.tied"}
+           "linear", "load_masks", "load_safetensors", "masked", "n_m_scope", "ntk_plan", "ones_input", "save_masks",
+           "save_safetensors", "paths.dense_layers", "paths.factorize", "paths.power_of_two", "paths.sites",
+           "paths.tied"}
 """What computes on the host, nothing of its own, or no more than a power."""
 
 

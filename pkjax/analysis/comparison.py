@@ -81,7 +81,8 @@ class Comparison:
 
     Examples:
         >>> import jax.numpy as jnp, pkjax as pk
-        >>> pk.compare(lambda w, x: x @ w, jnp.ones((2, 1)), jnp.eye(2), masks={"dense": None})
+        >>> w, X = jnp.ones((2, 1), jnp.float32), jnp.eye(2, dtype=jnp.float32)
+        >>> pk.compare(lambda w, x: x @ w, w, X, masks={"dense": None})
         1 network on 2 examples of 1 outputs, float32
         name              ρ    Tr Π   gated    Tr Θ Σ ν_iπ_i     λ_1   rank  decay
         dense             –       2       2       2        2       1      2      0

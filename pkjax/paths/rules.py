@@ -125,7 +125,7 @@ def power(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
         raise interp.error(f"a signal or parameter is raised to the power {n}")
     if n > 1 and ins[0].on_input:
         # The tanh of GELU takes a cube; a square is a normalisation's.
-        raise interp.error(f"a signal is raised to the power {n}", ACTIVATION if n > 2 else "")
+        raise interp.error(f"a signal is raised to the power {n}", ACTIVATION + interp.way_out if n > 2 else "")
     out = ins[0]
     for _ in range(n - 1):
         out = interp.bilinear("mul", lax.mul, out, ins[0])

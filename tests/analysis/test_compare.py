@@ -101,9 +101,9 @@ def test_one_example_is_a_batch():
 def test_no_program_is_compiled_for_other_masks_and_weights():
     cut, emptied = (EVERY["thin"] | {name: np.zeros(SHAPES[name], bool)} for name in "ac")
     pk.compare(net, PARAMS, X, masks={"thin": EVERY["thin"], "cut": cut})      # what is 0 takes the careful programs
-    watch = Stopwatch(progress=False)
-    watch.part("again", lambda: pk.compare(net, weights(1), X, masks={
-        "dense": None, "emptied": emptied, **{str(i): thinned(i) for i in range(4, 8)}}))
+    watch, others = Stopwatch(progress=False), {str(i): thinned(i) for i in range(4, 8)}
+    params, masks = weights(1), {"dense": None, "emptied": emptied, **others}
+    watch.part("again", lambda: pk.compare(net, params, X, masks=masks))
     assert watch.compile_seconds["again"] == 0
 
 
