@@ -121,7 +121,7 @@ def test_the_blocks_of_the_data_factor_take_a_few_times_their_own_memory(masked)
     w, X = [normal(0, (4, 6)), normal(1, (6, 40))], normal(2, (96, 4))
     masks = [coins(i, 0.7, v.shape) for i, v in enumerate(w)] if masked else None
     network = read(lambda w, x: jax.nn.relu(x @ w[0]) @ w[1], w, X, masks=masks, paths=True)
-    gates = factor._gates(network, X)
+    gates = factor._gates(network, X, frozen=False)
     engine, blocks = factor._pair_by_pair if masked else factor._dense_pairs, 40 * 96 * 96 * X.dtype.itemsize
     takes = [engine.lower(network, X, gates), factor._mirrored.lower(jax.ShapeDtypeStruct((40, 96, 96), X.dtype))]
     for compiled in (lowered.compile().memory_analysis() for lowered in takes):
