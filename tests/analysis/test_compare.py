@@ -14,9 +14,9 @@ from pkjax.analysis.correlations import spearman
 from pkjax.analysis.stopwatch import Stopwatch
 from scipy import stats
 
-from tests.cases import coins, normal
+from tests.cases import FLOAT, coins, normal
 
-X = normal(0, (3, 3), jnp.float64)
+X = normal(0, (3, 3), FLOAT)
 SHAPES = {"a": (3, 4), "b": (4,), "c": (4, 2), "d": (2,)}
 
 
@@ -25,7 +25,7 @@ def net(w, x):
 
 
 def weights(seed):
-    return {name: normal(10 * seed + i, shape, jnp.float64) for i, (name, shape) in enumerate(SHAPES.items())}
+    return {name: normal(10 * seed + i, shape, FLOAT) for i, (name, shape) in enumerate(SHAPES.items())}
 
 
 def thinned(seed, density=0.7):
