@@ -57,7 +57,7 @@ def _spearman(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def correlation(groups: Iterable[tuple[np.ndarray, np.ndarray]]) -> Correlation | None:
-    """Return the mean over groups of two columns each, with its spread; None where there is no group of several.
+    """Return the mean over groups of two columns each, with its spread; None if no group has several entries.
 
     Examples:
         >>> correlation([(np.arange(6.0), np.array([0.0, 2, 1, 3, 4, 5]))]).entries

@@ -34,7 +34,7 @@ def read_logger(path: Path) -> str | None:
     The folder of the file is put at the front of `sys.path` where there is one.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: the file is not a TOML file, or holds what no sweep has.
         TypeError: the logger is not a text.
     """

@@ -264,7 +264,7 @@ def read_file(path: Path) -> dict[str, Any]:
     """Read the TOML file of a sweep.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: the file is not a TOML file, or holds what no sweep has.
     """
     try:
@@ -293,7 +293,7 @@ def read_grid(path: Path) -> list[Settings]:
     is put at the front of `sys.path`.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: the file is not a TOML file or describes no sweep; the message names what does not fit.
         TypeError: a value has the wrong type.
     """

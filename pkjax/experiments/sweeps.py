@@ -61,7 +61,7 @@ def sweep(runs: Sequence[Settings], output: Path | str, *, workers: int = 1, tog
             run's history, `on_run(record)` the record of the run, done or failed, before it is written. Runs that go
             together have an object each, whose methods may be called from several threads. What is done again after a
             process was killed is logged again. A logger that raises an error is not called again in that run, with a
-            warning in the run's `stderr`; it is no part of a run's settings.
+            warning in the run's `stderr`; it does not belong to the settings of a run.
 
     Returns:
         how many runs this call did, how many of them failed, and how many were recorded before.
