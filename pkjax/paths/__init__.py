@@ -13,7 +13,8 @@ from pkjax.paths.norms import distance, norm
 from pkjax.paths.polynomial import gates, polynomial, tied
 from pkjax.paths.rescaling import PathConditioned, path_condition, rescale
 from pkjax.paths.scaled import log_count, scaled_polynomial
-from pkjax.paths.taps import Site, sites, tapped
+from pkjax.paths.sites import Site
+from pkjax.paths.taps import sites, tapped
 from pkjax.paths.units import NotRescalableError
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""The parts that the gradients of one example consist of: operands h, cotangents δ, and the Jacobian of one leaf."""
+"""The parts that the gradients of one example consist of: operands h, cotangents δ, and Jacobians of one leaf."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree, Shaped
 
-from pkjax.paths.taps import Site, network_sites, network_tapped
+from pkjax.paths.sites import Site
+from pkjax.paths.taps import network_sites, network_tapped
 from pkjax.programs.program import BoundProgram
 
 __all__ = ["LeafJacobian", "TappedNetwork"]
@@ -33,14 +34,15 @@ class TappedNetwork:
     def of(cls, fn: BoundProgram, params: PyTree, x: Array) -> "TappedNetwork":
         """Put taps at the sites of a network, found for `x`, a batch of one."""
         leaves, treedef = jax.tree.flatten(params)
-        return cls(fn, leaves, treedef, *network_sites(fn, params, x), fn.out.shape[1], fn.out.dtype)
+        sites, by_leaf, _ = network_sites(fn, params, x)
+        return cls(fn, leaves, treedef, sites, by_leaf, fn.out.shape[1], fn.out.dtype)
 
     def operands_and_cotangents(self, x: Shaped[Array, "..."]) -> tuple[tuple[Array | None, ...], tuple[Array, ...]]:
         """Return h and δ (K, ...) of every site for one example, by one backward pass per output."""
         params = jax.tree.unflatten(self.treedef, self.leaves)
 
         def tapped(taps: tuple[Array, ...]) -> tuple[Array, Any]:
-            return network_tapped(self.fn, params, x[None], taps)
+            return network_tapped(self.fn, params, x[None], taps, self.sites)
 
         zeros = tuple(jnp.zeros(site.shape, site.dtype) for site in self.sites)
         _, pullback, operands = jax.vjp(tapped, zeros, has_aux=True)
@@ -55,21 +57,6 @@ class TappedNetwork:
 
             used = self.by_leaf[index]
             return _flat(sum(map(one_site, used[1:]), start=one_site(used[0])))
-
-        return jacobian
-
-    def leaf_alone(self, index: int, batch: Array) -> LeafJacobian:
-        """Return the Jacobian of a leaf by backward passes through everything after its first use."""
-        def jacobian(first: int, last: int) -> Array:
-            def one_example(x: Array) -> Array:
-                def f(leaf: Array) -> Array:
-                    changed = [*self.leaves[:index], leaf, *self.leaves[index + 1:]]
-                    return self.fn(jax.tree.unflatten(self.treedef, changed), x[None])[0]
-
-                _, pullback = jax.vjp(f, self.leaves[index])
-                return jax.vmap(lambda e: pullback(e)[0])(jnp.eye(self.n_out, dtype=self.dtype)[first:last])
-
-            return _flat(jax.vmap(one_example)(batch))
 
         return jacobian
 

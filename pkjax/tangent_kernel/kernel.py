@@ -15,6 +15,7 @@ from pkjax.programs.program import BoundProgram
 from pkjax.tables import Progress
 from pkjax.tangent_kernel import layerwise, neural_tangents
 from pkjax.tangent_kernel.arguments import check_kernel, restrict
+from pkjax.tangent_kernel.compilation import is_curved
 from pkjax.tangent_kernel.plan import NtkPlan, plan_kernel
 from pkjax.tangent_kernel.tiles import fill
 from pkjax.trees import ApplyFn, Choice, accumulator
@@ -42,8 +43,7 @@ def ntk(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[Array | np.ndarray, 
         X: (N, *input), the inputs of the rows.
         X2: (M, *input), the inputs of the columns; None means `X`.
         engine: "structured" contracts layer by layer, "jacobian" takes the full Jacobian, "neural-tangents" calls that
-            package (the extra `pkjax[ntk]`); "auto" is "structured", or "jacobian" if the network is not a sum over
-            paths (because of tanh, for example).
+            package (the extra `pkjax[ntk]`); "auto" is "structured". All three take any differentiable network.
         masks: booleans like `params`; a masked weight is absent (it is 0 and does not train).
         trainable: which parameters Θ differentiates, a predicate or a tree of booleans; None means all floating-point
             leaves.
@@ -65,8 +65,6 @@ def ntk(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[Array | np.ndarray, 
             trainable have another structure, or params or inputs hold NaN or infinity.
         FloatingPointError: Θ overflows or vanishes in the type of its numbers (not checked under `jit`).
         TypeError: masks are not booleans.
-        NotPathNetworkError: the engine is "structured" and the network is not a sum over paths; "jacobian" and
-            "neural-tangents" take any differentiable network.
         ImportError: the engine is "neural-tangents" and that package cannot be loaded.
 
     Source: Jacot, Gabriel and Hongler (2018), equation 2; Gebhart, Saxena and Schrater (2021), equations 3 and 11
@@ -86,7 +84,7 @@ def ntk(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[Array | np.ndarray, 
     sizes = (len(rows), None if columns is None else len(columns))
     plan = plan_kernel(network, sizes, engine, tile=tile, memory_limit=memory_limit,
                        devices=1 if mesh is None else mesh.size)
-    block = _Block(network.whole, plan.engine)
+    block = _Block(network.whole, plan.engine, is_curved(network))
     theta = fill(block, (network.fn, network.params, network.entries), rows, columns, plan.tile, mesh, progress)
     if columns is None:      # of other columns Θ may well be 0
         check_kernel(network, rows, theta, "Θ")
@@ -107,7 +105,6 @@ def ntk_plan(apply_fn: ApplyFn, params: PyTree, X: Any, X2: Any = None, *, engin
 
     Raises:
         ValueError: as for `ntk`, including a kernel that does not fit.
-        NotPathNetworkError: as for `ntk`.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -138,6 +135,8 @@ class _Block:
 
     whole: tuple[bool, ...]
     engine: str
+    curved: bool
+    """Whether signals meet in the network, or go through a function that is curved."""
 
     def __call__(self, fn: BoundProgram, params: PyTree, entries: list[Any], X: Array, X2: Array | None) -> Array:
         if all(mask is None for mask in entries):     # nothing trains: all is masked, or without entries

@@ -19,8 +19,8 @@ examples and K outputs, in addition to the backward passes that give all δ:
     masked, p = 1     2 J (I + K² + K/2)
     Jacobian          2 K² I J, and 2 p K I J for each example
 
-Leaves used several times, other operations, and leaves that the taps do not reach are contracted by the Jacobian of
-that leaf as well, in blocks of outputs.
+Leaves used several times and other operations are contracted by the Jacobian of that leaf as well, in blocks of
+outputs.
 """
 
 from functools import partial
@@ -32,7 +32,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
-from pkjax.paths.taps import Matrices
+from pkjax.paths.sites import Matrices
 from pkjax.programs.program import BoundProgram
 from pkjax.tangent_kernel.backward import LeafJacobian, TappedNetwork
 from pkjax.tangent_kernel.leaf_costs import Route, bands, blocks, cheapest_route, masked_columns, use
@@ -46,7 +46,7 @@ def theta(fn: BoundProgram, params: PyTree, entries: list[Any], whole: tuple[boo
     """Contract Θ over the parameters leaf by leaf, each by its cheapest route.
 
     Args:
-        fn: the program of the network, a sum over paths, for one example.
+        fn: the program of the network for one example.
         params: its parameters, masked.
         entries: for each leaf the booleans that say which of its entries train; None where none of them does.
         whole: for each leaf whether all of its entries train.
@@ -60,10 +60,11 @@ def theta(fn: BoundProgram, params: PyTree, entries: list[Any], whole: tuple[boo
     columns = None if X2 is None else X2.shape[0]
     parts = bands(X.shape[0], k) if X2 is None else [(slice(None), slice(None))]
     total: list[Any] = [0] * len(parts)
-    for index, mask in enumerate(entries):
-        if mask is None:
-            continue
-        used = net.by_leaf.get(index, ())
+    moving = [(i, mask) for i, mask in enumerate(entries) if mask is not None and net.by_leaf[i]]
+    if not moving:
+        return jnp.zeros((len(X), len(X if X2 is None else X2), k, k), wide)
+    for index, mask in moving:
+        used = net.by_leaf[index]
         train = None if whole[index] else mask
         size = jnp.size(net.leaves[index])
         route = cheapest_route(X.shape[0], columns, k, size, [use(net.sites[s], net.leaves[index]) for s in used],
@@ -76,10 +77,7 @@ def theta(fn: BoundProgram, params: PyTree, entries: list[Any], whole: tuple[boo
             terms = _product(route, matrices, (h, deltas[used[0]]), (h2, deltas2[used[0]]),
                              None if train is None else matrices.entries(train), parts, X2 is None, wide)
         else:
-            if used:
-                left, right = net.through_sites(index, operands, deltas), net.through_sites(index, operands2, deltas2)
-            else:
-                left, right = net.leaf_alone(index, X), net.leaf_alone(index, X if X2 is None else X2)
+            left, right = net.through_sites(index, operands, deltas), net.through_sites(index, operands2, deltas2)
             terms = _contract(left, None if X2 is None else right, None if train is None else train.reshape(-1), k,
                               blocks(max(X.shape[0], columns or 0), size), wide, parts)
         total = [a + b for a, b in zip(total, terms, strict=True)]
@@ -108,14 +106,13 @@ def energy(fn: BoundProgram, params: PyTree, entries: list[Any], whole: tuple[bo
     operands, deltas = net.operands_and_cotangents(x)
     total = jnp.zeros((), wide)
     for index, mask in enumerate(entries):
-        if mask is None:
+        if mask is None or not net.by_leaf[index]:
             continue
-        used = net.by_leaf.get(index, ())
+        used = net.by_leaf[index]
         matrices = net.sites[used[0]].matrices if len(used) == 1 else None
         if matrices is None:
             batch = jax.tree.map(lambda a: a[None], (operands, deltas))
-            jacobian = net.through_sites(index, *batch) if used else net.leaf_alone(index, x[None])
-            gradients = jacobian(0, net.n_out).astype(wide)
+            gradients = net.through_sites(index, *batch)(0, net.n_out).astype(wide)
             total += jnp.sum((gradients if whole[index] else jnp.where(mask.reshape(-1), gradients, 0)) ** 2)
             continue
         h = matrices.rows(operands[used[0]]).astype(wide)

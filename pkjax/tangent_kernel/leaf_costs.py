@@ -12,12 +12,13 @@ import jax
 from jaxtyping import PyTree
 
 from pkjax.linalg.memory import budget
-from pkjax.paths.errors import NotPathNetworkError
-from pkjax.paths.taps import Site, network_sites
+from pkjax.paths.sites import Site
+from pkjax.paths.taps import network_sites
 from pkjax.programs.program import Program
 from pkjax.trees import shapes
 
-__all__ = ["Costs", "Route", "Use", "bands", "blocks", "cheapest_route", "masked_columns", "over_places", "use", "uses"]
+__all__ = ["Costs", "Route", "Use", "Uses", "bands", "blocks", "cheapest_route", "masked_columns", "over_places", "use",
+           "uses"]
 
 ENTRIES = 2**26
 """Largest number of entries of an intermediate array: 256 MB in float32, less where memory is short."""
@@ -26,7 +27,8 @@ BALANCE = 32
 BAND = 512
 """Rows NK from which a symmetric kernel is computed in bands."""
 
-Route = Literal["Gram", "Gram over places", "masked Gram", "Jacobian of the layer", "Jacobian of the leaf"]
+Route = Literal["Gram", "Gram over places", "masked Gram", "Jacobian of the layer", "Jacobian of the leaf",
+                "unused"]
 
 
 class Use(NamedTuple):
@@ -37,6 +39,8 @@ class Use(NamedTuple):
     """Entries of the operation's result."""
     operand: int
     """Entries of its other operand; 0 for a bias."""
+    cotangents: int
+    """Entries of its cotangent for an output; 0 for a bias, which has that of the operation before it."""
     matrix: tuple[int, int, int] | None
     """Places p, rows I and columns J if the operation is a product (p, I) by (I, J), else None."""
 
@@ -56,14 +60,23 @@ class Costs(NamedTuple):
 def use(site: Site, leaf: Any) -> Use:
     """Return the sizes of one use of a leaf."""
     output, operand = prod(site.shape), 0 if site.operand is None else prod(site.operand)
+    cotangents = 0 if site.kind == "elementwise" and site.operand is None else output
     if site.matrices is None:
-        return Use(site.leaf, output, operand, None)
+        return Use(site.leaf, output, operand, cotangents, None)
     i, j = jax.eval_shape(site.matrices.entries, leaf).shape
-    return Use(site.leaf, output, operand, (output // j, i, j))
+    return Use(site.leaf, output, operand, cotangents, (output // j, i, j))
 
 
-def uses(program: Program, params: PyTree, x: Any) -> tuple[tuple[Use, ...], frozenset[int]] | None:
-    """Find where a network uses its parameters, and which leaves are used there alone; None if it has no paths.
+class Uses(NamedTuple):
+    """What a network does with its parameters."""
+
+    each: tuple[Use, ...]
+    curved: bool
+    """Whether signals meet, or go through a function that is curved."""
+
+
+def uses(program: Program, params: PyTree, x: Any) -> Uses:
+    """Find where a network uses its parameters.
 
     Of `params` and of `x`, one example as a batch, shapes suffice.
     """
@@ -72,15 +85,11 @@ def uses(program: Program, params: PyTree, x: Any) -> tuple[tuple[Use, ...], fro
 
 
 @lru_cache(maxsize=256)
-def _uses(program: Program, like: tuple[jax.ShapeDtypeStruct, ...], treedef: Any
-          ) -> tuple[tuple[Use, ...], frozenset[int]] | None:
+def _uses(program: Program, like: tuple[jax.ShapeDtypeStruct, ...], treedef: Any) -> Uses:
     params, x = jax.tree.unflatten(treedef, like)
-    try:
-        sites, by_leaf = network_sites(program.shapes, params, x)
-    except NotPathNetworkError:
-        return None
+    found, _, curved = network_sites(program.shapes, params, x)
     leaves = jax.tree.leaves(params)
-    return tuple(use(site, leaves[site.leaf]) for site in sites), frozenset(by_leaf)
+    return Uses(tuple(use(site, leaves[site.leaf]) for site in found), curved)
 
 
 def over_places(met: int, pairs: int, examples: int, k: int, p: int, i: int, j: int) -> bool:
@@ -98,16 +107,19 @@ def cheapest_route(n: int, m: int | None, k: int, size: int, used: list[Use], ma
         m: number of examples of the columns; None if they are those of the rows.
         k: number of outputs.
         size: number of entries of the leaf.
-        used: the leaf's uses; empty if taps do not reach it.
+        used: the leaf's uses.
         masked: whether only part of its entries trains.
     """
+    if not used:
+        return Costs("unused", 0, 0, 0)
     columns, examples = (n, n) if m is None else (m, n + m)
     result = n * columns * k * k
     pairs = n * columns if m is not None else sum((r.stop - r.start) * (c.stop - c.start) for r, c in bands(n, k))
     matrix = used[0].matrix if len(used) == 1 else None
     if matrix is None:
         block = examples * min(k, blocks(max(n, columns), size)) * size
-        route: Route = "Jacobian of the layer" if used else "Jacobian of the leaf"
+        alone = len(used) == 1 and used[0].output == size and not used[0].operand
+        route: Route = "Jacobian of the leaf" if alone else "Jacobian of the layer"
         return Costs(route, 2 * pairs * k * k * size + 2 * examples * k * size,
                      (result // k + examples * k) * size // k, 2 * block + result)
     p, i, j = matrix

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from pkjax import tables
 from pkjax.linalg.memory import budget, default_memory_limit
 from pkjax.network import Network
-from pkjax.paths.taps import network_sites
 from pkjax.programs.program import Program
 from pkjax.tangent_kernel import leaf_costs
 from pkjax.tangent_kernel.leaf_costs import Costs, Use, cheapest_route, uses
@@ -34,7 +33,7 @@ class LeafPlan:
     name: str
     """Key path of the leaf."""
     route: str
-    """One of "Gram", "Gram over places", "masked Gram", "Jacobian of the layer" and "Jacobian of the leaf"."""
+    """One of "Gram", "Gram over places", "masked Gram", "Jacobian of the layer", "Jacobian of the leaf", "unused"."""
     operations: int
     """Floating-point operations of the contraction."""
     bytes: int
@@ -122,15 +121,14 @@ class _Request:
     image: int                        # bytes per example
     sizes: tuple[int, ...]            # of the leaves that train
     masked: tuple[bool, ...]          # which of them train in part
-    used: tuple[tuple[Use, ...], ...]  # their uses; empty if taps do not reach the leaf
-    all_uses: tuple[Use, ...]
+    used: tuple[tuple[Use, ...], ...]  # their uses
+    all_uses: tuple[Use, ...]         # of all leaves
 
     def tile(self, rows: int, columns: int | None) -> _Work:
         """Return the cost of a tile; `columns` is None for a tile on the diagonal."""
         result = rows * (columns or rows) * self.k**2
         examples = rows + (columns or 0)
-        # A bias has the cotangent of the operation before it.
-        passes = sum(use.operand + self.k * use.output * bool(use.operand) for use in self.all_uses)
+        passes = sum(use.operand + self.k * use.cotangents for uses in self.used for use in uses)
         working = 2 * self.k * max((use.output for use in self.all_uses), default=0)
         forward = sum(2 * prod(use.matrix) if use.matrix else use.output for use in self.all_uses)
         operations, numbers = examples * (1 + self.k) * forward, 2 * examples * passes
@@ -175,7 +173,6 @@ def plan_kernel(network: Network, examples: tuple[int, int | None], engine: str,
 
     Raises:
         ValueError: the requested tile, or every tile, exceeds the limit.
-        NotPathNetworkError: the engine is "structured" and the network has no paths.
     """
     leaves, treedef = jax.tree.flatten(shapes((network.params, network.example)))
     limit = default_memory_limit(devices) if memory_limit is None else memory_limit
@@ -191,18 +188,14 @@ def _plan_kernel(program: Program, like: tuple[Any, ...], treedef: Any, trains: 
     """Plan once for equal arguments; `entries` is what the costs of routes depend on besides."""
     params, x = jax.tree.unflatten(treedef, like)
     leaves = jax.tree.leaves(params)
-    network_uses = uses(program, params, x)
-    if engine == "auto":
-        engine = "structured" if network_uses else "jacobian"
-    if engine == "structured" and not network_uses:
-        network_sites(program.shapes, params, x)     # raises, and names the operation
-    all_uses, covered = network_uses or ((), frozenset())
+    engine = "structured" if engine == "auto" else engine
+    all_uses = uses(program, params, x).each
     out = program.shapes.out
     train = [i for i, moves in enumerate(trains) if moves]
     request = _Request(
         engine, *examples, out.shape[1], accumulator(out.dtype).itemsize, prod(x.shape) * x.dtype.itemsize,
         tuple(prod(jnp.shape(leaves[i])) for i in train), tuple(not whole[i] for i in train),
-        tuple(tuple(use for use in all_uses if use.leaf == i and i in covered) for i in train), all_uses)
+        tuple(tuple(use for use in all_uses if use.leaf == i) for i in train), all_uses)
     side = _largest(request, limit, devices) if tile is None else min(tile, max(examples[0], examples[1] or 0))
     if request.peak(side) > limit:
         _refuse(request, side, limit)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import partial
-from math import prod
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +13,9 @@ from pkjax.network import Network, read
 from pkjax.programs.meshes import automatic_axes
 from pkjax.tangent_kernel import layerwise
 from pkjax.tangent_kernel.arguments import check_kernel, restrict
+from pkjax.tangent_kernel.compilation import compiled
 from pkjax.tangent_kernel.leaf_costs import ENTRIES, uses
-from pkjax.trees import ApplyFn, Choice, accumulator
+from pkjax.trees import ApplyFn, Choice
 
 __all__ = ["examples_at_once", "ntk_matvec", "ntk_trace", "theta_times"]
 
@@ -112,25 +112,15 @@ def examples_at_once(network: Network, X: Array, batch_size: int | None, outputs
         if batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, or None, got {batch_size}")
         return min(len(X), batch_size)
-    network_uses = uses(network.fn.program, network.params, network.example)
-    # Without paths the activations are unknown: count as many as inputs and parameters.
-    each = sum(u.operand + 2 * outputs * u.output for u in network_uses[0]) if network_uses else (
-        X[:1].size + outputs * sum(prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(network.params)))
+    each = sum(u.operand + 2 * outputs * u.output
+               for u in uses(network.fn.program, network.params, network.example).each)
     return max(1, min(len(X), budget(ENTRIES) // max(1, each)))
 
 
-@jax.jit
+@compiled()
 def _trace(network: Network, X: Array) -> Array:
-    fn, wide = network.fn, accumulator(network.fn.out.dtype)
-    has_paths = uses(fn.program, network.params, network.example)
-
     def energy(x: Array) -> Array:
-        if has_paths:
-            return layerwise.energy(fn, network.params, network.entries, network.whole, x)
-        f, theta = restrict(fn, network.params, network.entries)
-        _, pullback = jax.vjp(lambda t: f(t, x), theta)
-        gradients = jax.vmap(lambda e: pullback(e)[0])(jnp.eye(network.size, dtype=fn.out.dtype))
-        return sum((jnp.sum(g.astype(wide)**2) for g in gradients), start=jnp.zeros((), wide))
+        return layerwise.energy(network.fn, network.params, network.entries, network.whole, x)
 
     with jax.default_matmul_precision("highest"):
         return jnp.sum(jax.lax.map(energy, X, batch_size=examples_at_once(network, X, None, network.size)))

@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
 from pkjax.tables import Progress, reporter
+from pkjax.tangent_kernel.compilation import compiled
 
 __all__ = ["fill"]
 
@@ -92,12 +93,12 @@ def _place(sharding: NamedSharding, value: Any) -> Array:
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
 
-@partial(jax.jit, static_argnames="block")
+@compiled(static_argnames="block", curved=lambda block: block.curved)
 def _whole(block: Block, network: tuple[PyTree, ...], X: Array, X2: Array | None) -> Array:
     return block(*network, X, X2)
 
 
-@partial(jax.jit, static_argnames=("block", "mesh"))
+@compiled(static_argnames=("block", "mesh"), curved=lambda block: block.curved)
 def _sharded(block: Block, mesh: Mesh, network: tuple[PyTree, ...], rows: Array, columns: Array) -> Array:
     """Compute one tile per device: rows and columns (devices, tile, ...) to (devices, tile, tile, K, K)."""
     spread = PartitionSpec(mesh.axis_names)
