@@ -4,7 +4,9 @@ What comes out is a network like any other, of linear maps, constants and positi
 all that is known of paths holds for it. Activations of which a path network is made keep their gates.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -23,10 +25,11 @@ from pkjax.programs.equations import equation_function
 from pkjax.programs.program import BoundProgram
 from pkjax.trees import ApplyFn, as_array
 
-__all__ = ["LONE_REFERENCE", "frozen", "with_gates"]
+__all__ = ["LONE_REFERENCE", "frozen", "noticed", "opened", "with_gates"]
 
 LONE_REFERENCE = 'reference is the input that gates are frozen at: pass gates="frozen" with it'
 """What is wrong with a reference where gates are not frozen."""
+_NOTICE: ContextVar[list[int] | None] = ContextVar("frozen", default=None)
 
 
 class Recorder(TrueValues):
@@ -136,6 +139,8 @@ def frozen(apply_fn: ApplyFn, params: PyTree, reference: Shaped[ArrayLike, "N ..
     coefficients = _recorded(network.fixed, reference)
     if not coefficients:
         return apply_fn
+    if (counts := _NOTICE.get()) is not None:
+        counts.append(len(coefficients))
     check_result(coefficients, "a coefficient", "choose a reference at which the network is finite, and "
                  "normalisations with an epsilon")
     return partial(_replayed, apply_fn, network.fn, coefficients, network.outputs)
@@ -171,6 +176,41 @@ def _replayed(apply_fn: ApplyFn, fn: BoundProgram, coefficients: tuple[Array, ..
 
     values = one(x[0]) if len(x) == 1 else jax.vmap(one)(x)
     return values.reshape(len(x), *outputs)
+
+
+@contextlib.contextmanager
+def noticed() -> Iterator[list[int]]:
+    """List the numbers of coefficients of the networks that ``frozen`` makes within.
+
+    Examples:
+        >>> with noticed() as counts:
+        ...     net = frozen(lambda w, x: jax.nn.silu(x @ w), jnp.ones((1, 1)), jnp.ones((1, 1)))
+        >>> counts
+        [1]
+    """
+    counts: list[int] = []
+    token = _NOTICE.set(counts)
+    try:
+        yield counts
+    finally:
+        _NOTICE.reset(token)
+
+
+def opened(network: ApplyFn) -> ApplyFn:
+    """A network from ``frozen`` with 1 for every coefficient: it has all paths that any coefficients leave.
+
+    Any other network is returned as it is.
+
+    Examples:
+        >>> net = frozen(lambda w, x: jax.nn.silu(x @ w), jnp.ones((1, 1)), jnp.ones((1, 1)))
+        >>> opened(net)(jnp.ones((1, 1)), jnp.ones((1, 1)))
+        Array([[1.]], dtype=float...)
+    """
+    if not (isinstance(network, partial) and network.func is _replayed):
+        return network
+    apply_fn, fn, coefficients, outputs = network.args
+    ones = tuple(jnp.ones_like(c) if jnp.issubdtype(c.dtype, jnp.floating) else c for c in coefficients)
+    return partial(_replayed, apply_fn, fn, ones, outputs)
 
 
 def with_gates(apply_fn: ApplyFn, params: PyTree, x: PyTree, gates: str | None, reference: ArrayLike | None,
