@@ -109,7 +109,7 @@ def test_small_images_and_bad_sizes_are_refused(key):
         models.vgg11().init(key, jnp.ones((1, 8, 8, 1), jnp.float32))
     with pytest.raises(ValueError, match="width must be positive, got 0"):
         models.fc(0)
-    with pytest.raises(AttributeError, match=r"no attribute 'vgg99'; it has fc, nnx_fc, resnet18"):
+    with pytest.raises(AttributeError, match=r"no attribute 'vgg99'; it has convnext_tiny, fc, gpt"):
         models.vgg99  # noqa: B018
 
 
