@@ -16,6 +16,7 @@ from pkjax.network import Network, read
 from pkjax.paths.algebras import Polynomial
 from pkjax.paths.dense_pairs import network_pairs
 from pkjax.paths.evaluation import evaluate_paths
+from pkjax.paths.frozen import is_frozen
 from pkjax.paths.polynomial import recorded_gates
 from pkjax.programs.meshes import automatic_axes
 from pkjax.trees import ApplyFn, is_floating
@@ -68,9 +69,7 @@ def data_factor(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[Array | np.n
         Array([[[1., 1.],
                 [1., 5.]]], ...)
     """
-    if gates not in (None, "frozen"):
-        raise ValueError(f'gates must be None or "frozen", but got {gates!r}')
-    blocks = data_blocks(apply_fn, params, X, masks, frozen=gates == "frozen")
+    blocks = data_blocks(apply_fn, params, X, masks, frozen=is_frozen(gates))
     if not isinstance(blocks, jax.core.Tracer) and not np.isfinite(blocks).all():
         raise FloatingPointError(f"this network has too many paths for {blocks.dtype}: call data_factor on float64 "
                                  "parameters and inputs, with jax.enable_x64(True)")
