@@ -306,3 +306,7 @@ def test_choices_by_the_signal_are_frozen_too():
     assert_close(path_sum(experts, w, X, gates=pk.paths.gates(experts, w, X, gates="frozen")), experts(w, X), 1e-10)
     with pytest.raises(ValueError, match="choices have no average"):
         frozen(experts, w, X)
+    with pytest.raises(ValueError, match="differently for the examples of X"):
+        pk.data_factor(experts, w, X, gates="frozen")
+    (share,), x = jax.lax.top_k(nn.softmax(X[:1] @ w["a"]), 2)[0], X[0]      # paths by the two that are chosen, and on
+    assert_close(pk.data_factor(experts, w, X[:1], gates="frozen"), jnp.full((2, 1, 1), share @ share + x @ x), 1e-10)
