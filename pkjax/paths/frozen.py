@@ -25,7 +25,7 @@ from pkjax.programs.equations import equation_function
 from pkjax.programs.program import BoundProgram
 from pkjax.trees import ApplyFn, as_array
 
-__all__ = ["LONE_REFERENCE", "frozen", "noticed", "opened", "with_gates"]
+__all__ = ["LONE_REFERENCE", "frozen", "is_frozen", "noticed", "opened", "with_gates"]
 
 LONE_REFERENCE = 'reference is the input that gates are frozen at: pass gates="frozen" with it'
 """What is wrong with a reference where gates are not frozen."""
@@ -213,6 +213,13 @@ def opened(network: ApplyFn) -> ApplyFn:
     return partial(_replayed, apply_fn, fn, ones, outputs)
 
 
+def is_frozen(gates: str | None) -> bool:
+    """Whether ``gates`` are "frozen"; ValueError where they are neither that nor None."""
+    if gates is None or (isinstance(gates, str) and gates == "frozen"):
+        return gates is not None
+    raise ValueError(f'gates must be None or "frozen", but got {gates!r}')
+
+
 def with_gates(apply_fn: ApplyFn, params: PyTree, x: PyTree, gates: str | None, reference: ArrayLike | None,
                masks: PyTree | None = None) -> ApplyFn:
     """The network that ``gates="frozen"`` and ``reference=`` ask for: by default the one that there is.
@@ -224,6 +231,5 @@ def with_gates(apply_fn: ApplyFn, params: PyTree, x: PyTree, gates: str | None, 
         if reference is not None:
             raise ValueError(LONE_REFERENCE)
         return apply_fn
-    if not isinstance(gates, str) or gates != "frozen":
-        raise ValueError(f'gates must be None or "frozen", but got {gates!r}')
+    is_frozen(gates)
     return frozen(apply_fn, params, x if reference is None else reference, masks=masks)
