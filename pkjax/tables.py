@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import wadler_lindig as wl
 
-__all__ = ["Progress", "Raw", "brief", "format_number", "formula", "html", "pairs", "reporter", "spread"]
+__all__ = ["Progress", "Raw", "brief", "format_number", "formula", "html", "listed", "pairs", "reporter", "spread"]
 
 WIDTH = 80
 """Characters in a line of a result's text."""
@@ -113,6 +113,16 @@ def spread(count: int, most: int = 12) -> list[int]:
         ([0, 1, 2], [0, 33, 66, 99])
     """
     return list(range(count)) if count <= most else sorted({round(i * (count - 1) / (most - 1)) for i in range(most)})
+
+
+def listed(names: Sequence[str]) -> str:
+    """Join names, of many the first four and how many there are more.
+
+    Examples:
+        >>> listed("abc"), listed("abcdefg")
+        ('a, b, c', 'a, b, c, d and 3 more')
+    """
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def brief(result: Any) -> str:

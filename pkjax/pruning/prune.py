@@ -146,10 +146,10 @@ def prune(
     layers = tuple(layer_report(name, shape, number(k)) for name, shape, k in zip(plan.names, plan.shapes, kept[-1],
                                                                                  strict=True))
     if not traced:
-        pathless = pathless_parts(account.zeros, account.zeros_kept, kept, layers) if coefficients else {}
+        by_default = coefficients and prunable is kernels       # elsewhere the leaves are the caller's choice
+        pathless = pathless_parts(account.zeros, account.zeros_kept, kept, layers) if by_default else {}
         _warn_of_emptied(plan, [layer.name for layer in layers if layer.emptied], pathless)
-        if prunable is kernels:
-            warn_of_parts(pathless, layers)
+        warn_of_parts(pathless, layers)
         first = partial(_first_zeros, score_fn, plan.layout, masks)
         warn_of_zero_scores(account.zeros, account.zeros_kept, sum(plan.sizes), params, first if jit else None)
     history = tuple(number(k) for k in kept.sum(axis=1))

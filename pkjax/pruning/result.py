@@ -13,8 +13,7 @@ from jaxtyping import Array, Bool, Int, PyTree
 
 from pkjax import tables
 
-__all__ = ["DisconnectedWarning", "EmptiedLayerWarning", "LayerReport", "PruneResult", "layer_report", "layers_table",
-           "listed"]
+__all__ = ["DisconnectedWarning", "EmptiedLayerWarning", "LayerReport", "PruneResult", "layer_report", "layers_table"]
 
 
 if TYPE_CHECKING:
@@ -183,7 +182,7 @@ class PruneResult:
     def __repr__(self) -> str:
         """Format as a short text, which says what is lost in whole."""
         names = self.emptied if all(isinstance(layer.emptied, bool) for layer in self.layers) else ()
-        return tables.brief(self) + (f"\nno weight is left in {listed(names)}" if names else "")
+        return tables.brief(self) + (f"\nno weight is left in {tables.listed(names)}" if names else "")
 
     def _repr_html_(self) -> str | None:
         if np.ndim(self.kept) or isinstance(self.kept, jax.core.Tracer):
@@ -192,16 +191,6 @@ class PruneResult:
         if self.zero_scores:
             caption += f"; {self.zero_scores:,} scores were 0"
         return layers_table(self.layers, caption)
-
-
-def listed(names: Sequence[str]) -> str:
-    """Join names, of many the first four and how many there are more.
-
-    Examples:
-        >>> listed("abc"), listed("abcdefg")
-        ('a, b, c', 'a, b, c, d and 3 more')
-    """
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def layers_table(layers: Sequence[LayerReport], caption: str) -> str:

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from pkjax.pruning.result import LayerReport, listed
+from pkjax.pruning.result import LayerReport
+from pkjax.tables import listed
 from pkjax.trees import is_floating, leaf_names
 
 __all__ = ["LEAVE_OUT", "ZeroScoresWarning", "leaves_behind", "pathless_parts", "warn_of_parts",
