@@ -4,8 +4,8 @@ from pkjax.training.batch_norm import warm_batch_norm
 from pkjax.training.fit import Fit, Measure, fit, restore
 from pkjax.training.iterative_pruning import Round, Ticket, iterative_magnitude_pruning
 from pkjax.training.kernel_change import kernel_change
-from pkjax.training.recipes import Recipe, recipe
+from pkjax.training.recipes import CosineRecipe, Recipe, recipe
 from pkjax.training.together import fit_together
 
-__all__ = ["Fit", "Measure", "Recipe", "Round", "Ticket", "fit", "fit_together", "iterative_magnitude_pruning",
-           "kernel_change", "recipe", "restore", "warm_batch_norm"]
+__all__ = ["CosineRecipe", "Fit", "Measure", "Recipe", "Round", "Ticket", "fit", "fit_together",
+           "iterative_magnitude_pruning", "kernel_change", "recipe", "restore", "warm_batch_norm"]

@@ -15,7 +15,6 @@ from tests.cases import assert_close
 from tests.models.tiny import TINY, built, problem
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
-GPT2 = {"vocabulary": 50257, "context": 1024, "width": 768, "depth": 12, "heads": 12}
 
 
 @pytest.fixture
@@ -35,10 +34,8 @@ def shapes(build, **sizes):
     (models.mlp_mixer, {}, 18_528_264),                                           # Mixer-S/16
     (models.mlp_mixer, {"depth": 12, "width": 768}, 59_880_472),                  # Mixer-B/16
     (models.convnext_tiny, {}, 28_589_128),
-    (models.convnext_tiny, {"depths": (3, 3, 27, 3)}, 50_223_688),                # ConvNeXt-S
-    (models.gpt, GPT2, 124_439_808), (models.gpt, GPT2 | {"last": True}, 124_439_808),
-    (models.gpt, GPT2 | {"depth": 24, "width": 1024, "heads": 16}, 354_823_168),  # GPT-2 medium
-    (models.gpt, {}, 809_856)])
+    (models.gpt, {"vocabulary": 50257, "context": 1024, "width": 768, "depth": 12, "heads": 12}, 124_439_808),
+    (models.gpt, {"last": True}, 809_856)])
 def test_networks_have_the_published_number_of_parameters(build, sizes, published):
     assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes(build, **sizes))) == published
 

@@ -14,10 +14,10 @@ IMAGES = normal(9, (2, 8, 8, 2))
 TOKENS = jnp.array([[1, 2, 0], [4, 4, 3]])
 TINY = {
     "vit": (models.vit_tiny, {"image": 8, "patch": 4, "depth": 2, "width": 4, "heads": 2, "channels": 2}, IMAGES),
-    "mixer": (models.mlp_mixer, {"image": 8, "patch": 4, "depth": 2, "width": 4, "channels": 2}, IMAGES),
-    "convnext": (models.convnext_tiny, {"patch": 2, "depths": (2, 1), "widths": (4, 6), "channels": 2}, IMAGES),
-    "gpt": (models.gpt, {"context": 4, "depth": 2, "width": 4, "heads": 2, "last": False}, TOKENS),
-    "gpt's last": (models.gpt, {"context": 4, "depth": 2, "width": 4, "heads": 2, "last": True}, TOKENS),
+    "mixer": (models.mlp_mixer, {"image": 8, "patch": 4, "depth": 1, "width": 4, "channels": 2}, IMAGES),
+    "convnext": (models.convnext_tiny, {"patch": 2, "depths": (1, 1), "widths": (4, 6), "channels": 2}, IMAGES),
+    "gpt": (models.gpt, {"context": 4, "depth": 1, "width": 4, "heads": 2, "last": False}, TOKENS),
+    "gpt's last": (models.gpt, {"context": 4, "depth": 1, "width": 4, "heads": 2, "last": True}, TOKENS),
 }
 
 
