@@ -303,7 +303,7 @@ class Network:
         return {} if self.gates is None else {"gates": self.gates, "reference": self.reference}
 
 
-def network(options: Common, *, paths: bool) -> Network:
+def network(options: Common, *, paths: bool = False) -> Network:
     """Load the images that the options choose, and initialise the network that they name.
 
     Raises:
