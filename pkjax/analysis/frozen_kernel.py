@@ -11,6 +11,7 @@ no coefficient that is 0 for one example has to be divided by.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +21,7 @@ from jaxtyping import Array, Float, PyTree
 
 from pkjax.analysis.spectra import TangentSpectrum
 from pkjax.linalg.memory import default_memory_limit
-from pkjax.network import Network
+from pkjax.network import Network, read
 from pkjax.path_kernel.gram import floating_entries, floating_leaves, read_paths, with_floating
 from pkjax.paths.frozen import coefficient_places, held, opened
 from pkjax.trees import ApplyFn, Choice, is_floating, leaf_names
@@ -87,15 +88,22 @@ def split_gates(apply_fn: ApplyFn, params: PyTree, reference: PyTree, x: PyTree,
                 masks: PyTree | None, trainable: Choice) -> Split:
     """Split the coefficients of a network that has been read as a sum over paths."""
     signals, z = network.batch(reference, "reference"), network.batch(x, "x")
-    encoded = network.raw is not None      # integers and trees: coefficients are those of the program on signals
-    base, at = (network.fn, signals) if encoded else (apply_fn, reference)
-    open_fn, largest = opened(base, params, at, masks)
+    # The coefficients of integers and of trees are those of the program on the signals that they make.
+    on_signals = apply_fn if network.raw is None else partial(_of_signals, apply_fn, network.inputs)
+    open_fn, largest = opened(on_signals, params, signals, masks)
     if not largest:
         return Split(apply_fn, x, {}, network)
-    if encoded:
-        open_fn, x = read_paths(open_fn, params, z, masks, trainable)[0].fn, z
     units = dict(zip(coefficient_places(network), largest, strict=True))
-    return Split(open_fn, x, units, read_paths(held(network.fn), network.params, z, masks, trainable)[0])
+    return Split(open_fn, z, units, read_paths(held(network.fn), network.params, z, masks, trainable)[0])
+
+
+def _of_signals(apply_fn: ApplyFn, inputs: tuple[Any, tuple[Any, ...]], params: PyTree, signals: Array) -> Array:
+    """Evaluate a network on the signals of its inputs, of which structure and shapes are given."""
+    structure, shapes = inputs
+    example = jax.tree.unflatten(structure, [
+        jax.ShapeDtypeStruct((1, *s.shape), signals.dtype if is_floating(s) else s.dtype) for s in shapes])
+    fn = read(apply_fn, params, example, paths=True).fn
+    return jax.vmap(lambda one: fn(params, one[None])[0])(signals)
 
 
 def frozen_kernel(network: Network, held: Network, signals: Array, tangent: TangentSpectrum, frozen: TangentSpectrum

@@ -236,7 +236,7 @@ def test_tokens_and_single_precision_are_analyzed():
     shapes = {"e": (5, 3), "q": (3, 2), "k": (3, 2), "v": (3, 3), "d": (3, 2)}
     w = {leaf: normal(i, shape).astype(jnp.float32) for i, (leaf, shape) in enumerate(shapes.items())}
     tokens = jnp.array([[0, 3], [4, 4]])
-    report = pk.analyze(net, w, tokens, gates="frozen", x=tokens[:1])
+    report = pk.analyze(net, w, tokens, gates="frozen", x=tokens[:1], k=42)
     assert all(check.passed for check in report.checks.values()), report.checks
     assert all(claim.holds for claim in report.claims.values() if claim.proven)
     rests = {leaf.name: leaf.rest for leaf in report.frozen.leaves}
