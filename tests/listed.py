@@ -5,6 +5,7 @@ Every entry of a signal is a list of (constant, coefficient, parameters, source)
 
 import functools
 import math
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,16 @@ from tests.cases import normal
 
 class Listed:
     """A signal whose entries list their paths; written without any look at a jaxpr."""
+
+    used: ClassVar = []
+    """The coefficients, in the order in which they are used."""
+    given = None
+    """An iterator over others to take in their place; gates of ReLU are then open."""
+
+    @classmethod
+    def factor(cls, coefficient):
+        cls.used.append(np.asarray(coefficient))
+        return coefficient if cls.given is None else next(cls.given)
 
     def __init__(self, lists):
         self.lists = lists
@@ -48,7 +59,11 @@ class Listed:
         return self + Listed(np.vectorize(lambda i: [(1.0, 1.0, ((name, i),), None)], otypes=[object])(
             np.indices(self.lists.shape)[-1]))
 
+    def gated(self, gate):
+        return self if Listed.given else self.mapped(lambda at, c, a, p, s: (c, a * gate[at], p, s))
+
     def times(self, coefficient):
+        coefficient = self.factor(coefficient)
         return self.mapped(lambda at, c, a, p, s: (c, a * coefficient[at], p, s))
 
     def constant(self, value):
@@ -56,6 +71,7 @@ class Listed:
 
     def attended(self, probabilities):
         """Mix the first axis by a matrix of coefficients."""
+        probabilities = self.factor(probabilities)
         out = np.empty(self.lists.shape, object)
         for i, j in np.ndindex(out.shape):
             out[i, j] = [(c, a * probabilities[i, t], p, s) for t in range(out.shape[0])
@@ -135,7 +151,7 @@ def norm_net(w, x):
 def norm_paths(w, x):
     spread, scale = layer_norm(x)
     y = Listed.inputs(x.shape).centred().times(scale).scaled("s").biased("t")
-    return y.times((spread * scale * w["s"] + w["t"] > 0) * 1.0).dense("d", 2)
+    return y.gated(spread * scale * w["s"] + w["t"] > 0).dense("d", 2)
 
 
 def attention(w, x):
@@ -178,3 +194,17 @@ def jacobian(paths, w):
             others = np.prod([w[other][tuple(j)] for m, (other, *j) in enumerate(p) if m != n])
             row[first[leaf] + np.ravel_multi_index(tuple(i), w[leaf].shape)] += c * a * others
     return J
+
+
+def opened(paths, w, X, reference):
+    """Paths with every coefficient at its largest magnitude for a reference, and gates open."""
+    each = []
+    for x in reference:
+        Listed.used = []
+        paths(w, np.asarray(x, np.float64))
+        each.append(Listed.used)
+    Listed.given = iter([np.abs(np.stack(values)).max(0) for values in zip(*each, strict=True)])
+    try:
+        return paths(w, np.asarray(X[0], np.float64))
+    finally:
+        Listed.given = None

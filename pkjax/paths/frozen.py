@@ -23,9 +23,10 @@ from pkjax.paths.interpreter import PathSum, Value
 from pkjax.programs.checks import check_result
 from pkjax.programs.equations import equation_function
 from pkjax.programs.program import BoundProgram
-from pkjax.trees import ApplyFn, as_array
+from pkjax.trees import ApplyFn, as_array, is_floating
 
-__all__ = ["LONE_REFERENCE", "frozen", "is_frozen", "noticed", "opened", "with_gates"]
+__all__ = ["LONE_REFERENCE", "coefficient_places", "frozen", "held", "is_frozen", "noticed", "opened",
+           "unit_coefficients", "with_gates"]
 
 LONE_REFERENCE = 'reference is the input that gates are frozen at: pass gates="frozen" with it'
 """What is wrong with a reference where gates are not frozen."""
@@ -40,6 +41,19 @@ class Recorder(TrueValues):
         return operand.value * jax.lax.stop_gradient(jnp.asarray(gate()).astype(operand.dtype))
 
     refine = None  # type: ignore[assignment]
+
+
+class Placed(TrueValues):
+    """The network as it stands, with the places noted that its coefficients take among the recorded gates."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places: list[int] = []
+
+    def coefficient(self, value: Any, shape: tuple[int, ...], dtype: Any) -> Any:
+        """Note and record a coefficient."""
+        self.places.append(len(self.recorded))
+        return super().coefficient(value, shape, dtype)
 
 
 class Replayed:
@@ -130,36 +144,53 @@ def frozen(apply_fn: ApplyFn, params: PyTree, reference: Shaped[ArrayLike, "N ..
         >>> float(paths.log_count(linear, w, jnp.ones((4, 1))[:1])) == float(jnp.log10(2.))
         True
     """
+    return _fixed(apply_fn, params, reference, masks, largest=False)[0]
+
+
+def opened(apply_fn: ApplyFn, params: PyTree, reference: Shaped[ArrayLike, "N ..."], masks: PyTree | None = None
+           ) -> tuple[ApplyFn, tuple[Array, ...]]:
+    """The network with every coefficient as far open as it is for any example of a reference, and these coefficients.
+
+        a_p    becomes    max_x |a_p(x)|, coefficient by coefficient
+
+    Gates of ReLU and its like are left as they are; that network's path kernel opens them, as it does everywhere.
+    """
+    return _fixed(apply_fn, params, reference, masks, largest=True)
+
+
+def _fixed(apply_fn: ApplyFn, params: PyTree, reference: ArrayLike, masks: PyTree | None, largest: bool
+           ) -> tuple[ApplyFn, tuple[Array, ...]]:
+    """A network with constants for its coefficients, and the constants."""
     if not jax.tree_util.treedef_is_leaf(jax.tree.structure(reference)):
         raise ValueError("reference must be one array (N, *input), but is a tree of several: pass a function of one "
                          "array, which closes over the others")
     reference = as_array(reference)
     network = read(apply_fn, params, reference, masks=masks)
     network.count(reference, "reference")
-    coefficients = _recorded(network.fixed, reference)
+    coefficients = _recorded(network.fixed, reference, largest)
     if not coefficients:
-        return apply_fn
+        return apply_fn, ()
     if (counts := _NOTICE.get()) is not None:
         counts.append(len(coefficients))
     check_result(coefficients, "a coefficient", "choose a reference at which the network is finite, and "
                  "normalisations with an epsilon")
-    return partial(_replayed, apply_fn, network.fn, coefficients, network.outputs)
+    return partial(_replayed, apply_fn, network.fn, coefficients, network.outputs), coefficients
 
 
-@jax.jit
-def _recorded(network: Network, reference: Array) -> tuple[Array, ...]:
-    """Coefficients, averaged over the examples."""
+@partial(jax.jit, static_argnums=2)
+def _recorded(network: Network, reference: Array, largest: bool) -> tuple[Array, ...]:
+    """Coefficients, averaged over the examples, or their largest magnitudes."""
     def one(x: Array) -> tuple[Array, ...]:
         recorder = Recorder()
         interpret(recorder, network.fn, network.params, x[None], lambda _, leaf: leaf, lambda z: z, frozen=True)
         return tuple(recorder.recorded)
 
     if len(reference) == 1:
-        return one(reference[0])
+        return tuple(jnp.abs(c) if largest and is_floating(c) else c for c in one(reference[0]))
     each = jax.vmap(one)(reference)
-    if any(not jnp.issubdtype(c.dtype, jnp.floating) for c in each):
+    if not all(map(is_floating, each)):
         raise ValueError("the network chooses entries by its signal, and choices have no average: pass one reference")
-    return tuple(c.mean(0) for c in each)
+    return tuple(jnp.abs(c).max(0) if largest else c.mean(0) for c in each)
 
 
 def _replayed(apply_fn: ApplyFn, fn: BoundProgram, coefficients: tuple[Array, ...], outputs: tuple[int, ...],
@@ -196,21 +227,41 @@ def noticed() -> Iterator[list[int]]:
         _NOTICE.reset(token)
 
 
-def opened(network: ApplyFn) -> ApplyFn:
+def unit_coefficients(network: ApplyFn) -> ApplyFn:
     """A network from ``frozen`` with 1 for every coefficient: it has all paths that any coefficients leave.
 
     Any other network is returned as it is.
 
     Examples:
         >>> net = frozen(lambda w, x: jax.nn.silu(x @ w), jnp.ones((1, 1)), jnp.ones((1, 1)))
-        >>> opened(net)(jnp.ones((1, 1)), jnp.ones((1, 1)))
+        >>> unit_coefficients(net)(jnp.ones((1, 1)), jnp.ones((1, 1)))
         Array([[1.]], dtype=float...)
     """
     if not (isinstance(network, partial) and network.func is _replayed):
         return network
     apply_fn, fn, coefficients, outputs = network.args
-    ones = tuple(jnp.ones_like(c) if jnp.issubdtype(c.dtype, jnp.floating) else c for c in coefficients)
+    ones = tuple(jnp.ones_like(c) if is_floating(c) else c for c in coefficients)
     return partial(_replayed, apply_fn, fn, ones, outputs)
+
+
+def held(fn: BoundProgram) -> ApplyFn:
+    """The network itself, in whose derivatives every gate and every coefficient is a constant.
+
+    Its outputs are those of the network, and its gradient is J_v^f J_θ^v: ∇f without the term through ∂a/∂θ.
+    """
+    def one(params: PyTree, x: Array) -> Array:
+        return interpret(TrueValues(), fn, params, x[None], lambda _, leaf: leaf, lambda z: z, frozen=True).value[0]
+    return jax.vmap(one, in_axes=(None, 0))
+
+
+def coefficient_places(network: Network) -> list[int]:
+    """Which of a network's recorded gates are coefficients."""
+    placed = Placed()
+
+    def walk(network: Network, x: Array) -> Array:
+        return interpret(placed, network.fn, network.params, x, lambda _, leaf: leaf, lambda z: z, frozen=True).value
+    jax.eval_shape(walk, network, network.example)
+    return placed.places
 
 
 def is_frozen(gates: str | None) -> bool:

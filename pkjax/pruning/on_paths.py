@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, PyTree, Shaped
 
 from pkjax.network import Network, read
-from pkjax.paths.frozen import opened, with_gates
+from pkjax.paths.frozen import unit_coefficients, with_gates
 from pkjax.paths.scaled import in_double
 from pkjax.programs.meshes import automatic_axes
 from pkjax.pruning.prunable import prunable_leaves
@@ -61,7 +61,7 @@ def on_paths(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[Array | np.ndar
     chosen = prunable_leaves(params, prunable)
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         theta, z = in_double((params, x))
-        network = opened(with_gates(apply_fn, theta, z, gates, None))
+        network = unit_coefficients(with_gates(apply_fn, theta, z, gates, None))
         through = jax.device_get(jax.tree.leaves(synflow(network, jax.tree.map(_even, theta), jax.tree.map(_unit, z))))
     felt = jax.device_get(_slopes(read(apply_fn, params, x).fixed, x))
     on = [c and bool((s > 0).any()) and not bool(((g != 0) & (s == 0)).any())

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -78,10 +79,11 @@ def data_factor(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[Array | np.n
 
 
 def data_blocks(apply_fn: ApplyFn, params: PyTree, X: PyTree, masks: PyTree | None, dtype: Any = None,
-                frozen: bool = False) -> Float[Array, "*K N N"]:
+                frozen: bool = False, units: Mapping[int, Array] | None = None) -> Float[Array, "*K N N"]:
     """Return A without checking that its sums are finite.
 
-    Gates have the dtype of the parameters, sums over paths have `dtype`; None means the same.
+    Gates have the dtype of the parameters, sums over paths have `dtype`; None means the same. The gates at the places
+    that ``units`` names count in these units, numbers of at least 0.
     """
     def wide(tree: PyTree) -> PyTree:
         """In the type of the sums; known numbers by NumPy, which compiles no program for each shape."""
@@ -90,7 +92,7 @@ def data_blocks(apply_fn: ApplyFn, params: PyTree, X: PyTree, masks: PyTree | No
             return as_type(leaf, dtype) if is_floating(leaf) else leaf
         return tree if dtype is None else jax.tree.map(convert, tree)
 
-    def units(tree: PyTree) -> PyTree:
+    def ones(tree: PyTree) -> PyTree:
         traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
         return paths.unit_weights(tree) if traced else jax.tree.map(
             lambda leaf: np.ones(np.shape(leaf), leaf.dtype) if is_floating(leaf) else leaf, tree)
@@ -101,7 +103,8 @@ def data_blocks(apply_fn: ApplyFn, params: PyTree, X: PyTree, masks: PyTree | No
         raise ValueError("the network chooses entries by its signal, and differently for the examples of X: products "
                          "of their gates say nothing of the paths that they share; pass examples that choose alike, "
                          "such as one at a time")
-    counted = read(apply_fn, units(wide(params)), wide(X), masks=masks, paths=True).fixed
+    gates = tuple(_in_units(g, (units or {}).get(place)) for place, g in enumerate(gates))
+    counted = read(apply_fn, ones(wide(params)), wide(X), masks=masks, paths=True).fixed
     Z = counted.batch(wide(X))
     blocks = None
     if masks is None and not frozen:
@@ -111,6 +114,17 @@ def data_blocks(apply_fn: ApplyFn, params: PyTree, X: PyTree, masks: PyTree | No
     if blocks is None:
         blocks = _pair_by_pair(counted, Z, gates)
     return blocks.reshape(*counted.outputs, len(Z), len(Z))
+
+
+def _in_units(gate: Array, unit: Array | None) -> Array:
+    """The gates of all examples in units that are 0 where no example needs any."""
+    if unit is None or not is_floating(gate):
+        return gate
+    none = unit == 0
+    if bool((none & (jnp.abs(gate) > jnp.finfo(gate.dtype).eps * jnp.abs(gate).max())).any()):
+        raise ValueError("a coefficient is 0 at the reference and not on X, so that the path kernel at the reference "
+                         "lacks paths of X: choose another reference, or none, which takes X itself")
+    return jnp.where(none, 0, gate / jnp.where(none, 1, unit))
 
 
 def _alike(choice: Array) -> bool:
