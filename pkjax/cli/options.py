@@ -78,7 +78,7 @@ RECIPE = _unset("as in the paper's tables")
 GATES = arg(help="frozen for networks with attention, LayerNorm, GELU or gated units: what is not linear in the signal "
                  "becomes coefficients of paths, and leaves on no path are not pruned.",
             help_behavior_hint="(default: those of a piecewise linear network)")
-REFERENCE = arg(help="Where these coefficients are taken: at an input of ones, or at the images, averaged.",
+REFERENCE = arg(help="Where these coefficients are taken: at an input of ones, or at the images.",
                 help_behavior_hint="(default: ones)")
 FIGURES = {
     "1": "training against Tr Π, with the forecast",

@@ -307,7 +307,7 @@ def test_frozen_gates_change_nothing_for_a_piecewise_linear_network(comparison):
 def test_gates_that_are_none_and_networks_without_paths_are_refused():
     with pytest.raises(pk.NotPathNetworkError, match='gates="frozen"'):
         pk.compare(gated, PARAMS, X, masks={"dense": None})
-    with pytest.raises(ValueError, match='gates must be None or "frozen", but got 'open''):
+    with pytest.raises(ValueError, match=r'gates must be None or "frozen", but got .open.'):
         pk.compare(gated, PARAMS, X, masks={"dense": None}, gates="open")
     with pytest.raises(ValueError, match='pass gates="frozen" with it'):
         pk.compare(gated, PARAMS, X, masks={"dense": None}, reference=X)
