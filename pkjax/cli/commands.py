@@ -35,7 +35,7 @@ from pkjax.experiments.settings import Settings, read_grid
 from pkjax.experiments.sweeps import Outcome
 from pkjax.experiments.user_code import import_beside, import_from, is_own
 from pkjax.plots.panels import new_figure
-from pkjax.tables import Progress, reporter
+from pkjax.tables import Progress, listed, reporter
 
 __all__ = ["Swept", "Verdicts", "analyze", "compare", "figures", "prune", "settings", "sweep", "train"]
 
@@ -130,6 +130,7 @@ def compare(options: Compare, progress: Progress = False) -> pk.Comparison:
     dataset = images(options.data, options.samples, 0)
     networks = {seed: initialised(options, dataset, seed, paths=True) for seed in options.seeds}
     masks: dict[tuple[str, float, int], PyTree] = {("dense", 0.0, seed): None for seed in networks}
+    emptied: dict[str, int] = {}
     for seed, net in networks.items():
         for pruner in options.pruners:
             score_fn = compiled(score(pruner, net.apply_fn, dataset, seed=seed, **net.frozen), net.params)
@@ -137,22 +138,27 @@ def compare(options: Compare, progress: Progress = False) -> pk.Comparison:
                 tell(f"pruning by {pruner} to {compression:g}, seed {seed}")
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", pk.EmptiedLayerWarning)     # the table counts what is disconnected
-                    masks[pruner, compression, seed] = pruned(
-                        score_fn, net.params, compression=compression, steps=steps_of(pruner, options.steps),
-                        jit=False, prunable=net.prunable).masks
+                    result = pruned(score_fn, net.params, compression=compression,
+                                    steps=steps_of(pruner, options.steps), jit=False, prunable=net.prunable)
+                masks[pruner, compression, seed] = result.masks
+                if result.emptied:
+                    emptied[f"{pruner} to {compression:g}"] = len(result.emptied)
+    if emptied and options.gates is not None:       # a block beside a shortcut goes without disconnecting anything
+        told = [f"{count} by {name}" for name, count in emptied.items()]
+        warnings.warn(f"some layers have lost all weights: {listed(told)}", pk.EmptiedLayerWarning, stacklevel=2)
     first = networks[options.seeds[0]]
-    result = pk.compare(first.apply_fn, first.params, dataset.images, masks=masks, k=options.k, progress=tell,
-                        seeds={seed: net.params for seed, net in networks.items()}, **first.frozen)
+    comparison = pk.compare(first.apply_fn, first.params, dataset.images, masks=masks, k=options.k, progress=tell,
+                            seeds={seed: net.params for seed, net in networks.items()}, **first.frozen)
     if options.json is not None:
-        content = {"settings": settings(options), "environment": environment(), **result.to_dict()}
+        content = {"settings": settings(options), "environment": environment(), **comparison.to_dict()}
         with files.replacing(options.json) as part:
             part.write_text(files.to_json(content), encoding="utf-8")
     if options.png is not None:
         tell("drawing")
         title = f"{options.model} on {options.samples} images of {options.data}"
         with files.replacing(options.png) as part:
-            plots.compare(result, title).savefig(part, format=options.png.suffix[1:] or "png")
-    return result
+            plots.compare(comparison, title).savefig(part, format=options.png.suffix[1:] or "png")
+    return comparison
 
 
 def train(options: Train, progress: Progress = False) -> dict[str, Any]:

@@ -319,7 +319,7 @@ def images(name: str, samples: int, seed: int) -> Dataset:
     return pk.data.load(name, samples=samples, seed=seed)
 
 
-def initialised(options: Common | Compare, dataset: Dataset, seed: int, *, paths: bool) -> Network:
+def initialised(options: Common | Compare, dataset: Dataset, seed: int, *, paths: bool = False) -> Network:
     """Initialise a network for images."""
     shape = dataset.pixels.shape[1:]
     module = model(options.model, dataset.classes, shape)

@@ -274,9 +274,9 @@ def model(name: str, classes: int, shape: tuple[int, ...] | None = None) -> Any:
         return user_model(name, classes)
     network = named_model(name, classes, *([] if shape is None else [shape]))
     if network is None:
-        raise ValueError(f"unknown model {name!r}; choose fc-WIDTH or fc-WIDTHxDEPTH (such as fc-100x6), one of "
-                         f"{', '.join(MODELS)} (add -plain to leave out BatchNorm), or one of "
-                         f"{', '.join(SIGNAL_MODELS)} (with gates frozen){_OR_OWN}")
+        raise ValueError(f"unknown model {name!r}; choose fc-WIDTH or fc-WIDTHxDEPTH (such as fc-100x6), or one of "
+                         f"{', '.join(MODELS)} (add -plain to leave out BatchNorm), or with gates frozen one of "
+                         f"{', '.join(SIGNAL_MODELS)}{_OR_OWN}")
     return network
 
 

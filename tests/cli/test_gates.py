@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import pkjax as pk
 import pytest
+from pkjax.analysis.comparison import Comparison
 from pkjax.cli import options
 from pkjax.cli.main import main
 
@@ -62,3 +63,19 @@ def test_analyze_freezes_gates_where_it_is_told_to(reference, examples, capsys, 
     assert [(given["gates"], given["reference"].shape) for given in calls] == 2 * [("frozen", (examples, 8, 8, 1))]
     written = json.loads(Path("pkjax-report/report.json").read_text())["settings"]
     assert (written["gates"], written["reference"]) == ("frozen", reference)
+
+
+def test_compare_freezes_gates_and_counts_layers_that_are_lost(capsys, monkeypatch):
+    calls = []
+    monkeypatch.setattr(pk, "compare", lambda *_, **given: calls.append(given) or Comparison(
+        rows=(), spectra={}, samples=2, outputs=10, dtype="float32"))
+    argv = ["compare", *VIT, "--gates", "frozen", "--pruners", "magnitude,random", "--compressions", "0.3,1.9"]
+    assert main([*argv, "--seeds", "0"]) == 0
+    shown = capsys.readouterr()
+    assert shown.err.splitlines()[0].endswith(LEFT)
+    assert re.fullmatch(r"pkjax: note: some layers have lost all weights: \d by magnitude to 1\.9"
+                        r"(, \d by random to 1\.9)?", shown.err.splitlines()[1])
+    (given,) = calls
+    assert (given["gates"], given["reference"].shape) == ("frozen", (1, 8, 8, 1))
+    lost = [sum(not mask.any() for mask in jax.tree.leaves(masks)) for masks in given["masks"].values() if masks]
+    assert sum(map(int, re.findall(r"(\d) by", shown.err))) == sum(lost) > 0
