@@ -265,5 +265,5 @@ def checks_table(reports: Mapping[str, Report]) -> str:
                 verdict, kind = ("passed", "holds") if check.passed else ("FAILED", "broken")
                 cells.append(Raw(f"<span class={kind}>{verdict}</span>, error {check.error:.1e} of "
                                  f"{check.tolerance:.1e}"))
-        rows.append([Raw(f"<b>{escape(name)}</b><br>{formula(identity)}"), *cells])
+        rows.append([Raw(f"<b>{formula(name)}</b><br>{formula(identity)}"), *cells])
     return html(["identity", *reports], rows, left=1 + len(reports))

@@ -30,7 +30,7 @@ thead th { border-bottom: 2px solid var(--rule); }
 .broken { color: var(--broken); font-weight: 700; }
 .pictures { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(21rem, 1fr)); }
 figure { margin: 0; } figure img { width: 100%; height: auto; } figcaption { font-weight: 600; }
-sub { line-height: 0; }
+sub, sup { line-height: 0; }
 @media (max-width: 40rem) {
   body { font-size: 13px; margin: 1rem auto; padding: 0 .5rem; }
   th, td { padding: .2rem .3rem; }
