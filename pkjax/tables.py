@@ -48,8 +48,8 @@ def formula(text: str) -> Raw:
         >>> formula("λ_{i+j-1} ≤ ν_1 π_j of J_v^f")
         'λ<sub>i+j-1</sub> ≤ ν<sub>1</sub> π<sub>j</sub> of J<sub>v</sub><sup>f</sup>'
     """
-    below = re.sub(r"_(?:\{([^}]+)\}|([A-Za-z0-9θ]+))", lambda index: f"<sub>{index[1] or index[2]}</sub>", escape(text))
-    return Raw(re.sub(r"\^([A-Za-z0-9])", r"<sup>\1</sup>", below))
+    above = re.sub(r"\^([A-Za-z0-9])", r"<sup>\1</sup>", escape(text))
+    return Raw(re.sub(r"_(?:\{([^}]+)\}|([A-Za-z0-9θ]+))", lambda index: f"<sub>{index[1] or index[2]}</sub>", above))
 
 
 def format_number(value: float | None, digits: int = 4) -> str:
