@@ -9,7 +9,6 @@ from 0 to 1, are one case of it; A neither vanishes nor overflows however small 
 no coefficient that is 0 for one example has to be divided by.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -78,7 +77,7 @@ class Split(NamedTuple):
     """The network with its coefficients open: Π is its path kernel."""
     start: PyTree
     """The input of that path kernel."""
-    units: Mapping[int, Array]
+    units: dict[int, Array]
     """The largest magnitudes of the coefficients, by their places among the recorded gates: J_v^f counts in them."""
     held: Network
     """The network whose gradients are J_v^f J_θ^v."""
