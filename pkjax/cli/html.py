@@ -38,9 +38,9 @@ sub, sup { line-height: 0; }
 }
 """
 
-FROZEN = ("These networks are sums over paths with coefficients that depend on θ. Their tangent kernel is Θ_frozen = "
-          "J_v^f Π J_v^fᵀ, in which the coefficients are held, and a rest from the gradients of the coefficients. "
-          "Theorem 1 is about Θ_frozen alone, of which λ are the eigenvalues in those columns of the tables.")
+FROZEN = ("These networks are sums over paths with coefficients that depend on θ. Their tangent kernel has two parts: "
+          "Θ_frozen = J_v^f Π J_v^fᵀ, in which the coefficients are held, and a rest from the gradients of the "
+          "coefficients. Theorem 1 is about Θ_frozen alone, whose eigenvalues are the λ of those columns.")
 """What the page says of frozen gates."""
 PICTURES: tuple[tuple[str, Callable[[Report], Any], str], ...] = (
     ("Spectra", plots.spectra, "λ of the tangent kernel Θ, ν of the data factor A, π of the path kernel Π, and the "
