@@ -42,14 +42,14 @@ class Raw(str):
 
 
 def formula(text: str) -> Raw:
-    """Escape a text and turn its indices, `λ_i` and `Σ_{i≤n}`, into subscripts.
+    """Escape a text and turn its indices, `λ_i`, `Σ_{i≤n}` and `J_v^f`, into subscripts and superscripts.
 
     Examples:
-        >>> formula("λ_{i+j-1} ≤ ν_1 π_j")
-        'λ<sub>i+j-1</sub> ≤ ν<sub>1</sub> π<sub>j</sub>'
+        >>> formula("λ_{i+j-1} ≤ ν_1 π_j of J_v^f")
+        'λ<sub>i+j-1</sub> ≤ ν<sub>1</sub> π<sub>j</sub> of J<sub>v</sub><sup>f</sup>'
     """
-    return Raw(re.sub(r"_(?:\{([^}]+)\}|([A-Za-z0-9θ]+))", lambda index: f"<sub>{index[1] or index[2]}</sub>",
-                      escape(text)))
+    above = re.sub(r"\^([A-Za-z0-9])", r"<sup>\1</sup>", escape(text))
+    return Raw(re.sub(r"_(?:\{([^}]+)\}|([A-Za-z0-9θ]+))", lambda index: f"<sub>{index[1] or index[2]}</sub>", above))
 
 
 def format_number(value: float | None, digits: int = 4) -> str:

@@ -50,7 +50,7 @@ ITERATIVE_ENTRIES = 2**23
 def analyze(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[ArrayLike, "N ..."]], *,
             masks: PyTree | None = None, trainable: Choice = None, k: int | None = None, x: PyTree | None = None,
             key: Key[Array, ""] | None = None, progress: Progress = False, quick: bool = False,
-            gates: str | None = None, reference: Shaped[ArrayLike, "M ..."] | None = None) -> Report:
+            gates: str | None = None, reference: PyTree[Shaped[ArrayLike, "M ..."]] | None = None) -> Report:
     """Compare a network's NTK spectrum with its path kernel's and its data factor's, and test Theorem 1 on them.
 
         Θ = J_v^f Π J_v^fᵀ,   A = J_v^f J_v^fᵀ
@@ -111,16 +111,16 @@ def analyze(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[ArrayLike, "N ..
     watch = Stopwatch(progress)
     part = watch.part
     # Π is that of ``kernel``, which with frozen gates has its coefficients open.
-    kernel, kernel_fn, start, split = network, apply_fn, x, None
+    kernel, kernel_fn, start, split, units = network, apply_fn, x, None, {}
     if is_frozen(gates):
         split = part("frozen gates", lambda: split_gates(
             apply_fn, params, X if reference is None else reference, x, network, **options))
-        kernel_fn, start = split.opened, split.start
-        kernel = network if kernel_fn is apply_fn else read_paths(kernel_fn, params, start, masks, trainable, "x")[0]
+        kernel_fn, start, units, _ = split
+        kernel = read_paths(kernel_fn, params, start, masks, trainable, "x")[0] if units else network
     elif reference is not None:
         raise ValueError(LONE_REFERENCE)
     whole, (gated, gated_trace) = part("traces", lambda: (
-        check_size(kernel, z), gated_measured(network, signals, frozen=split is not None)))
+        check_size(kernel, z), gated_measured(network, signals, frozen=bool(units))))
     check_range(gated, gated.mantissa.dtype, "the gated path trace")
     tangent = part("tangent kernel", lambda: tangent_spectrum(network, signals, **options))
     lam = tangent.values
@@ -129,7 +129,7 @@ def analyze(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[ArrayLike, "N ..
     if not 1 <= count <= m:
         raise ValueError(f"k must be between 1 and the {m} parameters that train, but is {count}")
     data = None if quick else part("data factor", lambda: data_spectrum(
-        apply_fn, params, X, masks=masks, frozen=split is not None, units=split.units if split else None))
+        apply_fn, params, X, masks=masks, frozen=bool(units), units=units))
     find = path_kernel.bounded_eigenvalues if quick else path_kernel.eigenpairs
     pairs = part("path kernel", lambda: find(kernel_fn, params, start, k=count, tolerance=TOLERANCE, **options))
     pi, pi_bounds = np.maximum(np.asarray(pairs.values, np.float64), 0.0), np.asarray(pairs.bounds, np.float64)

@@ -162,9 +162,7 @@ def _kernel_checks(analysis: Analysis, evaluation: Evaluation) -> dict[str, Chec
     tangent, tolerance = analysis.tangent, analysis.tolerance(1e3, 1e-12)
     outputs, n = analysis.network.size, len(analysis.few)
     arguments = (analysis.network.fn, analysis.network.params, analysis.few)
-    rows = n * outputs
-    block = tangent.multiply(np.eye(rows, tangent.rows))[:, :rows]
-    block = block.reshape(n, outputs, n, outputs).transpose(0, 2, 1, 3)
+    block = _block(tangent, n, outputs)
 
     def by_engine(name: str) -> np.ndarray | None:
         try:
@@ -180,11 +178,12 @@ def _kernel_checks(analysis: Analysis, evaluation: Evaluation) -> dict[str, Chec
                                                     f"Θ = ∇f ∇fᵀ on {n} examples")
     else:
         checks["Θ along a random direction"] = _check(
-            _along(analysis, tangent, evaluation.direction, evaluation.whole_gradient), tolerance,
+            _along(analysis, block, evaluation.direction, evaluation.whole_gradient), tolerance,
             f"uᵀΘu = ‖∇(u · f)‖² on {n} examples")
     if analysis.frozen is not None:
+        frozen = _block(analysis.on_paths, n, outputs)
         checks["Θ_frozen along a random direction"] = _check(
-            _along(analysis, analysis.on_paths, evaluation.direction, evaluation.gradient_of_sums), tolerance,
+            _along(analysis, frozen, evaluation.direction, evaluation.gradient_of_sums), tolerance,
             f"uᵀΘ_frozen u = ‖∇(u · the gated path sum)‖², gates held, on {n} examples")
         sums = np.sum([(leaf.trace, leaf.frozen_trace) for leaf in analysis.frozen.leaves], 0)
         checks["traces by leaf"] = _check(
@@ -200,13 +199,18 @@ def _kernel_checks(analysis: Analysis, evaluation: Evaluation) -> dict[str, Chec
     return checks
 
 
-def _along(analysis: Analysis, kernel: TangentSpectrum, u: ArrayLike, gradient: Sequence[ArrayLike]) -> float:
-    """How far a kernel along u, over the few examples, is from the squared norm of a gradient."""
+def _block(kernel: TangentSpectrum, n: int, outputs: int) -> np.ndarray:
+    """A kernel on the first examples: (n, n, K, K)."""
+    rows = n * outputs
+    block = kernel.multiply(np.eye(rows, kernel.rows))[:, :rows]
+    return block.reshape(n, outputs, n, outputs).transpose(0, 2, 1, 3)
+
+
+def _along(analysis: Analysis, block: np.ndarray, u: ArrayLike, gradient: Sequence[ArrayLike]) -> float:
+    """How far a kernel on the few examples, taken along u, is from the squared norm of a gradient."""
     leaves = zip(gradient, floating_entries(analysis.network), strict=True)
     norm = sum(float(np.sum(np.square(g, dtype=np.float64), where=np.asarray(t))) for g, t in leaves)
-    row = np.zeros((1, kernel.rows))
-    row[0, :np.size(u)] = np.ravel(u)
-    return _relative(np.sum(kernel.multiply(row) * row), norm)
+    return _relative(np.einsum("ia,ijab,jb->", u, block, u, dtype=np.float64), norm)
 
 
 def _overlap_checks(analysis: Analysis) -> dict[str, Check]:

@@ -9,7 +9,6 @@ from 0 to 1, are one case of it; A neither vanishes nor overflows however small 
 no coefficient that is 0 for one example has to be divided by.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -78,7 +77,7 @@ class Split(NamedTuple):
     """The network with its coefficients open: Π is its path kernel."""
     start: PyTree
     """The input of that path kernel."""
-    units: Mapping[int, Array]
+    units: dict[int, Array]
     """The largest magnitudes of the coefficients, by their places among the recorded gates: J_v^f counts in them."""
     held: Network
     """The network whose gradients are J_v^f J_θ^v."""
@@ -123,14 +122,13 @@ def frozen_kernel(network: Network, held: Network, signals: Array, tangent: Tang
     for start in range(0, count, size):
         these = rows(start)
         for other in range(0, start + 1 if start < samples else 0, size):
-            blocks = _products(these, these if other == start else rows(other))
-            if other == start:
-                traces += blocks.trace(axis1=2, axis2=3)
-            with_sum = np.concatenate([blocks, blocks.sum(1, keepdims=True)], 1)
-            parts = np.stack([with_sum[0], with_sum[0] - with_sum[1]])
-            squares += (1 if other == start else 2) * (parts**2).sum((2, 3))
-        if start >= samples:
-            traces += _products(these, these).trace(axis1=2, axis2=3)
+            those, total = these if other == start else rows(other), np.zeros(())
+            for i, (a, b) in enumerate(zip(zip(*these, strict=True), zip(*those, strict=True), strict=True)):
+                blocks = _products(a, b)
+                total = total + blocks
+                squares[:, i] += (1 if other == start else 2) * _squares(blocks)
+            squares[:, -1] += (1 if other == start else 2) * _squares(total)
+        traces += [[float(_squared(leaf)) for leaf in jacobian] for jacobian in these]
     norms, rests = np.sqrt(squares)
     names = [name for name, leaf in zip(leaf_names(network.params), jax.tree.leaves(network.params), strict=True)
              if is_floating(leaf)]
@@ -159,12 +157,21 @@ def _jacobian(network: Network, examples: Array) -> list[Array]:
     return [r.reshape(r.shape[0] * r.shape[1], -1) for r in jax.vmap(one)(examples)]
 
 
-def _products(a: tuple[list[Array], list[Array]], b: tuple[list[Array], list[Array]]) -> np.ndarray:
-    """Blocks of Θ and of Θ_frozen, leaf by leaf: (2, leaves, NK, NK)."""
-    return np.asarray(_leaf_products(a, b), np.float64)
+def _products(a: tuple[Array, Array], b: tuple[Array, Array]) -> np.ndarray:
+    """Blocks of a leaf's parts of Θ and of Θ_frozen: (2, NK, NK)."""
+    return np.stack([np.asarray(_product(x, y), np.float64) for x, y in zip(a, b, strict=True)])
+
+
+def _squares(blocks: np.ndarray) -> np.ndarray:
+    """Squared norms of a part of Θ, and of what that of Θ_frozen is away from it."""
+    return np.array([np.sum(blocks[0]**2), np.sum((blocks[0] - blocks[1])**2)])
 
 
 @jax.jit
-def _leaf_products(a: tuple[list[Array], list[Array]], b: tuple[list[Array], list[Array]]) -> Array:
-    with jax.default_matmul_precision("highest"):
-        return jnp.stack([jnp.stack([x @ y.T for x, y in zip(*pair, strict=True)]) for pair in zip(a, b, strict=True)])
+def _product(x: Array, y: Array) -> Array:
+    return jnp.matmul(x, y.T, precision="highest")
+
+
+@jax.jit
+def _squared(x: Array) -> Array:
+    return jnp.sum(x * x)

@@ -24,7 +24,7 @@ class Report:
 
     Returned by ``analyze``. Prints as text and, in a notebook, as tables; ``pk.plots.report`` draws it, and ``to_dict``
     prepares it for JSON. All arrays are float64 on the host. The quick form leaves what it does not find empty, NaN or
-    None.
+    None. With frozen gates, the gated trace, overlaps, what they carry and claims are of Θ_frozen in place of Θ.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -53,7 +53,7 @@ class Report:
     trace_pi: float
     """Tr Π."""
     gated_trace: float
-    """The part of Tr Θ on the diagonal of Π; with frozen gates of Tr Θ_frozen, as in what follows."""
+    """The part of Tr Θ on the diagonal of Π."""
     effective_rank: float = np.nan
     """Tr(Π)² / ‖Π‖_F², estimated."""
     log10_paths: float = np.nan
@@ -76,8 +76,7 @@ class Report:
     layers: tuple[LayerReport, ...] = ()
     """What a mask leaves of each kernel."""
     frozen: FrozenKernel | None = None
-    """With frozen gates, the kernel Θ_frozen that the claims, the overlaps and the gated trace are of, and the rest of
-    Θ."""
+    """With frozen gates, Θ_frozen = J_v^f Π J_v^fᵀ, and what it lacks of Θ."""
     samples: int
     """N, examples of the batch."""
     outputs: int
@@ -265,5 +264,5 @@ def checks_table(reports: Mapping[str, Report]) -> str:
                 verdict, kind = ("passed", "holds") if check.passed else ("FAILED", "broken")
                 cells.append(Raw(f"<span class={kind}>{verdict}</span>, error {check.error:.1e} of "
                                  f"{check.tolerance:.1e}"))
-        rows.append([Raw(f"<b>{escape(name)}</b><br>{formula(identity)}"), *cells])
+        rows.append([Raw(f"<b>{formula(name)}</b><br>{formula(identity)}"), *cells])
     return html(["identity", *reports], rows, left=1 + len(reports))

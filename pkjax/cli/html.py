@@ -30,7 +30,7 @@ thead th { border-bottom: 2px solid var(--rule); }
 .broken { color: var(--broken); font-weight: 700; }
 .pictures { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(21rem, 1fr)); }
 figure { margin: 0; } figure img { width: 100%; height: auto; } figcaption { font-weight: 600; }
-sub { line-height: 0; }
+sub, sup { line-height: 0; }
 @media (max-width: 40rem) {
   body { font-size: 13px; margin: 1rem auto; padding: 0 .5rem; }
   th, td { padding: .2rem .3rem; }
@@ -38,9 +38,9 @@ sub { line-height: 0; }
 }
 """
 
-FROZEN = ("These networks are sums over paths with coefficients that depend on θ. Their tangent kernel is Θ_frozen = "
-          "J_v^f Π J_v^fᵀ, in which the coefficients are held, and a rest from the gradients of the coefficients. "
-          "Theorem 1 is about Θ_frozen alone, of which λ are the eigenvalues in those columns of the tables.")
+FROZEN = ("These networks are sums over paths with coefficients that depend on θ. Their tangent kernel has two parts: "
+          "Θ_frozen = J_v^f Π J_v^fᵀ, in which the coefficients are held, and a rest from the gradients of the "
+          "coefficients. Theorem 1 is about Θ_frozen alone, whose eigenvalues are the λ of those columns.")
 """What the page says of frozen gates."""
 PICTURES: tuple[tuple[str, Callable[[Report], Any], str], ...] = (
     ("Spectra", plots.spectra, "λ of the tangent kernel Θ, ν of the data factor A, π of the path kernel Π, and the "

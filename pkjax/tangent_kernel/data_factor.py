@@ -4,6 +4,7 @@ import contextlib
 import math
 from collections.abc import Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -79,7 +80,7 @@ def data_factor(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[Array | np.n
 
 
 def data_blocks(apply_fn: ApplyFn, params: PyTree, X: PyTree, masks: PyTree | None, dtype: Any = None,
-                frozen: bool = False, units: Mapping[int, Array] | None = None) -> Float[Array, "*K N N"]:
+                frozen: bool = False, units: Mapping[int, Array] = MappingProxyType({})) -> Float[Array, "*K N N"]:
     """Return A without checking that its sums are finite.
 
     Gates have the dtype of the parameters, sums over paths have `dtype`; None means the same. The gates at the places
@@ -103,7 +104,7 @@ def data_blocks(apply_fn: ApplyFn, params: PyTree, X: PyTree, masks: PyTree | No
         raise ValueError("the network chooses entries by its signal, and differently for the examples of X: products "
                          "of their gates say nothing of the paths that they share; pass examples that choose alike, "
                          "such as one at a time")
-    gates = tuple(_in_units(g, (units or {}).get(place)) for place, g in enumerate(gates))
+    gates = tuple(_in_units(g, units.get(place)) for place, g in enumerate(gates))
     counted = read(apply_fn, ones(wide(params)), wide(X), masks=masks, paths=True).fixed
     Z = counted.batch(wide(X))
     blocks = None

@@ -10,8 +10,11 @@ import pkjax as pk
 import pytest
 from jax import nn
 from pkjax.analysis import frozen_kernel
+from pkjax.analysis.report import side_by_side
+from pkjax.cli.html import page
 from pkjax.paths import NotPathNetworkError
 
+from tests import fake_report
 from tests.cases import assert_close, normal
 from tests.listed import NETWORKS, Listed, jacobian, layer_norm, normal_cdf, opened, problem
 
@@ -113,8 +116,8 @@ def test_the_rest_is_what_the_frozen_gradients_lack(name):
     theta, held = kernel(whole), kernel(frozen)
     assert_close(report.lam, descending(theta), 1e-9, 1e-9)
     assert_close(report.trace_ntk, np.trace(theta), 1e-10)
-    assert_close(report.frozen.rest, np.linalg.norm(theta - held) / np.linalg.norm(theta), 1e-9, 1e-12)
-    assert_close(report.frozen.rest_of_trace, 1 - np.trace(held) / np.trace(theta), 1e-9, 1e-12)
+    rest, of_trace = np.linalg.norm(theta - held) / np.linalg.norm(theta), 1 - np.trace(held) / np.trace(theta)
+    assert_close([1, report.frozen.rest, report.frozen.rest_of_trace], [1, rest, of_trace], 1e-9, 1e-12)
     assert (report.frozen.rest > 0.01) == (name != "layer norm")      # which acts on the input
     assert [leaf.name for leaf in report.frozen.leaves] == sorted(whole)
     for leaf in report.frozen.leaves:
@@ -188,16 +191,23 @@ def test_parts_that_fit_memory_add_up(monkeypatch):
 
 def test_the_report_tells_the_frozen_part_apart():
     report = whole_report("swiglu")
-    text, page = str(report), report._repr_html_()
+    text, tables = str(report), report._repr_html_()
     assert "Tr Θ_frozen, with gates held" in text
     assert "claims on Θ_frozen that do not hold" in text
-    assert "(Θ_frozen)" in page
-    assert "What frozen gates leave out" in page
+    assert "(Θ_frozen)" in tables
+    assert "What frozen gates leave out" in tables
     plain = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert plain["frozen"]["leaves"][3]["name"] == "g"
     assert plain["frozen"]["leaves"][3]["rest"] == pytest.approx(1)
     assert len(plain["frozen"]["lam"]) == 4
+    rows = {name: values for name, *values in side_by_side({"gated": report, "relu": fake_report.report()})}
+    assert rows["Tr Θ_frozen, with gates held"][1] == "–"
+    assert rows["Tr Θ"][1] == "53,212"
     pytest.importorskip("matplotlib")
+    whole = page({"gated": report}, title="", settings={}, environment={})
+    assert "<h2>What frozen gates leave out</h2>" in whole
+    assert "<th style=text-align:left>gated (Θ_frozen)</th>" in whole
+    assert "J<sub>v</sub><sup>f</sup>" in whole
     figure = pk.plots.report(report)
     assert len(figure.axes) == 5      # and a colour bar
     with pytest.raises(ValueError, match="drawn on 4 panels"):
