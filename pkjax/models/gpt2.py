@@ -48,7 +48,8 @@ def gpt(vocabulary: int = 65, *, context: int = 64, depth: int = 4, width: int =
         logits_t = E norm(x)_t
 
     Maps integers (N, T), T ≤ `context`, to (N, T, vocabulary): the logits of the token that follows each. With `last`
-    the output is (N, vocabulary), the logits of what follows the last token. A token of `vocabulary` or more gives NaN.
+    the output is (N, vocabulary), the logits of what follows the last token. A token of `vocabulary` or more makes all
+    logits of its example NaN.
     GPT-2 small is ``gpt(50257, context=1024, depth=12, width=768, heads=12)``: 124,439,808 parameters.
 
     GELU is the approximation with tanh, as in GPT-2, and LayerNorm's ε is 1e-5; there is no dropout. Weights are

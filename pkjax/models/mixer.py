@@ -60,7 +60,8 @@ def mlp_mixer(classes: int = 1000, *, image: int = 224, channels: int = 3, patch
         logits = W mean over tokens(norm(x)) + b
 
     Maps (N, image, image, channels) to (N, classes). Mixer-B/16 is ``mlp_mixer(depth=12, width=768)``: 59,880,472
-    parameters. For 32×32 pixels take ``mlp_mixer(10, image=32, patch=4, width=128)``.
+    parameters. For 32×32 pixels take ``mlp_mixer(10, image=32, patch=4, width=128)``, without an accelerator with
+    ``patch=8, depth=4``.
 
     GELU is exact; there is no dropout. Weights are truncated normals of standard deviation 0.02, as in DeiT (the paper
     names no distribution), biases zero, LayerNorm's scales one.

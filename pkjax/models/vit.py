@@ -54,8 +54,10 @@ def vit_tiny(classes: int = 1000, *, image: int = 224, channels: int = 3, patch:
         logits = W norm(x)₀ + b
 
     Maps (N, image, image, channels) to (N, classes). GELU is exact; there is no dropout. Weights, positions and the
-    class token are truncated normals of standard deviation 0.02, biases zero, LayerNorm's scales one. For 32×32 pixels
-    take ``vit_tiny(10, image=32, patch=4)``, and a smaller `depth` where time is short.
+    class token are truncated normals of standard deviation 0.02, biases zero, LayerNorm's scales one.
+
+    For 32×32 pixels take ``vit_tiny(10, image=32, patch=4)``, without an accelerator
+    ``vit_tiny(10, image=32, patch=8, depth=6, width=96)``: 692,458 parameters, and 30 times as fast.
 
     Args:
         classes: number of outputs.

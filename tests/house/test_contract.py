@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pkjax as pk
 import pytest
+from flax import nnx
 
 from tests.cases import normal
 
@@ -80,3 +81,24 @@ def test_training_is_solved_from_the_kernel_and_forecast_from_the_trace(case):
     start = pk.dynamics.forecast(trace_pi, learning_rate=0.001, t=0, a=2.0, b=0.5)
     assert pk.dynamics.forecast(trace_pi, learning_rate=0.001, t=0, a=2.0, b=None) == 0
     assert start == 0.5
+
+
+MODELS = {
+    "vit_tiny": lambda rngs: pk.models.vit_tiny(classes=10, image=32, channels=3, patch=4, depth=12, width=192, heads=3,
+                                                param_dtype=jnp.float32, rngs=rngs),
+    "mlp_mixer": lambda rngs: pk.models.mlp_mixer(classes=10, image=32, channels=3, patch=4, depth=8, width=64,
+                                                  token_width=32, channel_width=256, rngs=rngs),
+    "convnext_tiny": lambda rngs: pk.models.convnext_tiny(classes=10, channels=3, patch=2, depths=(1, 1),
+                                                          widths=(8, 16), layer_scale=1e-6, rngs=rngs),
+    "gpt": lambda rngs: pk.models.gpt(vocabulary=10, context=32, depth=2, width=16, heads=2, last=True, rngs=rngs),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models_map_a_batch_to_logits(name):
+    def logits(x):
+        return MODELS[name](nnx.Rngs(0))(x)
+
+    batch = jax.ShapeDtypeStruct((2, 32), jnp.int32) if name == "gpt" else jax.ShapeDtypeStruct(
+        (2, 32, 32, 3), jnp.float32)
+    assert nnx.eval_shape(logits, batch).shape == (2, 10)

@@ -194,6 +194,13 @@ def test_inputs_of_another_size_are_named(name, shape, message):
         nnx.eval_shape(lambda model, x: model(x), model, x)
 
 
+def test_a_token_beyond_the_vocabulary_makes_its_example_nan():
+    apply_fn, params, tokens = problem("gpt")
+    logits = apply_fn(params, tokens.at[1, 1].set(5))
+    assert np.isfinite(logits[0]).all()
+    assert np.isnan(logits[1]).all()
+
+
 @each
 def test_networks_of_one_definition_are_equal_functions(name):
     assert pk.from_nnx(built(name))[0] == pk.from_nnx(built(name, seed=1))[0]

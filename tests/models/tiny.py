@@ -1,4 +1,4 @@
-"""The smallest of each NNX network of images and tokens, in float64."""
+"""The smallest of each NNX network of images and tokens."""
 
 import functools
 
@@ -8,7 +8,7 @@ import pkjax as pk
 from flax import nnx
 from pkjax import models
 
-from tests.cases import normal
+from tests.cases import FLOAT, normal
 
 IMAGES = normal(9, (2, 8, 8, 2))
 TOKENS = jnp.array([[1, 2, 0], [4, 4, 3]])
@@ -23,7 +23,7 @@ TINY = {
 
 def built(name, seed=0):
     build, sizes, _ = TINY[name]
-    return build(5, param_dtype=jnp.float64, rngs=nnx.Rngs(seed), **sizes)
+    return build(5, param_dtype=FLOAT, rngs=nnx.Rngs(seed), **sizes)
 
 
 @functools.cache

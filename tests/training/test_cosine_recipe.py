@@ -72,6 +72,12 @@ def test_the_rest_of_a_recipe_has_its_rates_in_every_step():
     assert np.abs(np.diff(part, axis=0)).min() > 1e-4
 
 
+def test_without_a_warm_up_the_first_step_is_the_largest():
+    (first, second) = updates(CosineRecipe(0.1, 2, weight_decay=0.0, warm_up=0.0), {"bias": jnp.zeros(1)},
+                              [{"bias": jnp.ones(1)}] * 2, steps=1)
+    assert_close([first["bias"][0], second["bias"][0]], [-0.1, -0.1 - 0.05], 1e-5)
+
+
 @pytest.mark.parametrize(("given", "message"), [
     ({"warm_up": 1.0}, r"warm_up must be at least 0 and below 1, got 1\.0"),
     ({"warm_up": float("nan")}, "warm_up must be"), ({"completed": -1}, "completed must be at least 0, got -1"),
