@@ -38,6 +38,10 @@ MULTIPLES = ("reshape", "broadcast_in_dim", "squeeze", "expand_dims", "transpose
 """Operations that leave the entries of one operand as they are, or multiply them by constants."""
 
 
+class UndecidedError(NotPathNetworkError):
+    """Of two signals multiplied, either might be the gate."""
+
+
 class FrozenInterpreter(Interpreter):
     """Walks jaxprs with the table of rules, and makes coefficients of what has none."""
 
@@ -73,8 +77,9 @@ class FrozenInterpreter(Interpreter):
         if undecided and name in MULTIPLES and all(v is undecided[0] or isinstance(v, Const) for v in ins):
             return [self.undecided(eqn, ins, undecided[0])]
         structural = getattr(rule, "structural", False)
-        if undecided and name not in PRODUCTS and (not structural or name in CUSTOM):
-            return self.equation(eqn, [self.lifted(v) if v in undecided else v for v in ins])
+        if undecided and name not in PRODUCTS and (name in CUSTOM or not (structural or rule is None)):
+            with contextlib.suppress(NotPathNetworkError):
+                return self.equation(eqn, [self.lifted(v) if v in undecided else v for v in ins])
         if structural:
             return super().equation(eqn, ins)
         if not coefficients and name in COMPARISONS:
@@ -118,8 +123,8 @@ class FrozenInterpreter(Interpreter):
             try:
                 signal = self.lifted(coefficient)
                 return self.equation(eqn, [signal if v is coefficient else v for v in ins])
-            except NotPathNetworkError:
-                if not coefficient.settled:
+            except NotPathNetworkError as error:
+                if not coefficient.settled or (coefficient.readable and isinstance(error, UndecidedError)):
                     raise
         return super().equation(eqn, [self.factor(v) if v is coefficient else v for v in ins])
 
@@ -129,9 +134,9 @@ class FrozenInterpreter(Interpreter):
         if not (a.through < b.through or b.through < a.through):
             among = "both came through coefficients that the other did not" if a.through != b.through else (
                 "neither is a gate")
-            raise self.error(f"'{eqn.primitive.name}' multiplies two signals of which {among}",
-                             "mark the one that is a gate with jax.lax.stop_gradient, or pass it through a nonlinear "
-                             "function; else use the product in one")
+            raise UndecidedError(str(self.error(
+                f"'{eqn.primitive.name}' multiplies two signals of which {among}",
+                "mark the one that is a gate with jax.lax.stop_gradient, or use the product in a nonlinear function")))
         gate = 0 if b.through < a.through else 1
         value = ins[gate]
         factor = self.factor(value) if isinstance(value, Coefficient) else self.factor_of(value)
@@ -140,7 +145,6 @@ class FrozenInterpreter(Interpreter):
     def undecided(self, eqn: Any, ins: list[Any], coefficient: Coefficient) -> Coefficient:
         """Multiply a coefficient by parameters, and leave open whether it is a factor on them or a signal."""
         (value,), aval = self.computed(eqn, ins), eqn.outvars[0].aval
-        through = coefficient.through.union(*(v.through for v in ins if isinstance(v, PathSum)))
         stack = list(self.enclosing)
 
         def read(part: Callable[[], PathSum]) -> Callable[[], PathSum]:
@@ -149,7 +153,7 @@ class FrozenInterpreter(Interpreter):
                     operand = part()
                     return self.lifted(self.equation(eqn, [operand if v is coefficient else v for v in ins])[0])
             return result
-        return Coefficient(value, tuple(aval.shape), aval.dtype, through, coefficient.reason, coefficient.settled,
+        return Coefficient(value, tuple(aval.shape), aval.dtype, _joined(ins), coefficient.reason, coefficient.settled,
                                 signal=read(lambda: self.lifted(coefficient)),
                                 weights=read(lambda: self.factor(coefficient)))
 
@@ -195,7 +199,7 @@ class FrozenInterpreter(Interpreter):
     def numbered(self, ins: Sequence[Any]) -> frozenset[int]:
         """Number a new coefficient, and join the coefficients that its operands came through."""
         self.made += 1
-        return frozenset((self.made,)).union(*(v.through for v in ins if isinstance(v, PathSum | Coefficient)))
+        return _joined(ins) | {self.made}
 
     def computed(self, eqn: Any, ins: list[Any]) -> list[Any]:
         """The network's own results of an operation, None where the algebra does not know them."""
@@ -221,25 +225,31 @@ class FrozenInterpreter(Interpreter):
         stack = list(self.enclosing)
         whole: list[Sequence[Any]] = []      # all results as signals
 
-        def signal(i: int) -> PathSum:
-            with self.within(stack):
-                if not whole:
-                    whole.append(self.multiplied(eqn, ins) if name in PRODUCTS else
-                                 self.equation(eqn, self.signals(ins)))
-                return self.lifted(whole[0][i])
+        def signal(i: int) -> Callable[[], PathSum]:
+            def result() -> PathSum:
+                with self.within(stack):
+                    if not whole:
+                        whole.append(self.multiplied(eqn, ins) if name in PRODUCTS else
+                                     self.equation(eqn, self.signals(ins)))
+                    return self.lifted(whole[0][i])
+            return result
 
-        through = self.numbered(ins)
+        through = _joined(ins) if linear and error is None else self.numbered(ins)
         return [Coefficient(value, tuple(out.aval.shape), out.aval.dtype, through, reason, settled, made=how,
-                                 signal=(lambda i=i: signal(i)) if readable and how is None else None)
+                                 signal=signal(i) if readable and how is None else None)
                 for i, (value, out) in enumerate(zip(self.computed(eqn, ins), eqn.outvars, strict=True))]
 
     def multiplied(self, eqn: Any, ins: list[Any]) -> Sequence[Any]:
         """Read a product of coefficients as a signal: of one that can be a signal, or of two as of other signals."""
         sums = list(ins)
         for i, v in enumerate(ins):
-            if isinstance(v, Coefficient) and not (i and eqn.primitive.name == "div"):
-                with contextlib.suppress(NotPathNetworkError):
+            if isinstance(v, Coefficient) and v.readable and not (i and eqn.primitive.name == "div"):
+                try:
                     sums[i] = self.lifted(v)
+                except UndecidedError:
+                    raise
+                except NotPathNetworkError:
+                    continue        # a function that is infinite at 0
         if not any(isinstance(v, PathSum) for v in sums):
             raise next(v.reason for v in ins if isinstance(v, Coefficient))
         if all(isinstance(v, PathSum) and _moves(v) for v in sums):
@@ -319,7 +329,12 @@ def _moves(value: Any) -> bool:
     return isinstance(value, PathSum) and (value.on_input or value.of_input)
 
 
+def _joined(values: Sequence[Any]) -> frozenset[int]:
+    """The coefficients that values came through."""
+    return frozenset().union(*(v.through for v in values if isinstance(v, PathSum | Coefficient)))
+
+
 def _through(out: PathSum, operands: Sequence[PathSum]) -> PathSum:
     """Note through which coefficients the paths of a result lead."""
-    through = frozenset().union(*(s.through for s in operands))
+    through = _joined(operands)
     return replace(out, through=through) if through != out.through else out

@@ -85,8 +85,8 @@ class Replayed:
         return [replace(out, value=value) for out, value in zip(outs, values, strict=True)]
 
 
-def frozen(apply_fn: ApplyFn, params: PyTree, reference: Shaped[ArrayLike, "N ..."], *, masks: PyTree | None = None
-           ) -> ApplyFn:
+def frozen(apply_fn: ApplyFn, params: PyTree, reference: PyTree[Shaped[ArrayLike, "N ..."]], *,
+           masks: PyTree | None = None) -> ApplyFn:
     """Freeze what is not linear in the signal at its values for a reference input: a network that has paths.
 
         f(x, θ) = Σ_p c_p v_p(θ) a_p(x, θ) x_s    becomes    Σ_p (c_p a_p(x₀, θ₀)) v_p(θ) g_p(x, θ) x_s
@@ -103,7 +103,7 @@ def frozen(apply_fn: ApplyFn, params: PyTree, reference: Shaped[ArrayLike, "N ..
     Args:
         apply_fn: maps (params, inputs (N, *input)) to outputs (N, *out).
         params: θ₀.
-        reference: x₀, an array (N, *input); of several examples the coefficients are averaged.
+        reference: x₀, an array (N, *input) or a tree of such; of several examples the coefficients are averaged.
         masks: booleans like ``params``; a masked weight is 0.
 
     Returns:
@@ -111,7 +111,7 @@ def frozen(apply_fn: ApplyFn, params: PyTree, reference: Shaped[ArrayLike, "N ..
 
     Raises:
         NotPathNetworkError: a product of two signals, neither of which is a gate, is used as a signal.
-        ValueError: the reference is not one array; an index depends on the signal and there are several references.
+        ValueError: an index depends on the signal and there are several references.
         FloatingPointError: a coefficient is not finite.
 
     Source: the paths of Gebhart, Saxena and Schrater (2021), equation 9, with any real numbers for a_p.
@@ -127,30 +127,38 @@ def frozen(apply_fn: ApplyFn, params: PyTree, reference: Shaped[ArrayLike, "N ..
         >>> float(paths.log_count(linear, w, jnp.ones((4, 1))[:1])) == float(jnp.log10(2.))
         True
     """
-    if not jax.tree_util.treedef_is_leaf(jax.tree.structure(reference)):
-        raise ValueError("reference must be one array (N, *input), but is a tree of several: pass a function of one "
-                         "array, which closes over the others")
-    reference = as_array(reference)
+    reference = jax.tree.map(as_array, reference)
     network = read(apply_fn, params, reference, masks=masks)
     network.count(reference, "reference")
-    coefficients = _recorded(network.fixed, reference)
+    fn = _as_given(network)
+    coefficients = _recorded(fn, network.params, reference)
     if not coefficients:
         return apply_fn
     check_result(coefficients, "a coefficient", "choose a reference at which the network is finite, and "
                  "normalisations with an epsilon")
-    return partial(_replayed, apply_fn, network.fn, coefficients, network.outputs)
+    return partial(_replayed, apply_fn, fn, coefficients, network.outputs)
+
+
+def _as_given(network: Network) -> BoundProgram:
+    """The program on inputs as they are given, integers among them."""
+    return network.fn if network.raw is None else network.raw
+
+
+def _alone(x: PyTree) -> PyTree:
+    """One example as a batch."""
+    return jax.tree.map(lambda leaf: leaf[None], x)
 
 
 @jax.jit
-def _recorded(network: Network, reference: Array) -> tuple[Array, ...]:
+def _recorded(fn: BoundProgram, params: PyTree, reference: PyTree) -> tuple[Array, ...]:
     """Coefficients, averaged over the examples."""
-    def one(x: Array) -> tuple[Array, ...]:
+    def one(x: PyTree) -> tuple[Array, ...]:
         recorder = Recorder()
-        interpret(recorder, network.fn, network.params, x[None], lambda _, leaf: leaf, lambda z: z, frozen=True)
+        interpret(recorder, fn, params, _alone(x), lambda _, leaf: leaf, lambda z: z, frozen=True)
         return tuple(recorder.recorded)
 
-    if len(reference) == 1:
-        return one(reference[0])
+    if len(jax.tree.leaves(reference)[0]) == 1:
+        return one(jax.tree.map(lambda leaf: leaf[0], reference))
     each = jax.vmap(one)(reference)
     if any(not jnp.issubdtype(c.dtype, jnp.floating) for c in each):
         raise ValueError("the network chooses entries by its signal, and choices have no average: pass one reference")
@@ -158,22 +166,23 @@ def _recorded(network: Network, reference: Array) -> tuple[Array, ...]:
 
 
 def _replayed(apply_fn: ApplyFn, fn: BoundProgram, coefficients: tuple[Array, ...], outputs: tuple[int, ...],
-              params: PyTree, x: ArrayLike) -> Array:
+              params: PyTree, x: PyTree) -> Array:
     """Evaluate a network with the coefficients of another input."""
-    x = as_array(x)
+    x = jax.tree.map(as_array, x)
     types = [jnp.result_type(leaf) for leaf in jax.tree.leaves((params, x))]
     if types != [v.aval.dtype for v in fn.program.jaxpr.invars]:      # a program is of one type
-        fn = read(apply_fn, params, x).fn
+        fn = _as_given(read(apply_fn, params, x))
 
-    def one(x: Array) -> Array:
-        return interpret(Replayed(coefficients), fn, params, x[None], lambda _, leaf: leaf, lambda z: z,
+    def one(x: PyTree) -> Array:
+        return interpret(Replayed(coefficients), fn, params, _alone(x), lambda _, leaf: leaf, lambda z: z,
                          frozen=True).value
 
-    values = one(x[0]) if len(x) == 1 else jax.vmap(one)(x)
-    return values.reshape(len(x), *outputs)
+    n = len(jax.tree.leaves(x)[0])
+    values = one(jax.tree.map(lambda leaf: leaf[0], x)) if n == 1 else jax.vmap(one)(x)
+    return values.reshape(n, *outputs)
 
 
-def with_gates(apply_fn: ApplyFn, params: PyTree, x: PyTree, gates: str | None, reference: ArrayLike | None,
+def with_gates(apply_fn: ApplyFn, params: PyTree, x: PyTree, gates: str | None, reference: PyTree | None,
                masks: PyTree | None = None) -> ApplyFn:
     """The network that ``gates="frozen"`` and ``reference=`` ask for: by default the one that there is.
 
