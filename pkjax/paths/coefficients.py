@@ -4,17 +4,19 @@ A fourth kind of value, a ``Coefficient``, depends on the signal in a way that i
 none itself: the probabilities of attention, the scale of a normalisation, the gate of a gated unit. Four sentences
 decide everything, and none knows a layer by name:
 
-- an operation that no rule reads makes a coefficient, and so does an operation of coefficients;
+- an operation that no rule reads makes a coefficient, and so does an operation of coefficients, which is a signal
+  where it is used as one, if its rule can read them as signals;
 - a product of a coefficient and a signal is a path sum, on which the coefficient is a factor;
 - of two signals multiplied, the one that came through more coefficients is the factor; where neither did, or each came
   through some that the other did not, their product is a coefficient that cannot become a signal;
-- an elementwise function that is used as a signal is σ(z) = σ(0) + a z, with a = (σ(z) − σ(0))/z the coefficient, at
-  z = 0 the derivative, and σ(0) a constant that starts paths.
+- an elementwise function that is used as a signal is σ(z) = σ(0) + a z, whatever its formula, with a = (σ(z) − σ(0))/z
+  the coefficient, at z = 0 the derivative, and σ(0) a constant that starts paths.
 """
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -26,7 +28,7 @@ from pkjax.paths.activations import broadcast_to
 from pkjax.paths.elementwise import COMPARISONS, CUSTOM, along, constants, made
 from pkjax.paths.errors import NotPathNetworkError
 from pkjax.paths.interpreter import Interpreter, evaluate
-from pkjax.paths.values import Coefficient, Const, Gate, PathSum, Value
+from pkjax.paths.values import Coefficient, Const, Gate, PathSum, Value, joined, moves
 
 __all__ = ["FrozenInterpreter"]
 
@@ -74,12 +76,15 @@ class FrozenInterpreter(Interpreter):
         rule = self.rules.get(name)
         coefficients = [v for v in ins if isinstance(v, Coefficient)]
         undecided = [v for v in coefficients if v.weights is not None]
-        if undecided and name in MULTIPLES and all(v is undecided[0] or isinstance(v, Const) for v in ins):
+        if undecided and name in MULTIPLES and sum(not isinstance(v, Const) for v in ins) == 1:
             return [self.undecided(eqn, ins, undecided[0])]
         structural = getattr(rule, "structural", False)
         if undecided and name not in PRODUCTS and (name in CUSTOM or not (structural or rule is None)):
+            signals = None
             with contextlib.suppress(NotPathNetworkError):
-                return self.equation(eqn, [self.lifted(v) if v in undecided else v for v in ins])
+                signals = [self.lifted(v) if v in undecided else v for v in ins]
+            if signals is not None:
+                return self.equation(eqn, signals)
         if structural:
             return super().equation(eqn, ins)
         if not coefficients and name in COMPARISONS:
@@ -92,11 +97,11 @@ class FrozenInterpreter(Interpreter):
                 return self.product(eqn, ins)
             if coefficients and made(eqn, ins) is not None:
                 return self.evaluated(eqn, ins)
-            if any(not _floating(c.dtype) for c in coefficients):      # a predicate, or an index
-                chosen = [Const(self.frozen(v)) if isinstance(v, Coefficient) and not _floating(v.dtype) else v
+            if any(not _real(c) for c in coefficients):      # a predicate, or an index
+                chosen = [Const(self.frozen(v)) if isinstance(v, Coefficient) and not _real(v) else v
                           for v in ins]
                 return self.read(eqn, chosen)
-            if coefficients and not _floating(eqn.outvars[0].aval.dtype):       # a comparison
+            if coefficients and not _real(eqn.outvars[0].aval):       # a comparison
                 return self.evaluated(eqn, ins)
             if coefficients:
                 return self.equation(eqn, self.signals(ins))
@@ -112,12 +117,12 @@ class FrozenInterpreter(Interpreter):
         a, b = ins
         if eqn.primitive.name == "div":
             return self.quotient(eqn, a, b)
-        if isinstance(a, PathSum) and isinstance(b, PathSum) and _moves(a) and _moves(b):
+        if isinstance(a, PathSum) and isinstance(b, PathSum) and moves(a) and moves(b):
             return self.of_signals(eqn, [a, b], [a, b])
         coefficient = next((v for v in ins if isinstance(v, Coefficient)), None)
         if coefficient is None:
             return super().equation(eqn, ins)
-        if not _moves(b if coefficient is a else a):        # with a parameter: it is the signal, where it can be
+        if not moves(b if coefficient is a else a):        # with a parameter: it is the signal, where it can be
             if coefficient.readable and eqn.primitive.name == "mul":
                 return [self.undecided(eqn, ins, coefficient)]
             try:
@@ -153,9 +158,9 @@ class FrozenInterpreter(Interpreter):
                     operand = part()
                     return self.lifted(self.equation(eqn, [operand if v is coefficient else v for v in ins])[0])
             return result
-        return Coefficient(value, tuple(aval.shape), aval.dtype, _joined(ins), coefficient.reason, coefficient.settled,
-                                signal=read(lambda: self.lifted(coefficient)),
-                                weights=read(lambda: self.factor(coefficient)))
+        return Coefficient(value, tuple(aval.shape), aval.dtype, joined(ins), coefficient.reason, coefficient.settled,
+                           signal=read(lambda: self.lifted(coefficient)),
+                           weights=read(lambda: self.factor(coefficient)))
 
     @contextlib.contextmanager
     def within(self, stack: list[Any]) -> Iterator[None]:
@@ -199,7 +204,7 @@ class FrozenInterpreter(Interpreter):
     def numbered(self, ins: Sequence[Any]) -> frozenset[int]:
         """Number a new coefficient, and join the coefficients that its operands came through."""
         self.made += 1
-        return _joined(ins) | {self.made}
+        return joined(ins) | {self.made}
 
     def computed(self, eqn: Any, ins: list[Any]) -> list[Any]:
         """The network's own results of an operation, None where the algebra does not know them."""
@@ -234,9 +239,9 @@ class FrozenInterpreter(Interpreter):
                     return self.lifted(whole[0][i])
             return result
 
-        through = _joined(ins) if linear and error is None else self.numbered(ins)
+        through = joined(ins) if linear and error is None else self.numbered(ins)
         return [Coefficient(value, tuple(out.aval.shape), out.aval.dtype, through, reason, settled, made=how,
-                                 signal=signal(i) if readable and how is None else None)
+                            signal=signal(i) if readable and how is None else None)
                 for i, (value, out) in enumerate(zip(self.computed(eqn, ins), eqn.outvars, strict=True))]
 
     def multiplied(self, eqn: Any, ins: list[Any]) -> Sequence[Any]:
@@ -252,7 +257,7 @@ class FrozenInterpreter(Interpreter):
                     continue        # a function that is infinite at 0
         if not any(isinstance(v, PathSum) for v in sums):
             raise next(v.reason for v in ins if isinstance(v, Coefficient))
-        if all(isinstance(v, PathSum) and _moves(v) for v in sums):
+        if all(isinstance(v, PathSum) and moves(v) for v in sums):
             return self.of_signals(eqn, ins, sums)
         return self.equation(eqn, sums)
 
@@ -264,8 +269,9 @@ class FrozenInterpreter(Interpreter):
         tracers, shaped = constants(value, root)
         with contextlib.nullcontext() if tracers else jax.ensure_compile_time_eval():
             # Compiled, as custom rules under a vmap leave compile-time evaluation otherwise.
-            start, slope = (jax.jit(_at_zero, static_argnums=0) if shaped and not tracers else _at_zero)(
-                fn, jnp.zeros(z.shape if shaped else (), z.dtype))
+            read = partial(_at_zero, fn)
+            start, slope = (jax.jit(read) if shaped and not tracers else read)(
+                jnp.zeros(z.shape if shaped else (), z.dtype))
             if not tracers and not np.isfinite(start).all():
                 raise value.reason
         (true,) = self.exact([root])
@@ -320,21 +326,11 @@ def _at_zero(fn: Callable[[Any], Any], zero: Any) -> tuple[Any, Any]:
     return start, jnp.where(jnp.isfinite(slope), slope, 0)
 
 
-def _floating(dtype: Any) -> bool:
-    return bool(jnp.issubdtype(dtype, jnp.floating))
-
-
-def _moves(value: Any) -> bool:
-    """Whether a path sum is a signal, and not made of parameters alone."""
-    return isinstance(value, PathSum) and (value.on_input or value.of_input)
-
-
-def _joined(values: Sequence[Any]) -> frozenset[int]:
-    """The coefficients that values came through."""
-    return frozenset().union(*(v.through for v in values if isinstance(v, PathSum | Coefficient)))
+def _real(value: Any) -> bool:
+    return bool(jnp.issubdtype(value.dtype, jnp.floating))
 
 
 def _through(out: PathSum, operands: Sequence[PathSum]) -> PathSum:
     """Note through which coefficients the paths of a result lead."""
-    through = _joined(operands)
+    through = joined(operands)
     return replace(out, through=through) if through != out.through else out

@@ -98,7 +98,11 @@ def frozen(apply_fn: ApplyFn, params: PyTree, reference: PyTree[Shaped[ArrayLike
     - An operation that is not linear makes a coefficient, and a product of a coefficient and a signal is a path.
     - σ(z) that acts entry by entry and is used as a signal is σ(0) + a z with a = (σ(z) − σ(0))/z, at 0 σ'(0).
     - Of two signals multiplied, the one that came through more coefficients is one itself (the gate of a gated unit).
-      Where neither did (q·k), the product is a coefficient, and must not be used as a signal.
+      Where neither did (q·k), or each came through some that the other did not (σ(z)·tanh(y)), the product is a
+      coefficient, and must not be used as a signal; ``jax.lax.stop_gradient`` marks the one that is the gate.
+
+    A coefficient of exactly 0 carries no path, so that counts depend on precision: far below 0 GELU's gate is 0 in
+    float32 where it is tiny in float64.
 
     Args:
         apply_fn: maps (params, inputs (N, *input)) to outputs (N, *out).

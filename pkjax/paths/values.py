@@ -6,13 +6,13 @@
 - a ``Coefficient`` depends on them in another way, and multiplies paths: only where gates are frozen.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from pkjax.paths.errors import NotPathNetworkError
 
-__all__ = ["Coefficient", "Const", "Gate", "Made", "PathSum", "Value"]
+__all__ = ["Coefficient", "Const", "Gate", "Made", "PathSum", "Value", "joined", "moves"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,3 +95,13 @@ class Coefficient:
 
 
 Value = Const | Gate | PathSum | Coefficient
+
+
+def moves(value: Any) -> bool:
+    """Whether a value is a signal, and not a path sum of parameters alone."""
+    return isinstance(value, PathSum) and (value.on_input or value.of_input)
+
+
+def joined(values: Sequence[Any]) -> frozenset[int]:
+    """The coefficients that values came through."""
+    return frozenset().union(*(v.through for v in values if isinstance(v, PathSum | Coefficient)))
