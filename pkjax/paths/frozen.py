@@ -102,8 +102,8 @@ class Replayed:
         return [replace(out, value=value) for out, value in zip(outs, values, strict=True)]
 
 
-def frozen(apply_fn: ApplyFn, params: PyTree, reference: Shaped[ArrayLike, "N ..."], *, masks: PyTree | None = None
-           ) -> ApplyFn:
+def frozen(apply_fn: ApplyFn, params: PyTree, reference: PyTree[Shaped[ArrayLike, "N ..."]], *,
+           masks: PyTree | None = None) -> ApplyFn:
     """Freeze what is not linear in the signal at its values for a reference input: a network that has paths.
 
         f(x, θ) = Σ_p c_p v_p(θ) a_p(x, θ) x_s    becomes    Σ_p (c_p a_p(x₀, θ₀)) v_p(θ) g_p(x, θ) x_s
@@ -115,12 +115,16 @@ def frozen(apply_fn: ApplyFn, params: PyTree, reference: Shaped[ArrayLike, "N ..
     - An operation that is not linear makes a coefficient, and a product of a coefficient and a signal is a path.
     - σ(z) that acts entry by entry and is used as a signal is σ(0) + a z with a = (σ(z) − σ(0))/z, at 0 σ'(0).
     - Of two signals multiplied, the one that came through more coefficients is one itself (the gate of a gated unit).
-      Where neither did (q·k), the product is a coefficient, and must not be used as a signal.
+      Where neither did (q·k), or each came through some that the other did not (σ(z)·tanh(y)), the product is a
+      coefficient, and must not be used as a signal; ``jax.lax.stop_gradient`` marks the one that is the gate.
+
+    A coefficient of exactly 0 carries no path, so that counts depend on precision: far below 0 GELU's gate is 0 in
+    float32 where it is tiny in float64.
 
     Args:
         apply_fn: maps (params, inputs (N, *input)) to outputs (N, *out).
         params: θ₀.
-        reference: x₀, an array (N, *input); of several examples the coefficients are averaged.
+        reference: x₀, an array (N, *input) or a tree of such; of several examples the coefficients are averaged.
         masks: booleans like ``params``; a masked weight is 0.
 
     Returns:
@@ -128,7 +132,7 @@ def frozen(apply_fn: ApplyFn, params: PyTree, reference: Shaped[ArrayLike, "N ..
 
     Raises:
         NotPathNetworkError: a product of two signals, neither of which is a gate, is used as a signal.
-        ValueError: the reference is not one array; an index depends on the signal and there are several references.
+        ValueError: an index depends on the signal and there are several references.
         FloatingPointError: a coefficient is not finite.
 
     Source: the paths of Gebhart, Saxena and Schrater (2021), equation 9, with any real numbers for a_p.
@@ -147,8 +151,8 @@ def frozen(apply_fn: ApplyFn, params: PyTree, reference: Shaped[ArrayLike, "N ..
     return _fixed(apply_fn, params, reference, masks, largest=False)[0]
 
 
-def opened(apply_fn: ApplyFn, params: PyTree, reference: Shaped[ArrayLike, "N ..."], masks: PyTree | None = None
-           ) -> tuple[ApplyFn, tuple[Array, ...]]:
+def opened(apply_fn: ApplyFn, params: PyTree, reference: PyTree[Shaped[ArrayLike, "N ..."]],
+           masks: PyTree | None = None) -> tuple[ApplyFn, tuple[Array, ...]]:
     """The network with every coefficient as far open as it is for any example of a reference, and these coefficients.
 
         a_p    becomes    max_x |a_p(x)|, coefficient by coefficient
@@ -158,35 +162,44 @@ def opened(apply_fn: ApplyFn, params: PyTree, reference: Shaped[ArrayLike, "N ..
     return _fixed(apply_fn, params, reference, masks, largest=True)
 
 
-def _fixed(apply_fn: ApplyFn, params: PyTree, reference: ArrayLike, masks: PyTree | None, largest: bool
+def _fixed(apply_fn: ApplyFn, params: PyTree, reference: PyTree, masks: PyTree | None, largest: bool
            ) -> tuple[ApplyFn, tuple[Array, ...]]:
     """A network with constants for its coefficients, and the constants."""
-    if not jax.tree_util.treedef_is_leaf(jax.tree.structure(reference)):
-        raise ValueError("reference must be one array (N, *input), but is a tree of several: pass a function of one "
-                         "array, which closes over the others")
-    reference = as_array(reference)
+    reference = jax.tree.map(as_array, reference)
     network = read(apply_fn, params, reference, masks=masks)
     network.count(reference, "reference")
-    coefficients = _recorded(network.fixed, reference, largest)
+    fn = _as_given(network)
+    coefficients = _recorded(fn, network.params, reference, largest)
     if not coefficients:
         return apply_fn, ()
     if (counts := _NOTICE.get()) is not None:
         counts.append(len(coefficients))
     check_result(coefficients, "a coefficient", "choose a reference at which the network is finite, and "
                  "normalisations with an epsilon")
-    return partial(_replayed, apply_fn, network.fn, coefficients, network.outputs), coefficients
+    return partial(_replayed, apply_fn, fn, coefficients, network.outputs), coefficients
 
 
-@partial(jax.jit, static_argnums=2)
-def _recorded(network: Network, reference: Array, largest: bool) -> tuple[Array, ...]:
+def _as_given(network: Network) -> BoundProgram:
+    """The program on inputs as they are given, integers among them."""
+    return network.fn if network.raw is None else network.raw
+
+
+def _alone(x: PyTree) -> PyTree:
+    """One example as a batch."""
+    return jax.tree.map(lambda leaf: leaf[None], x)
+
+
+@partial(jax.jit, static_argnums=3)
+def _recorded(fn: BoundProgram, params: PyTree, reference: PyTree, largest: bool) -> tuple[Array, ...]:
     """Coefficients, averaged over the examples, or their largest magnitudes."""
-    def one(x: Array) -> tuple[Array, ...]:
+    def one(x: PyTree) -> tuple[Array, ...]:
         recorder = Recorder()
-        interpret(recorder, network.fn, network.params, x[None], lambda _, leaf: leaf, lambda z: z, frozen=True)
+        interpret(recorder, fn, params, _alone(x), lambda _, leaf: leaf, lambda z: z, frozen=True)
         return tuple(recorder.recorded)
 
-    if len(reference) == 1:
-        return tuple(jnp.abs(c) if largest and is_floating(c) else c for c in one(reference[0]))
+    if len(jax.tree.leaves(reference)[0]) == 1:
+        alone = one(jax.tree.map(lambda leaf: leaf[0], reference))
+        return tuple(jnp.abs(c) if largest and is_floating(c) else c for c in alone)
     each = jax.vmap(one)(reference)
     if not all(map(is_floating, each)):
         raise ValueError("the network chooses entries by its signal, and choices have no average: pass one reference")
@@ -194,19 +207,20 @@ def _recorded(network: Network, reference: Array, largest: bool) -> tuple[Array,
 
 
 def _replayed(apply_fn: ApplyFn, fn: BoundProgram, coefficients: tuple[Array, ...], outputs: tuple[int, ...],
-              params: PyTree, x: ArrayLike) -> Array:
+              params: PyTree, x: PyTree) -> Array:
     """Evaluate a network with the coefficients of another input."""
-    x = as_array(x)
+    x = jax.tree.map(as_array, x)
     types = [jnp.result_type(leaf) for leaf in jax.tree.leaves((params, x))]
     if types != [v.aval.dtype for v in fn.program.jaxpr.invars]:      # a program is of one type
-        fn = read(apply_fn, params, x).fn
+        fn = _as_given(read(apply_fn, params, x))
 
-    def one(x: Array) -> Array:
-        return interpret(Replayed(coefficients), fn, params, x[None], lambda _, leaf: leaf, lambda z: z,
+    def one(x: PyTree) -> Array:
+        return interpret(Replayed(coefficients), fn, params, _alone(x), lambda _, leaf: leaf, lambda z: z,
                          frozen=True).value
 
-    values = one(x[0]) if len(x) == 1 else jax.vmap(one)(x)
-    return values.reshape(len(x), *outputs)
+    n = len(jax.tree.leaves(x)[0])
+    values = one(jax.tree.map(lambda leaf: leaf[0], x)) if n == 1 else jax.vmap(one)(x)
+    return values.reshape(n, *outputs)
 
 
 @contextlib.contextmanager
@@ -271,7 +285,7 @@ def is_frozen(gates: str | None) -> bool:
     raise ValueError(f'gates must be None or "frozen", but got {gates!r}')
 
 
-def with_gates(apply_fn: ApplyFn, params: PyTree, x: PyTree, gates: str | None, reference: ArrayLike | None,
+def with_gates(apply_fn: ApplyFn, params: PyTree, x: PyTree, gates: str | None, reference: PyTree | None,
                masks: PyTree | None = None) -> ApplyFn:
     """The network that ``gates="frozen"`` and ``reference=`` ask for: by default the one that there is.
 

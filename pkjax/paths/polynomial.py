@@ -29,7 +29,7 @@ __all__ = ["checked_gates", "gates", "network_tied", "path_sum", "polynomial", "
 @automatic_axes
 def polynomial(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]], *, q: float | int,
                gates: Sequence[Shaped[ArrayLike, "..."]] | str | None = None, pool: str = "sum",
-               masks: PyTree | None = None, reference: Shaped[ArrayLike, "M ..."] | None = None
+               masks: PyTree | None = None, reference: PyTree[Shaped[ArrayLike, "M ..."]] | None = None
                ) -> Float[Array, "N ..."]:
     """Evaluate the path polynomial of every output by one forward pass, without listing paths.
 
