@@ -65,7 +65,7 @@ class Bench:
         self.plan = plan
         self.labelled = pk.data.load(plan.data, samples=LABELLED, seed=0)
         self.images = self.labelled.images[:plan.samples]
-        self.module = model(plan.model, self.labelled.classes)
+        self.module = model(plan.model, self.labelled.classes, self.labelled.pixels.shape[1:])
         self.initialise = jax.jit(self.module.init)
 
     @lru_cache(maxsize=1)  # noqa: B019 (there is one bench at a time)

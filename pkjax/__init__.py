@@ -44,6 +44,7 @@ from pkjax.pruning import (
     n_m_scope,
     ntk_sap,
     ntk_trace_saliency,
+    on_paths,
     path_exclusion,
     path_magnitude,
     phew,
@@ -94,9 +95,9 @@ __all__ = [
     "kernel_regression", "kernels", "layer_scope", "linear", "load_masks", "load_safetensors", "magnitude", "masked",
     "mean_input", "models", "n_m_scope", "ntk", "ntk_alignment", "ntk_density", "ntk_effective_rank", "ntk_eigenpairs",
     "ntk_frobenius", "ntk_matvec", "ntk_plan", "ntk_regression", "ntk_sap", "ntk_trace", "ntk_trace_estimate",
-    "ntk_trace_saliency", "ones_input", "path_exclusion", "path_kernel", "path_magnitude", "paths", "phew", "plots",
-    "prune", "random", "reinitialize", "save_masks", "save_safetensors", "shrink", "shuffle_masks", "snip", "synflow",
-    "synflow_l2", "training",
+    "ntk_trace_saliency", "on_paths", "ones_input", "path_exclusion", "path_kernel", "path_magnitude", "paths", "phew",
+    "plots", "prune", "random", "reinitialize", "save_masks", "save_safetensors", "shrink", "shuffle_masks", "snip",
+    "synflow", "synflow_l2", "training",
 ]
 
 _LAZY = ("data", "dynamics", "experiments", "models", "plots", "training")

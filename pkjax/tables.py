@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import wadler_lindig as wl
 
-__all__ = ["Progress", "Raw", "brief", "format_number", "formula", "html", "pairs", "reporter", "spread"]
+__all__ = ["Progress", "Raw", "brief", "format_number", "formula", "html", "listed", "pairs", "reporter", "spread"]
 
 WIDTH = 80
 """Characters in a line of a result's text."""
@@ -42,14 +42,14 @@ class Raw(str):
 
 
 def formula(text: str) -> Raw:
-    """Escape a text and turn its indices, `λ_i` and `Σ_{i≤n}`, into subscripts.
+    """Escape a text and turn its indices, `λ_i`, `Σ_{i≤n}` and `J_v^f`, into subscripts and superscripts.
 
     Examples:
-        >>> formula("λ_{i+j-1} ≤ ν_1 π_j")
-        'λ<sub>i+j-1</sub> ≤ ν<sub>1</sub> π<sub>j</sub>'
+        >>> formula("λ_{i+j-1} ≤ ν_1 π_j of J_v^f")
+        'λ<sub>i+j-1</sub> ≤ ν<sub>1</sub> π<sub>j</sub> of J<sub>v</sub><sup>f</sup>'
     """
-    return Raw(re.sub(r"_(?:\{([^}]+)\}|([A-Za-z0-9θ]+))", lambda index: f"<sub>{index[1] or index[2]}</sub>",
-                      escape(text)))
+    above = re.sub(r"\^([A-Za-z0-9])", r"<sup>\1</sup>", escape(text))
+    return Raw(re.sub(r"_(?:\{([^}]+)\}|([A-Za-z0-9θ]+))", lambda index: f"<sub>{index[1] or index[2]}</sub>", above))
 
 
 def format_number(value: float | None, digits: int = 4) -> str:
@@ -113,6 +113,16 @@ def spread(count: int, most: int = 12) -> list[int]:
         ([0, 1, 2], [0, 33, 66, 99])
     """
     return list(range(count)) if count <= most else sorted({round(i * (count - 1) / (most - 1)) for i in range(most)})
+
+
+def listed(names: Sequence[str]) -> str:
+    """Join names, of many the first four and how many there are more.
+
+    Examples:
+        >>> listed("abc"), listed("abcdefg")
+        ('a, b, c', 'a, b, c, d and 3 more')
+    """
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def brief(result: Any) -> str:

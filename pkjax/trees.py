@@ -121,7 +121,7 @@ def _dtype(leaf: Any) -> Any:
 
 
 _KERNELS = frozenset(("kernel", "w", "weight"))
-_OTHERS = frozenset(("bias", "scale", "offset", "embedding", "embeddings", "gamma", "beta"))
+_OTHERS = frozenset(("bias", "scale", "offset", "embedding", "embeddings", "positions", "gamma", "beta"))
 
 
 def kernels(path: tuple[Any, ...], leaf: Any) -> bool:
@@ -129,10 +129,10 @@ def kernels(path: tuple[Any, ...], leaf: Any) -> bool:
 
     A floating-point leaf of two or more axes counts, by its name and its shape. Names that libraries give to kernels
     (``kernel`` in Flax, ``w`` in Haiku, ``weight`` in Equinox and PyTorch) count whatever the shape; ``bias``,
-    ``scale``, ``offset``, ``embedding``, ``embeddings``, ``gamma`` and ``beta`` do not. Under any other name a leaf of
-    three or more axes that is longer than 1 along one of them alone, such as (1, 1, 1, C) or (C, 1, 1), is a vector
-    made to be broadcast, and does not count. Embeddings named ``weight`` (``equinox.nn.Embedding``) count: leave them
-    out by a predicate or a tree of booleans of your own.
+    ``scale``, ``offset``, ``embedding``, ``embeddings``, ``positions``, ``gamma`` and ``beta`` do not. Under any other
+    name a leaf of three or more axes that is longer than 1 along one of them alone, such as (1, 1, 1, C) or (C, 1, 1),
+    is a vector made to be broadcast, and does not count. Embeddings named ``weight`` (``equinox.nn.Embedding``) count:
+    leave them out by a predicate or a tree of booleans of your own.
 
     Source: Gebhart, Saxena and Schrater (2021), appendix A.4.2: not biases, nor the parameters of BatchNorm.
 

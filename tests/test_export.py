@@ -132,9 +132,9 @@ CASES = {
 
 
 SEVERAL = {"analyze", "compare", "connectivity", "effective_units", "kernel_regression", "ntk_eigenpairs",
-           "ntk_regression", "path_kernel.bounded_eigenvalues", "path_kernel.count_above", "path_kernel.eigenpairs",
-           "path_kernel.eigenvalues", "paths.change_bound", "paths.frozen", "paths.path_condition", "paths.rescale",
-           "phew", "shrink"}
+           "ntk_regression", "on_paths", "path_kernel.bounded_eigenvalues", "path_kernel.count_above",
+           "path_kernel.eigenpairs", "path_kernel.eigenvalues", "paths.change_bound", "paths.frozen",
+           "paths.path_condition", "paths.rescale", "phew", "shrink"}
 """What the host leads through several programs."""
 WITHOUT = {"erk_scope", "exponential", "from_linen", "from_nnx", "global_scope", "inverted", "kernels", "layer_scope",
            "linear", "load_masks", "load_safetensors", "masked", "n_m_scope", "ntk_plan", "ones_input", "save_masks",

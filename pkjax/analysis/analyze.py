@@ -10,6 +10,7 @@ from jaxtyping import Array, Key, PyTree, Shaped
 
 from pkjax import path_kernel
 from pkjax.analysis.exactness import Analysis, Check, exactness
+from pkjax.analysis.frozen_kernel import frozen_kernel, split_gates
 from pkjax.analysis.report import Report
 from pkjax.analysis.spectra import DataSpectrum, data_spectrum, tangent_spectrum
 from pkjax.analysis.stopwatch import Stopwatch
@@ -27,6 +28,7 @@ from pkjax.path_kernel.gram import (
 )
 from pkjax.path_kernel.solvers import is_direct, search_products
 from pkjax.path_kernel.traces import check_range, check_size, gated_measured
+from pkjax.paths.frozen import LONE_REFERENCE, is_frozen
 from pkjax.programs.meshes import automatic_axes
 from pkjax.pruning.connectivity import connectivity
 from pkjax.tables import Progress
@@ -47,7 +49,8 @@ ITERATIVE_ENTRIES = 2**23
 @automatic_axes
 def analyze(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[ArrayLike, "N ..."]], *,
             masks: PyTree | None = None, trainable: Choice = None, k: int | None = None, x: PyTree | None = None,
-            key: Key[Array, ""] | None = None, progress: Progress = False, quick: bool = False) -> Report:
+            key: Key[Array, ""] | None = None, progress: Progress = False, quick: bool = False,
+            gates: str | None = None, reference: PyTree[Shaped[ArrayLike, "M ..."]] | None = None) -> Report:
     """Compare a network's NTK spectrum with its path kernel's and its data factor's, and test Theorem 1 on them.
 
         Θ = J_v^f Π J_v^fᵀ,   A = J_v^f J_v^fᵀ
@@ -69,12 +72,19 @@ def analyze(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[ArrayLike, "N ..
         progress: True prints the name of each part as it begins; a function is called with it.
         quick: for use inside loops, find λ, the traces and the k largest π with their bounds alone, one by default. The
             report's other fields are empty.
+        gates: "frozen" takes networks that are not piecewise linear too, whose coefficients depend on θ and x
+            (``pkjax.paths.frozen``). Paths make one part of such a Θ, Θ_frozen = J_v^f Π J_v^fᵀ, the tangent kernel
+            with gates held. Claims, overlaps and the gated trace are of that part; ``Report.frozen`` says what it lacks
+            of Θ, leaf by leaf.
+        reference: with "frozen", the examples (M, *input) whose coefficients at their largest magnitude belong to Π; X
+            by default. J_v^f counts in them. With one example Π is that of ``pkjax.path_kernel`` for this reference.
 
     Returns:
         A ``Report``. Claims that are false in general are reported as they turn out.
 
     Raises:
-        ValueError: shapes, masks or k that do not fit; masks that keep nothing; numbers that are not finite.
+        ValueError: shapes, masks or k that do not fit; masks that keep nothing; numbers that are not finite; gates
+            that are neither None nor "frozen"; a reference at which a coefficient of X is 0, or without frozen gates.
         FloatingPointError: the network has more paths than float64 counts; Tr Π, Tr Θ or numbers on the way to them are
             outside of the range of the parameters' type.
         NotPathNetworkError: an operation has no paths.
@@ -89,7 +99,7 @@ def analyze(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[ArrayLike, "N ..
         >>> report.claims["total"].holds, all(check.passed for check in report.checks.values())
         (True, True)
     """
-    params, X = widened(apply_fn, (params, jax.tree.map(jnp.asarray, X)))
+    params, X, reference = widened(apply_fn, (params, *jax.tree.map(jnp.asarray, (X, reference))))
     with jax.default_matmul_precision("highest"):
         network, signals = read_paths(apply_fn, params, X, masks, trainable)
     x = ones_of(X) if x is None else widened(apply_fn, x)
@@ -100,17 +110,28 @@ def analyze(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[ArrayLike, "N ..
     key = jax.random.key(0) if key is None else key
     watch = Stopwatch(progress)
     part = watch.part
-    whole, (gated, gated_trace) = part("traces", lambda: (check_size(network, z), gated_measured(network, signals)))
+    # Π is that of ``kernel``, which with frozen gates has its coefficients open.
+    kernel, kernel_fn, start, split, units = network, apply_fn, x, None, {}
+    if is_frozen(gates):
+        split = part("frozen gates", lambda: split_gates(
+            apply_fn, params, X if reference is None else reference, x, network, **options))
+        kernel_fn, start, units, _ = split
+        kernel = read_paths(kernel_fn, params, start, masks, trainable, "x")[0] if units else network
+    elif reference is not None:
+        raise ValueError(LONE_REFERENCE)
+    whole, (gated, gated_trace) = part("traces", lambda: (
+        check_size(kernel, z), gated_measured(network, signals, frozen=bool(units))))
     check_range(gated, gated.mantissa.dtype, "the gated path trace")
     tangent = part("tangent kernel", lambda: tangent_spectrum(network, signals, **options))
     lam = tangent.values
-    direct = is_direct(network, z)
+    direct = is_direct(kernel, z)
     count = k if k is not None else 1 if quick else _default_k(m, len(lam), direct)
     if not 1 <= count <= m:
         raise ValueError(f"k must be between 1 and the {m} parameters that train, but is {count}")
-    data = None if quick else part("data factor", lambda: data_spectrum(apply_fn, params, X, masks=masks))
+    data = None if quick else part("data factor", lambda: data_spectrum(
+        apply_fn, params, X, masks=masks, frozen=bool(units), units=units))
     find = path_kernel.bounded_eigenvalues if quick else path_kernel.eigenpairs
-    pairs = part("path kernel", lambda: find(apply_fn, params, x, k=count, tolerance=TOLERANCE, **options))
+    pairs = part("path kernel", lambda: find(kernel_fn, params, start, k=count, tolerance=TOLERANCE, **options))
     pi, pi_bounds = np.maximum(np.asarray(pairs.values, np.float64), 0.0), np.asarray(pairs.bounds, np.float64)
     trace_pi = float(whole.value)
     checks = {"eigenvalues of Π": Check(
@@ -123,19 +144,29 @@ def analyze(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[ArrayLike, "N ..
         "seconds": watch.seconds, "compile_seconds": watch.compile_seconds, "checks": checks}
     if data is None:
         return Report(**shared)
-    energy, overlaps, carried = part("overlaps", lambda: _overlaps(network, signals, pairs.vectors, data, pi))
-    carried = carried / (tangent.trace or 1.0)
+    held, on_paths, frozen = network, tangent, None      # what has the gradients J_v^f J_θ^v, and their kernel
+    if split is not None:
+        held = split.held
+        if held is not network:
+            on_paths = part("frozen tangent kernel", lambda: tangent_spectrum(held, signals, **options))
+        frozen = part("frozen part", lambda: frozen_kernel(network, held, signals, tangent, on_paths))
+    energy, overlaps, carried = part("overlaps", lambda: _overlaps(held, signals, pairs.vectors, data, pi))
+    carried = carried / (on_paths.trace or 1.0)
     rank = part("effective rank", lambda: effective_rank_by(
-        search_products(apply_fn, params, x, **options), m, trace_pi, key))
-    links = part("paths", lambda: connectivity(network.fn, network.params, z, masks=masks))
+        search_products(kernel_fn, params, start, **options), m, trace_pi, key))
+    links = part("paths", lambda: connectivity(kernel.fn, kernel.params, z, masks=masks))
     analysis = Analysis(network=network, signals=signals, options=options, tangent=tangent, data=data, pi=pi,
-                        trace_pi=trace_pi, energy=energy, complete=count == m)
+                        trace_pi=trace_pi, energy=energy, complete=count == m, held=held, on_paths=on_paths,
+                        frozen=frozen)
     shared["checks"] = {**part("checks", lambda: exactness(analysis)), **checks}
+    claims = evaluate_claims(on_paths.values, data.values, pi, rest=(on_paths.rest, data.rest))
+    if split is not None:
+        claims = {name: claim._replace(text=f"{claim.text}, λ of Θ_frozen") for name, claim in claims.items()}
     return Report(
         **shared, nu=data.values, effective_rank=rank, log10_paths=links.log10_paths,
         log10_effective_paths=links.log10_effective_paths, connected=links.connected, overlaps=overlaps,
         carried=carried, captured=float(carried.sum()),
-        claims=evaluate_claims(lam, data.values, pi, rest=(tangent.rest, data.rest)), layers=links.layers)
+        claims=claims, layers=links.layers, frozen=frozen)
 
 
 def _default_k(parameters: int, eigenvalues: int, direct: bool) -> int:

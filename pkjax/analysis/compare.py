@@ -4,7 +4,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from jaxtyping import Array, PyTree, Shaped
 from pkjax import path_kernel
 from pkjax.analysis.analyze import ones_of
 from pkjax.analysis.comparison import Comparison, Row
+from pkjax.analysis.frozen_kernel import split_gates
 from pkjax.analysis.spectra import LARGEST, WHOLE, data_spectrum
 from pkjax.linalg.block_lanczos import block_lanczos
 from pkjax.linalg.memory import default_memory_limit
@@ -22,6 +23,7 @@ from pkjax.network import Network
 from pkjax.path_kernel.gram import check_start, read_paths, widened
 from pkjax.path_kernel.solvers import is_direct
 from pkjax.path_kernel.traces import Number, gated_measured, measured
+from pkjax.paths.frozen import LONE_REFERENCE, is_frozen
 from pkjax.programs.checks import HOLDS, check_result
 from pkjax.programs.meshes import automatic_axes
 from pkjax.programs.program import BoundProgram
@@ -52,7 +54,8 @@ DECADES = 1e-4
 
 def compare(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[ArrayLike, "N ..."]], *, masks: Mapping[Any, Any],
             seeds: Mapping[int | str, PyTree] | None = None, trainable: Choice = None, k: int | None = None,
-            x: PyTree | None = None, progress: Progress = False) -> Comparison:
+            x: PyTree | None = None, progress: Progress = False, gates: str | None = None,
+            reference: Shaped[ArrayLike, "M ..."] | None = None) -> Comparison:
     """Compare traces of the path kernel with spectra of the tangent kernel over maskings of a network.
 
         Tr Π,   T_g,   Tr Θ = Σ λ_i,   Σ ν_i π_i,   λ_1,   Tr(Θ)² / ‖Θ‖_F²,   λ_1 ≥ λ_2 ≥ …
@@ -74,6 +77,10 @@ def compare(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[ArrayLike, "N ..
             parameters; the rest of the sum then lies between bounds.
         x: (1, *input), the input of the path kernel; all ones by default. Integers (tokens, bytes) have no default.
         progress: True prints a line as each network begins; a function is called with it.
+        gates: "frozen" takes networks that are not piecewise linear too, as in ``analyze``: Tr Π, the gated trace and
+            Σ ν_i π_i are then of Θ_frozen = J_v^f Π J_v^fᵀ, all else of Θ. Coefficients are frozen anew for each entry.
+        reference: with "frozen", the examples (M, *input) to whose coefficients Π is opened, as in ``analyze``; X by
+            default.
 
     Returns:
         A ``Comparison``. A number that is outside of its type's range is NaN with a note that says why; logarithms of
@@ -81,7 +88,8 @@ def compare(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[ArrayLike, "N ..
 
     Raises:
         ValueError: no masks, keys of another form, a seed without parameters, two entries of one key; shapes, masks or
-            k that do not fit; numbers that are not finite.
+            k that do not fit; numbers that are not finite; gates that are neither None nor "frozen", or a reference
+            without frozen gates.
         TypeError: masks are not booleans, k is not an integer, or an array is traced, as under `jit`.
         NotPathNetworkError: an operation has no paths.
 
@@ -98,25 +106,30 @@ def compare(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[ArrayLike, "N ..
     """
     entries = _entries(masks, seeds)
     k = None if k is None else whole("k", k, 0)
-    arrays = jax.tree.leaves((params, X, x, list(entries.values()), list((seeds or {}).values())))
+    if not is_frozen(gates) and reference is not None:
+        raise ValueError(LONE_REFERENCE)
+    arrays = jax.tree.leaves((params, X, x, reference, list(entries.values()), list((seeds or {}).values())))
     if any(isinstance(leaf, jax.core.Tracer) for leaf in arrays):
         raise TypeError("compare takes concrete arrays, but got traced ones: call it outside of jit, grad and vmap")
     networks = [params if seeds is None or seed is None else seeds[seed] for _, _, seed in entries]
     return _compared(apply_fn, jax.tree.map(jnp.asarray, X), x, list(entries), networks, list(entries.values()),
-                     trainable=trainable, k=k, progress=progress)
+                     trainable=trainable, k=k, progress=progress, frozen=is_frozen(gates), reference=reference)
 
 
 @automatic_axes
 def _compared(apply_fn: ApplyFn, X: PyTree, x: PyTree | None, keys: list[Key], networks: list[PyTree],
-              masks: list[Any], *, trainable: Choice, k: int | None, progress: Progress) -> Comparison:
+              masks: list[Any], *, trainable: Choice, k: int | None, progress: Progress, frozen: bool,
+              reference: PyTree | None) -> Comparison:
     """Measure each network."""
     tell = reporter(progress)
     X = widened(apply_fn, X)
+    if frozen:
+        reference = X if reference is None else widened(apply_fn, jax.tree.map(jnp.asarray, reference))
     rows, spectra = [], {}
     for n, (key, params, mask) in enumerate(zip(keys, networks, masks, strict=True), 1):
         tell(f"{n} of {len(keys)}: {' '.join(str(part) for part in key if part is not None)}")
         theta = widened(apply_fn, params)
-        case = _Case(apply_fn, theta, X, x, _full(mask, theta, key), trainable)
+        case = _Case(apply_fn, theta, X, x, _full(mask, theta, key), trainable, reference)
         row, spectra[key] = case.measure(key, k)
         rows.append(row)
     out = read_paths(apply_fn, theta, X, None, trainable)[0].fn.out
@@ -173,6 +186,8 @@ class _Case:
     x: PyTree | None
     masks: PyTree
     trainable: Choice
+    reference: PyTree | None
+    """Where gates are frozen; None where they are not."""
 
     @property
     def trained(self) -> PyTree:
@@ -186,25 +201,42 @@ class _Case:
         if m == 0:
             name, compression, seed = key
             return Row(name, compression, seed, 0, False, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -math.inf, -math.inf,
-                       0.0, "nothing that trains is left"), np.zeros(0)
+                       0.0, "nothing that trains is left", None if self.reference is None else 0.0), np.zeros(0)
         with jax.default_matmul_precision("highest"):
             network, signals = read_paths(self.apply_fn, self.params, self.X, self.masks, self.trainable)
         x = ones_of(self.X) if self.x is None else widened(self.apply_fn, self.x)
         z = network.batch(x, "x")
         check_start(z, x)
+        paths = self._paths(network, x)
         notes: list[str] = []
         size = len(signals) * network.size
-        count = min(m, k if k is not None else size if is_direct(network, z) else max(
+        count = min(m, k if k is not None else size if is_direct(paths.kernel, z) else max(
             1, min(ITERATIVE, ITERATIVE_ENTRIES // m)))
-        trace, log10_trace = _number(measured(network, z)[0], "Tr Π", notes)
-        gated, log10_gated = _number(gated_measured(network, signals)[0], "the gated trace", notes)
+        trace, log10_trace = _number(measured(paths.kernel, z)[0], "Tr Π", notes)
+        gated, log10_gated = _number(gated_measured(network, signals, frozen=self.reference is not None)[0],
+                                     "the gated trace", notes)
         lam, total, rank, error = _attempt(notes, (np.zeros(0), math.nan, math.nan, math.nan),
                                            lambda: self._spectrum(network, signals, notes))
         bounds = (math.nan, math.nan) if not count or math.isnan(trace) else _attempt(
-            notes, (math.nan, math.nan), lambda: self._energy(x, count, count == m, trace, notes))
+            notes, (math.nan, math.nan), lambda: self._energy(paths, count, count == m, trace, notes))
         largest = float(lam[0]) if len(lam) else 0.0 * total      # NaN where Θ is
-        return Row(*key, m, self._connected(network, z), trace, gated, total, *bounds, largest, rank, _decay(lam),
-                   log10_trace, log10_gated, error, "; ".join(notes)), lam
+        on_paths = None if self.reference is None else _attempt(
+            notes, math.nan, lambda: float(_trace(paths.held.fn, *self._kernel_arguments(signals))))
+        return Row(*key, m, self._connected(paths.kernel, z), trace, gated, total, *bounds, largest, rank, _decay(lam),
+                   log10_trace, log10_gated, error, "; ".join(notes), on_paths), lam
+
+    def _paths(self, network: Network, x: PyTree) -> "_Paths":
+        """What Π and A are of."""
+        if self.reference is None:
+            return _Paths(self.apply_fn, x, network, network, {})
+        split = split_gates(self.apply_fn, self.params, self.reference, x, network, masks=self.masks,
+                            trainable=self.trainable)
+        kernel = read_paths(split.opened, self.params, split.start, self.masks, self.trainable, "x")[0]
+        return _Paths(split.opened, split.start, kernel, split.held, {"frozen": True, "units": split.units})
+
+    def _kernel_arguments(self, signals: Array) -> tuple[Any, ...]:
+        """Parameters, masks, what trains, and signals."""
+        return self.params, self.masks, self.trained if self.trainable is not None else None, signals
 
     def _connected(self, network: Network, z: Array) -> bool:
         with warnings.catch_warnings():
@@ -213,7 +245,7 @@ class _Case:
 
     def _spectrum(self, network: Network, signals: Array, notes: list[str]) -> tuple[np.ndarray, float, float, float]:
         """λ above their error, Tr Θ, the effective rank and the error."""
-        arguments = (network.fn, self.params, self.masks, self.trained if self.trainable is not None else None, signals)
+        arguments = (network.fn, *self._kernel_arguments(signals))
         size = len(signals) * network.size
         eps = float(jnp.finfo(network.fn.out.dtype).eps)
         if size <= WHOLE and 3 * size**2 * network.fn.out.dtype.itemsize <= default_memory_limit():
@@ -244,11 +276,12 @@ class _Case:
         else:
             check_result(values, "Θ", HOLDS)
 
-    def _energy(self, x: PyTree, count: int, complete: bool, trace: float, notes: list[str]) -> tuple[float, float]:
+    def _energy(self, paths: "_Paths", count: int, complete: bool, trace: float, notes: list[str]
+                ) -> tuple[float, float]:
         """Bounds on Σ ν_i π_i from the π that were found and the trace of all."""
-        data = data_spectrum(self.apply_fn, self.params, self.X, masks=self.masks)
-        pi, bounds = path_kernel.bounded_eigenvalues(self.apply_fn, self.params, x, k=count, tolerance=TOLERANCE,
-                                                     masks=self.masks, trainable=self.trainable)
+        data = data_spectrum(self.apply_fn, self.params, self.X, masks=self.masks, **paths.gates)
+        pi, bounds = path_kernel.bounded_eigenvalues(paths.apply_fn, self.params, paths.start, k=count,
+                                                     tolerance=TOLERANCE, masks=self.masks, trainable=self.trainable)
         nu = data.values[:count]
         known = len(nu)
         found = float(nu @ pi[:known])
@@ -264,6 +297,18 @@ class _Case:
         upper += min((pi[-1] + bounds[-1]) * rest, left * following)
         notes.append(f"Σ ν_i π_i over the {count} largest π, a lower bound")
         return found, upper
+
+
+class _Paths(NamedTuple):
+    """What Π and A are of: the network, or with frozen gates the one whose coefficients are open."""
+
+    apply_fn: ApplyFn
+    start: PyTree
+    kernel: Network
+    held: Network
+    """What has the gradients J_v^f J_θ^v."""
+    gates: dict[str, Any]
+    """Arguments of the data factor."""
 
 
 def _attempt(notes: list[str], otherwise: T, run: Callable[[], T]) -> T:

@@ -70,6 +70,8 @@ class Row(NamedTuple):
     """How far each λ may be from the eigenvalue of its rank, by rounding or by the residual of the search."""
     note: str
     """What is missing or estimated, and why; "" where nothing is."""
+    frozen_trace: float | None = None
+    """With frozen gates Tr Θ_frozen, of the kernel that Tr Π, the gated trace and Σ ν_i π_i are of; else None."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -164,7 +166,7 @@ def _plain(values: Row | Correlation) -> dict[str, Any]:
 
 
 def _restored(name: str, value: Any) -> Any:
-    if value is not None or name in ("compression", "seed"):
+    if value is not None or name in ("compression", "seed", "frozen_trace"):
         return value
     return -np.inf if name.startswith("log10") else np.nan
 
@@ -238,6 +240,11 @@ def _text(comparison: Comparison) -> str:
     unknown = any(np.isnan(row.trace_ntk) for row in comparison.rows)
     text += ["", f"{comparison.dtype}: λ within {worst:.0e} of the largest; smaller ones are left out" if worst else
              f"no network has a tangent kernel that is {'known and ' if unknown else ''}not 0"]
+    shares = [row.frozen_trace / row.trace_ntk for row in comparison.rows
+              if row.frozen_trace is not None and row.trace_ntk > 0]
+    if known := [share for share in shares if not np.isnan(share)]:
+        text += wrap("gates are frozen: Tr Π, gated and Σ ν_iπ_i are of Θ_frozen, whose trace is "
+                     f"{min(known):.2g} to {max(known):.2g} of Tr Θ", WIDTH)
     notes = [row.note for row in comparison.rows if row.note]
     for note in dict.fromkeys(notes):
         text += wrap(f"note ({notes.count(note)}×): {note}", WIDTH, subsequent_indent="  ")

@@ -1,5 +1,6 @@
 """The analyzer's exactness checks: what it reports, computed a second way."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Shaped
 
+from pkjax.analysis.frozen_kernel import FrozenKernel
 from pkjax.analysis.spectra import DataSpectrum, TangentSpectrum
 from pkjax.network import Network
 from pkjax.path_kernel.gram import floating_entries, floating_leaves, with_floating
@@ -61,6 +63,17 @@ class Analysis:
     """√(ν_i π_j) O_ij."""
     complete: bool
     """Whether ``pi`` is the whole spectrum."""
+    held: Network
+    """The network whose gradients are J_v^f J_θ^v: the same, or with frozen gates one of the same outputs."""
+    on_paths: TangentSpectrum
+    """λ of J_v^f Π J_v^fᵀ, Θ or with frozen gates Θ_frozen, and products with it."""
+    frozen: FrozenKernel | None = None
+    """With frozen gates, how the two differ."""
+
+    @property
+    def symbol(self) -> str:
+        """How formulae write it."""
+        return "Θ" if self.frozen is None else "Θ_frozen"
 
     @property
     def few(self) -> Array:
@@ -84,8 +97,9 @@ class Evaluation(NamedTuple):
     sums: Array                  # (N, K) the gated path sum
     euler: Array                 # (N, K) ∇_x f · x plus the paths that do not start at the input
     direction: Array             # (N, K) a random u
-    gradient: list[Array]        # ∇_θ (u · f), of the floating-point leaves
+    gradient: list[Array]        # ∇_θ (u · f), of the floating-point leaves; of coefficients none
     gradient_of_sums: list[Array]    # ∇_θ (u · sums), gates held
+    whole_gradient: list[Array]  # ∇_θ (u · f), of coefficients too
 
 
 def exactness(analysis: Analysis) -> dict[str, Check]:
@@ -95,43 +109,51 @@ def exactness(analysis: Analysis) -> dict[str, Check]:
         A dictionary from the identity's name to the outcome. Agreement with neural-tangents is included where that
         package is installed.
     """
-    evaluation = jax.device_get(_evaluate(analysis.network, analysis.few))
+    evaluation = jax.device_get(_evaluate(
+        analysis.network, analysis.few, None if analysis.frozen is None else analysis.held))
     return {**_path_sum_checks(analysis, evaluation), **_kernel_checks(analysis, evaluation),
             **_overlap_checks(analysis), **_trace_checks(analysis)}
 
 
 @compiled_for_few_calls(most=1 << 40)      # it runs once
-def _evaluate(network: Network, z: Array) -> Evaluation:
+def _evaluate(network: Network, z: Array, held: Network | None = None) -> Evaluation:
     """Evaluate a network, read at the highest precision, on signals of a few examples."""
-    held, theta, n = recorded_gates(network, z)[1], floating_leaves(network), len(z)
-    twice = tuple(jnp.concatenate([gate, gate]) for gate in held)
+    gates, theta, n = recorded_gates(network, z, held is not None)[1], floating_leaves(network), len(z)
+    twice = tuple(jnp.concatenate([gate, gate]) for gate in gates)
 
-    def outputs(p: list[Array], z: Array) -> Array:
-        return network.over(with_floating(network, p).params, z)
+    def outputs(p: list[Array], z: Array, of: Network = network) -> Array:
+        return of.over(with_floating(of, p).params, z)
 
     def path_sum(p: list[Array]) -> tuple[Array, Array]:
         """All paths, and those that do not start at the input."""
         both = evaluate_paths(partial(Polynomial, None), with_floating(network, p), jnp.concatenate([z, 0 * z]), twice)
         return both[:n], both[n:]
 
-    f, along = jax.linearize(outputs, theta, z)
+    f, along = jax.linearize(partial(outputs, of=held or network), theta, z)
     sums, pull_sums, constant = jax.vjp(path_sum, theta, has_aux=True)
     still = [jnp.zeros_like(leaf) for leaf in theta]
     pull = jax.linear_transpose(lambda p: along(p, jnp.zeros_like(z)), theta)
     direction = jax.random.normal(jax.random.key(1), f.shape, f.dtype)
-    return Evaluation(f, sums, along(still, z) + constant, direction, pull(direction)[0], pull_sums(direction)[0])
+    gradient = pull(direction)[0]
+    whole = gradient
+    if held is not None:
+        f, pull_whole = jax.vjp(lambda p: outputs(p, z), theta)
+        (whole,) = pull_whole(direction)
+    return Evaluation(f, sums, along(still, z) + constant, direction, gradient, pull_sums(direction)[0], whole)
 
 
 def _path_sum_checks(analysis: Analysis, evaluation: Evaluation) -> dict[str, Check]:
     """The network against its gated path sum."""
     f, loose = evaluation.f, analysis.tolerance(1e2, 1e-12)
     both = zip(evaluation.gradient_of_sums, evaluation.gradient, strict=True)
+    name, held = ("gradients agree", "") if analysis.frozen is None else (
+        "frozen gradients are J_v^f J_θ^v", ", gates held")
     return {
         "f is its gated path sum": _check(_relative(evaluation.sums, f), loose, "f(x) = Σ_p c_p v_p(θ) a_p(x) x_s(p)"),
-        "gradients agree": _check(max(_relative(a, b) for a, b in both), loose,
-                                  "∇_θ f = ∇_θ of the gated path sum, gates held"),
+        name: _check(max(_relative(a, b) for a, b in both), loose,
+                     f"∇_θ f{held} = ∇_θ of the gated path sum, gates held"),
         "homogeneity": _check(_relative(evaluation.euler, f), loose,
-                              "∇_x f · x + (paths from biases and constants) = f (Euler)"),
+                              f"∇_x f · x + (paths from biases and constants) = f (Euler){held}"),
     }
 
 
@@ -140,9 +162,7 @@ def _kernel_checks(analysis: Analysis, evaluation: Evaluation) -> dict[str, Chec
     tangent, tolerance = analysis.tangent, analysis.tolerance(1e3, 1e-12)
     outputs, n = analysis.network.size, len(analysis.few)
     arguments = (analysis.network.fn, analysis.network.params, analysis.few)
-    rows = n * outputs
-    block = tangent.multiply(np.eye(rows, tangent.rows))[:, :rows]
-    block = block.reshape(n, outputs, n, outputs).transpose(0, 2, 1, 3)
+    block = _block(tangent, n, outputs)
 
     def by_engine(name: str) -> np.ndarray | None:
         try:
@@ -157,12 +177,18 @@ def _kernel_checks(analysis: Analysis, evaluation: Evaluation) -> dict[str, Chec
         checks["Θ from the full Jacobian"] = _check(_relative(block, dense), tolerance,
                                                     f"Θ = ∇f ∇fᵀ on {n} examples")
     else:
-        leaves = zip(evaluation.gradient, floating_entries(analysis.network), strict=True)
-        norm = sum(float(np.sum(np.square(g, dtype=np.float64), where=np.asarray(t))) for g, t in leaves)
-        u = evaluation.direction
-        product = np.einsum("ia,ijab,jb->", u, block, u, dtype=np.float64)
-        checks["Θ along a random direction"] = _check(_relative(product, norm), tolerance,
-                                                      f"uᵀΘu = ‖∇(u · f)‖² on {n} examples")
+        checks["Θ along a random direction"] = _check(
+            _along(analysis, block, evaluation.direction, evaluation.whole_gradient), tolerance,
+            f"uᵀΘu = ‖∇(u · f)‖² on {n} examples")
+    if analysis.frozen is not None:
+        frozen = _block(analysis.on_paths, n, outputs)
+        checks["Θ_frozen along a random direction"] = _check(
+            _along(analysis, frozen, evaluation.direction, evaluation.gradient_of_sums), tolerance,
+            f"uᵀΘ_frozen u = ‖∇(u · the gated path sum)‖², gates held, on {n} examples")
+        sums = np.sum([(leaf.trace, leaf.frozen_trace) for leaf in analysis.frozen.leaves], 0)
+        checks["traces by leaf"] = _check(
+            _relative(sums, np.array([tangent.trace, analysis.frozen.trace])), analysis.tolerance(1e3, 1e-10),
+            "Tr Θ and Tr Θ_frozen are the sums over the leaves")
     try:
         other = by_engine("neural-tangents")
     except ImportError:
@@ -173,36 +199,57 @@ def _kernel_checks(analysis: Analysis, evaluation: Evaluation) -> dict[str, Chec
     return checks
 
 
+def _block(kernel: TangentSpectrum, n: int, outputs: int) -> np.ndarray:
+    """A kernel on the first examples: (n, n, K, K)."""
+    rows = n * outputs
+    block = kernel.multiply(np.eye(rows, kernel.rows))[:, :rows]
+    return block.reshape(n, outputs, n, outputs).transpose(0, 2, 1, 3)
+
+
+def _along(analysis: Analysis, block: np.ndarray, u: ArrayLike, gradient: Sequence[ArrayLike]) -> float:
+    """How far a kernel on the few examples, taken along u, is from the squared norm of a gradient."""
+    leaves = zip(gradient, floating_entries(analysis.network), strict=True)
+    norm = sum(float(np.sum(np.square(g, dtype=np.float64), where=np.asarray(t))) for g, t in leaves)
+    return _relative(np.einsum("ia,ijab,jb->", u, block, u, dtype=np.float64), norm)
+
+
 def _overlap_checks(analysis: Analysis) -> dict[str, Check]:
-    """What the eigenvectors of Π carry of Θ against Θ itself."""
+    """What the eigenvectors of Π carry of Θ, or of Θ_frozen, against that kernel itself."""
     vectors, tolerance = analysis.data.vectors, analysis.tolerance(1e4, 1e-10)
     carried = (analysis.energy**2).sum(1)
-    whole = np.einsum("ai,ia->i", vectors, analysis.tangent.multiply(vectors.T))
+    whole = np.einsum("ai,ia->i", vectors, analysis.on_paths.multiply(vectors.T))
+    symbol = analysis.symbol
     if analysis.complete:
         return {
             "overlaps": _check(_relative(carried, whole), tolerance,
-                               "Σ_j ν_i π_j O_ij² = V_iᵀ Θ V_i, whose sum is Tr Θ"),
+                               f"Σ_j ν_i π_j O_ij² = V_iᵀ {symbol} V_i, whose sum is Tr {symbol}"),
             "trace of Π": _check(_relative(analysis.pi.sum(), analysis.trace_pi), analysis.tolerance(1e3, 1e-10),
                                  "Tr Π = Σ π_j"),
         }
     # Bessel: an incomplete list of eigenvectors of Π cannot carry more of Θ than there is, direction by direction.
     excess = float(np.max(carried - whole)) / max(float(whole.max()), TINY)
-    return {"overlaps": _check(max(excess, 0.0), tolerance, "Σ_{j≤k} ν_i π_j O_ij² ≤ V_iᵀ Θ V_i")}
+    return {"overlaps": _check(max(excess, 0.0), tolerance,
+                               f"Σ_{{j≤k}} ν_i π_j O_ij² ≤ V_iᵀ {symbol} V_i")}
 
 
 def _trace_checks(analysis: Analysis) -> dict[str, Check]:
     """Tr Θ against its eigenvalues, or against gradients where only the largest are known."""
-    tangent, tolerance = analysis.tangent, analysis.tolerance(1e3, 1e-10)
-    if len(tangent.values) == tangent.rows:
-        return {"trace of Θ": _check(_relative(tangent.values.sum(), tangent.trace), tolerance, "Tr Θ = Σ λ_i")}
-    network = analysis.network
-    norms = float(ntk_trace(network.fn, network.params, analysis.signals, **analysis.options))
-    return {
-        "trace of Θ": _check(_relative(norms, tangent.trace), tolerance,
-                             "Tr Θ = Σ ‖∇f_k(x)‖², from norms of gradients"),
-        "largest of Θ and A": Check(tangent.converged and analysis.data.converged, 0.0, 0.0,
-                                    "the searches for the largest λ and ν are complete"),
-    }
+    tolerance, found = analysis.tolerance(1e3, 1e-10), analysis.data.converged
+    kernels = [("Θ", "", analysis.network, analysis.tangent)]
+    if analysis.frozen is not None:
+        kernels.append(("Θ_frozen", ", gates held", analysis.held, analysis.on_paths))
+    checks: dict[str, Check] = {}
+    for symbol, held, network, tangent in kernels:
+        if len(tangent.values) == tangent.rows:
+            checks[f"trace of {symbol}"] = _check(_relative(tangent.values.sum(), tangent.trace), tolerance,
+                                                  f"Tr {symbol} = Σ λ_i")
+            continue
+        norms = float(ntk_trace(network.fn, network.params, analysis.signals, **analysis.options))
+        found &= tangent.converged
+        checks[f"trace of {symbol}"] = _check(_relative(norms, tangent.trace), tolerance,
+                                              f"Tr {symbol} = Σ ‖∇f_k(x)‖², from norms of gradients" + held)
+        checks["largest of Θ and A"] = Check(found, 0.0, 0.0, "the searches for the largest λ and ν are complete")
+    return checks
 
 
 def _check(error: float, tolerance: float, text: str) -> Check:

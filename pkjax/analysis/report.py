@@ -9,11 +9,13 @@ import numpy as np
 from jaxtyping import Float
 
 from pkjax.analysis.exactness import Check
+from pkjax.analysis.frozen_kernel import FrozenKernel
 from pkjax.analysis.theorem1 import Claim
 from pkjax.pruning.result import LayerReport
 from pkjax.tables import Raw, format_number, formula, html
 
-__all__ = ["Report", "checks_table", "claims_table", "finding", "lines", "status", "summary_table", "summary_text"]
+__all__ = ["Report", "checks_table", "claim_heads", "claims_table", "finding", "frozen_tables", "lines", "side_by_side",
+           "status", "summary_table", "summary_text"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -22,7 +24,7 @@ class Report:
 
     Returned by ``analyze``. Prints as text and, in a notebook, as tables; ``pk.plots.report`` draws it, and ``to_dict``
     prepares it for JSON. All arrays are float64 on the host. The quick form leaves what it does not find empty, NaN or
-    None.
+    None. With frozen gates, the gated trace, overlaps, what they carry and claims are of Θ_frozen in place of Θ.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -73,6 +75,8 @@ class Report:
     """The analyzer's exactness checks of its own numbers."""
     layers: tuple[LayerReport, ...] = ()
     """What a mask leaves of each kernel."""
+    frozen: FrozenKernel | None = None
+    """With frozen gates, Θ_frozen = J_v^f Π J_v^fᵀ, and what it lacks of Θ."""
     samples: int
     """N, examples of the batch."""
     outputs: int
@@ -85,6 +89,11 @@ class Report:
     """The part of these times in which JAX lowered and compiled programs: nothing once they are compiled."""
 
     @property
+    def trace_on_paths(self) -> float:
+        """The trace of the kernel that is J_v^f Π J_v^fᵀ: Θ, or with frozen gates Θ_frozen."""
+        return self.trace_ntk if self.frozen is None else self.frozen.trace
+
+    @property
     def quick(self) -> bool:
         """Whether this is the quick form, of λ, π and traces alone."""
         return not self.nu.size
@@ -94,7 +103,7 @@ class Report:
 
     def _repr_html_(self) -> str:
         one = {"": self}
-        return "\n".join((summary_table(one), claims_table(one), checks_table(one)))
+        return "\n".join((summary_table(one), *frozen_tables(one), claims_table(one), checks_table(one)))
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as numbers, lists and strings that JSON can represent."""
@@ -104,16 +113,27 @@ class Report:
                 plain[name] = value.tolist()
         plain["claims"] = {name: claim._asdict() for name, claim in self.claims.items()}
         plain["checks"] = {name: check._asdict() for name, check in self.checks.items()}
+        plain["frozen"] = None if self.frozen is None else self.frozen.to_dict()
         plain["layers"] = [layer.to_dict() for layer in self.layers]
         for name in ("log10_paths", "effective_rank", "captured"):
             plain[name] = plain[name] if np.isfinite(plain[name]) else None
         return plain
 
 
-def lines(report: Report) -> list[tuple[str, str]]:
-    """Summarize a report as pairs (quantity, value): traces, largest eigenvalues, ranks, path counts."""
+def side_by_side(reports: Mapping[str, Report]) -> list[list[str]]:
+    """Summarize reports in rows of a quantity and its value in each."""
+    frozen = any(report.frozen for report in reports.values())
+    each = [lines(report, frozen) for report in reports.values()]
+    return [[rows[0][0], *(value for _, value in rows)] for rows in zip(*each, strict=True)]
+
+
+def lines(report: Report, frozen: bool = False) -> list[tuple[str, str]]:
+    """Summarize a report as pairs (quantity, value): traces, largest eigenvalues, ranks, path counts.
+
+    With ``frozen`` there are lines for what frozen gates add, also where this report has none.
+    """
     kept, total = (sum(getattr(layer, name) for layer in report.layers) for name in ("kept", "total"))
-    bound = float(report.pi_bounds[0])
+    bound, kernel = float(report.pi_bounds[0]), "Θ_frozen" if frozen or report.frozen else "Θ"
     largest = f"{format_number(float(report.pi[0]))} ± {format_number(bound, 1)}"
     if report.quick:
         return [
@@ -131,15 +151,29 @@ def lines(report: Report) -> list[tuple[str, str]]:
         ("Tr Π", format_number(report.trace_pi)),
         ("gated path trace", format_number(report.gated_trace)),
         ("λ₁, largest of Θ", format_number(float(report.lam[0]))),
+        *(_frozen_lines(report.frozen) if kernel == "Θ_frozen" else ()),
         ("ν₁, largest of A", format_number(float(report.nu[0]))),
         ("π₁, largest of Π", largest),
         ("bound ν₁π₁", format_number(float(report.nu[0] * report.pi[0]))),
-        (f"Tr Θ in {len(report.pi):,} path eigenvectors", f"{100 * report.captured:.2f} %"),
+        (f"Tr {kernel} in {len(report.pi):,} path eigenvectors", f"{100 * report.captured:.2f} %"),
         ("effective rank of Π", format_number(report.effective_rank)),
         ("log10 of the number of paths", format_number(report.log10_paths)),
         ("log10 of their effective number", format_number(report.log10_effective_paths)),
         ("inputs reach outputs", "yes" if report.connected else "no"),
     ]
+
+
+def _frozen_lines(held: FrozenKernel | None) -> list[tuple[str, str]]:
+    """The lines of the part of Θ that has frozen gates."""
+    names = ("Tr Θ_frozen, with gates held", "λ₁, largest of Θ_frozen", "rest: ‖Θ − Θ_frozen‖ / ‖Θ‖", "rest of Tr Θ")
+    values = ["–"] * 4 if held is None else [format_number(held.trace), format_number(float(held.lam[0])),
+                                             percent(held.rest), percent(held.rest_of_trace)]
+    return list(zip(names, values, strict=True))
+
+
+def percent(share: float) -> str:
+    """Write a share in percent, rounding errors as 0."""
+    return f"{100 * share if abs(share) >= 5e-5 else 0:.2f} %" if np.isfinite(share) else format_number(share)
 
 
 def status(claim: Claim) -> str:
@@ -160,27 +194,29 @@ def finding(claim: Claim) -> str:
 
 def summary_text(report: Report) -> str:
     """Write a report in lines of about 80 characters: the summary, what does not hold, the checks."""
-    shown = lines(report)
-    width = max(len(name) for name, _ in shown)
     failing = [f"{name} {finding(claim)}" for name, claim in report.claims.items() if not claim.holds]
     failed = [name for name, check in report.checks.items() if not check.passed]
-    outcome = [*([("claims that do not hold", "; ".join(failing) or f"none of {len(report.claims)}")]
+    claims = "claims" if report.frozen is None else "claims on Θ_frozen"
+    outcome = [*([(f"{claims} that do not hold", "; ".join(failing) or f"none of {len(report.claims)}")]
                  if report.claims else []),
                ("exactness checks", f"{len(report.checks) - len(failed)} of {len(report.checks)} passed"
                 + (f"; FAILED: {', '.join(failed)}" if failed else ""))]
+    shown = [*lines(report), *outcome]
+    width = max(len(name) for name, _ in shown)
     return "\n".join([f"Report on {report.samples} examples of {report.outputs} outputs",
-                      *(f"  {name:{width}}  {value}" for name, value in [*shown, *outcome])])
+                      *(f"  {name:{width}}  {value}" for name, value in shown)])
 
 
 def summary_table(reports: Mapping[str, Report]) -> str:
     """Build the HTML table of the summaries of reports by name, side by side."""
-    each = [lines(report) for report in reports.values()]
-    rows = [[rows[0][0], *(value for _, value in rows)] for rows in zip(*each, strict=True)]
-    return html(["", *reports], rows, left=1 + len(reports))
+    return html(["", *reports], side_by_side(reports), left=1 + len(reports))
 
 
 def claims_table(reports: Mapping[str, Report]) -> str:
-    """Build the HTML table of the claims' outcomes; a theorem that fails is "broken"."""
+    """Build the HTML table of the claims' outcomes; a theorem that fails is "broken".
+
+    The columns of reports with frozen gates say that their claims are on Θ_frozen.
+    """
     rows = []
     for name, claim in next(iter(reports.values())).claims.items():
         cells = []
@@ -189,7 +225,29 @@ def claims_table(reports: Mapping[str, Report]) -> str:
             kind = "holds" if outcome.holds else "broken" if outcome.proven else "fails"
             cells.append(Raw(f"<span class={kind}>{escape(finding(outcome))}</span>"))
         rows.append([Raw(f"<b>{escape(name)}</b><br>{formula(claim.text)}"), status(claim), *cells])
-    return html(["claim", "status", *reports], rows, left=2 + len(reports))
+    return html(["claim", "status", *claim_heads(reports)], rows, left=2 + len(reports))
+
+
+def claim_heads(reports: Mapping[str, Report]) -> list[str]:
+    """Head the columns of claims, which with frozen gates are on Θ_frozen."""
+    return [name if report.frozen is None else f"{name} (Θ_frozen)".strip() for name, report in reports.items()]
+
+
+def frozen_tables(reports: Mapping[str, Report]) -> list[str]:
+    """Build an HTML table for each report with frozen gates: what Θ_frozen lacks of Θ, leaf by leaf."""
+    heads = ["leaf", "Tr Θ", "Tr Θ_frozen", "rest of Tr Θ", "‖Θ − Θ_frozen‖ / ‖Θ‖"]
+    tables = []
+    for name, report in reports.items():
+        held = report.frozen
+        if held is None:
+            continue
+        rows = [[leaf.name, format_number(leaf.trace), format_number(leaf.frozen_trace), percent(leaf.rest_of_trace),
+                 percent(leaf.rest)] for leaf in held.leaves]
+        rows.append(["in all", format_number(report.trace_ntk), format_number(held.trace),
+                     percent(held.rest_of_trace), percent(held.rest)])
+        of = "" if held.samples == report.samples else f", norms over the first {held.samples} examples"
+        tables.append(html(heads, rows, caption=f"{name or 'What frozen gates leave out'}{of}"))
+    return tables
 
 
 def checks_table(reports: Mapping[str, Report]) -> str:
@@ -206,5 +264,5 @@ def checks_table(reports: Mapping[str, Report]) -> str:
                 verdict, kind = ("passed", "holds") if check.passed else ("FAILED", "broken")
                 cells.append(Raw(f"<span class={kind}>{verdict}</span>, error {check.error:.1e} of "
                                  f"{check.tolerance:.1e}"))
-        rows.append([Raw(f"<b>{escape(name)}</b><br>{formula(identity)}"), *cells])
+        rows.append([Raw(f"<b>{formula(name)}</b><br>{formula(identity)}"), *cells])
     return html(["identity", *reports], rows, left=1 + len(reports))

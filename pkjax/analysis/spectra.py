@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -89,17 +90,18 @@ def tangent_spectrum(network: Network, signals: Array, *, masks: PyTree | None, 
     return TangentSpectrum(size, np.maximum(pairs.values, 0.0), trace, pairs.converged, multiply)
 
 
-def data_spectrum(apply_fn: ApplyFn, params: PyTree, X: PyTree, *, masks: PyTree | None) -> DataSpectrum:
+def data_spectrum(apply_fn: ApplyFn, params: PyTree, X: PyTree, *, masks: PyTree | None, **gates: Any) -> DataSpectrum:
     """Find ν and V from the blocks of A.
 
-    Sums over paths are taken in float64: convolutional networks have more paths than float32 counts.
+    Sums over paths are taken in float64: convolutional networks have more paths than float32 counts. ``gates`` are
+    the arguments of ``data_blocks`` that say what they are.
 
     Raises:
         FloatingPointError: the network has more paths than float64 counts.
     """
     n = len(jax.tree.leaves(X)[0])
     with jax.enable_x64(True):
-        blocks = np.asarray(data_blocks(apply_fn, params, X, masks, jnp.float64)).reshape(-1, n, n)
+        blocks = np.asarray(data_blocks(apply_fn, params, X, masks, jnp.float64, **gates)).reshape(-1, n, n)
     if not np.isfinite(blocks).all():
         raise FloatingPointError("the number of paths of this network is beyond what float64 holds")
     outputs = len(blocks)

@@ -27,14 +27,15 @@ from pkjax.cli.options import (
     network,
 )
 from pkjax.experiments.environment import environment
+from pkjax.experiments.gates import check_gates, warn_of_left_out
 from pkjax.experiments.loggers import read_logger
-from pkjax.experiments.methods import compiled, pruned, score, steps_of
+from pkjax.experiments.methods import compiled, pruned, pruner_of, score, steps_of
 from pkjax.experiments.records import export, read_records, recorded
 from pkjax.experiments.settings import Settings, read_grid
 from pkjax.experiments.sweeps import Outcome
 from pkjax.experiments.user_code import import_beside, import_from, is_own
 from pkjax.plots.panels import new_figure
-from pkjax.tables import Progress, reporter
+from pkjax.tables import Progress, listed, reporter
 
 __all__ = ["Swept", "Verdicts", "analyze", "compare", "figures", "prune", "settings", "sweep", "train"]
 
@@ -68,7 +69,7 @@ def prune(options: Prune, progress: Progress = False) -> pk.PruneResult:
     check(options)
     _check_target(options.output, "output")
     tell("loading images, initialising")
-    net = network(options)
+    net = network(options, paths=pruner_of(options.pruner).paths)
     result = _pruned(options, net, tell)
     with files.replacing(options.output) as part:
         pk.save_masks(part, result.masks)
@@ -77,8 +78,9 @@ def prune(options: Prune, progress: Progress = False) -> pk.PruneResult:
 
 def _pruned(options: Common, net: Network, tell: Callable[[str], None]) -> pk.PruneResult:
     tell(f"pruning by {options.pruner}")
-    return pruned(score(options.pruner, net.apply_fn, net.dataset, seed=options.seed), net.params,
-                  compression=options.compression, steps=steps_of(options.pruner, options.steps))
+    return pruned(score(options.pruner, net.apply_fn, net.dataset, seed=options.seed, **net.frozen), net.params,
+                  compression=options.compression, steps=steps_of(options.pruner, options.steps),
+                  prunable=net.prunable)
 
 
 def analyze(options: Analyze, progress: Progress = False) -> dict[str, pk.Report]:
@@ -88,7 +90,7 @@ def analyze(options: Analyze, progress: Progress = False) -> dict[str, pk.Report
     check(options)
     with files.folder(options.output) as folder:
         tell("loading images, initialising")
-        net = network(options)
+        net = network(options, paths=True)
         if options.masks is None:
             masks = _pruned(options, net, tell).masks
         else:
@@ -112,7 +114,7 @@ def analyze(options: Analyze, progress: Progress = False) -> dict[str, pk.Report
 def _analyzed(options: Analyze, net: Network, masks: PyTree | None, name: str, tell: Callable[[str], None]
               ) -> pk.Report:
     return pk.analyze(net.apply_fn, net.params, net.dataset.images, masks=masks, k=options.k,
-                      progress=lambda part: tell(f"{name}: {part}"))
+                      progress=lambda part: tell(f"{name}: {part}"), **net.frozen)
 
 
 def compare(options: Compare, progress: Progress = False) -> pk.Comparison:
@@ -126,36 +128,43 @@ def compare(options: Compare, progress: Progress = False) -> pk.Comparison:
         _check_picture(options.png, "png")
     tell("loading images, initialising")
     dataset = images(options.data, options.samples, 0)
-    networks = {seed: initialised(options.model, dataset, seed) for seed in options.seeds}
+    networks = {seed: initialised(options, dataset, seed, paths=True) for seed in options.seeds}
     masks: dict[tuple[str, float, int], PyTree] = {("dense", 0.0, seed): None for seed in networks}
+    emptied: dict[str, int] = {}
     for seed, net in networks.items():
         for pruner in options.pruners:
-            score_fn = compiled(score(pruner, net.apply_fn, dataset, seed=seed), net.params)
+            score_fn = compiled(score(pruner, net.apply_fn, dataset, seed=seed, **net.frozen), net.params)
             for compression in options.compressions:
                 tell(f"pruning by {pruner} to {compression:g}, seed {seed}")
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", pk.EmptiedLayerWarning)     # the table counts what is disconnected
-                    masks[pruner, compression, seed] = pruned(
-                        score_fn, net.params, compression=compression, steps=steps_of(pruner, options.steps),
-                        jit=False).masks
+                    result = pruned(score_fn, net.params, compression=compression,
+                                    steps=steps_of(pruner, options.steps), jit=False, prunable=net.prunable)
+                masks[pruner, compression, seed] = result.masks
+                if result.emptied:
+                    emptied[f"{pruner} to {compression:g}"] = len(result.emptied)
+    if emptied and options.gates is not None:       # a block beside a shortcut goes without disconnecting anything
+        told = [f"{count} by {name}" for name, count in emptied.items()]
+        warnings.warn(f"some layers have lost all weights: {listed(told)}", pk.EmptiedLayerWarning, stacklevel=2)
     first = networks[options.seeds[0]]
-    result = pk.compare(first.apply_fn, first.params, dataset.images, masks=masks, k=options.k, progress=tell,
-                        seeds={seed: net.params for seed, net in networks.items()})
+    comparison = pk.compare(first.apply_fn, first.params, dataset.images, masks=masks, k=options.k, progress=tell,
+                            seeds={seed: net.params for seed, net in networks.items()}, **first.frozen)
     if options.json is not None:
-        content = {"settings": settings(options), "environment": environment(), **result.to_dict()}
+        content = {"settings": settings(options), "environment": environment(), **comparison.to_dict()}
         with files.replacing(options.json) as part:
             part.write_text(files.to_json(content), encoding="utf-8")
     if options.png is not None:
         tell("drawing")
         title = f"{options.model} on {options.samples} images of {options.data}"
         with files.replacing(options.png) as part:
-            plots.compare(result, title).savefig(part, format=options.png.suffix[1:] or "png")
-    return result
+            plots.compare(comparison, title).savefig(part, format=options.png.suffix[1:] or "png")
+    return comparison
 
 
 def train(options: Train, progress: Progress = False) -> dict[str, Any]:
     """Train as the options say, resume from a checkpoint in the folder, and write record, masks and picture there."""
     _import_own(options)
+    check_gates(options.gates, options.reference, "--")
     asked = asdict(options)
     output, asked["prune_steps"] = Path(asked.pop("output")), asked.pop("steps")
     if options.pruner == "none" and options.compression:
@@ -170,6 +179,7 @@ def train(options: Train, progress: Progress = False) -> dict[str, Any]:
         raise FileNotFoundError(f"there is no folder {output.parent} for {output.name}")
     tell = reporter(progress)
     record, masks = experiments.run(chosen, checkpoint=output / "checkpoint", progress=tell)
+    warn_of_left_out(record["pruning"].get("left_out", []))
     tell("drawing and writing")
     with files.folder(output) as folder:
         (folder / "record.json").write_text(files.to_json(record), encoding="utf-8")

@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from pkjax import plots, tables
-from pkjax.analysis.report import Report, checks_table, claims_table, summary_table
+from pkjax.analysis.report import Report, checks_table, claims_table, frozen_tables, summary_table
 
 __all__ = ["page"]
 
@@ -30,7 +30,7 @@ thead th { border-bottom: 2px solid var(--rule); }
 .broken { color: var(--broken); font-weight: 700; }
 .pictures { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(21rem, 1fr)); }
 figure { margin: 0; } figure img { width: 100%; height: auto; } figcaption { font-weight: 600; }
-sub { line-height: 0; }
+sub, sup { line-height: 0; }
 @media (max-width: 40rem) {
   body { font-size: 13px; margin: 1rem auto; padding: 0 .5rem; }
   th, td { padding: .2rem .3rem; }
@@ -38,6 +38,10 @@ sub { line-height: 0; }
 }
 """
 
+FROZEN = ("These networks are sums over paths with coefficients that depend on θ. Their tangent kernel has two parts: "
+          "Θ_frozen = J_v^f Π J_v^fᵀ, in which the coefficients are held, and a rest from the gradients of the "
+          "coefficients. Theorem 1 is about Θ_frozen alone, whose eigenvalues are the λ of those columns.")
+"""What the page says of frozen gates."""
 PICTURES: tuple[tuple[str, Callable[[Report], Any], str], ...] = (
     ("Spectra", plots.spectra, "λ of the tangent kernel Θ, ν of the data factor A, π of the path kernel Π, and the "
      "bound ν_i π_i. π ends where the list of computed eigenvalues ends."),
@@ -63,6 +67,10 @@ def page(reports: Mapping[str, Report], *, title: str, settings: Mapping[str, ob
     names = list(dict.fromkeys(name for report in reports.values() for name in report.seconds))
     seconds = [[name, *(f"{report.seconds.get(name, 0.0):.2f}" for report in reports.values())] for name in names]
     seconds.append(["in all", *(f"{sum(report.seconds.values()):.2f}" for report in reports.values())])
+    tables_of_rests = frozen_tables(reports)
+    frozen = [
+        "<h2>What frozen gates leave out</h2>",
+        f"<p class=note>{tables.formula(FROZEN)}</p>", *tables_of_rests] if tables_of_rests else []
     body = [
         f"<h1>{escape(title)}</h1>", f"<p class=note>{_sentence(settings)}</p>",
         "<h2>Summary</h2>", summary_table(reports),
@@ -71,6 +79,7 @@ def page(reports: Mapping[str, Report], *, title: str, settings: Mapping[str, ob
         "side as a multiple of its bound, with the index; for products, per factor. Claims that are false in "
         "general are marked as such.</p>",
         claims_table(reports),
+        *frozen,
         "<h2>Exactness checks</h2>",
         "<p class=note>The same quantities, computed a second way.</p>",
         checks_table(reports),

@@ -13,11 +13,20 @@ from tyro.conf import arg
 import pkjax as pk
 from pkjax.adapters import linen_init
 from pkjax.data.dataset import Dataset
+from pkjax.experiments.gates import (
+    check_gates,
+    check_paths,
+    left_out,
+    prunable_with,
+    reference_input,
+    warn_of_left_out,
+)
 from pkjax.experiments.measurements import choose
-from pkjax.experiments.methods import MODELS, PRUNERS, check_name, images_of, model, pruner_of, steps_of
+from pkjax.experiments.methods import PRUNERS, check_name, images_of, model, pruner_of, steps_of
+from pkjax.experiments.named_models import MODELS, SIGNAL_MODELS
 from pkjax.experiments.trained_masks import TRAINED
 from pkjax.experiments.user_code import is_own
-from pkjax.trees import ApplyFn
+from pkjax.trees import ApplyFn, Choice
 
 __all__ = ["COMMANDS", "FIGURES", "Analyze", "Common", "Compare", "Figures", "Network", "Options", "Prune", "Sweep",
            "Train", "check", "images", "initialised", "network"]
@@ -59,12 +68,18 @@ FLOATS = _value("FLOAT,FLOAT,…", lambda text: tuple(float(part) for part in te
 NAMES = _value("STR,STR,…", lambda text: tuple(text.split(",")), "words with commas between them")
 STR, PATH = _value("STR", str, "a word"), _value("PATH", Path, "a path")
 MODEL = arg(help=f"Network: fc-WIDTH (six hidden layers), fc-WIDTHxDEPTH, {_or(MODELS)}. -plain at the end of a name "
-                 "leaves out BatchNorm. Or a function of your own, module:function, imported from this folder.")
+                 f"leaves out BatchNorm. With --gates frozen also {_or(SIGNAL_MODELS)}, the first two of any size too: "
+                 "vit_tiny-WIDTHxDEPTH. Or a function of your own, module:function, imported from this folder.")
 DATA = arg(help=f"Data set: {_or(pk.data.names)}. All but digits are downloaded or read from a folder. "
                 "Or module:function.")
 STEPS = _unset(", ".join(f"{steps} for {_or(names)}" for steps in (100, 20, 10) if (names := [
     name for name in (*PRUNERS, *TRAINED) if steps_of(name, None) == steps])) + ", else 1")
 RECIPE = _unset("as in the paper's tables")
+GATES = arg(help="frozen for networks with attention, LayerNorm, GELU or gated units: what is not linear in the signal "
+                 "becomes coefficients of paths, and leaves on no path are not pruned.",
+            help_behavior_hint="(default: those of a piecewise linear network)")
+REFERENCE = arg(help="Where these coefficients are taken: at an input of ones, or at the images.",
+                help_behavior_hint="(default: ones)")
 FIGURES = {
     "1": "training against Tr Π, with the forecast",
     "2": "training against Tr Π at initialisation",
@@ -91,6 +106,8 @@ class Common:
     """Number of images, chosen by the seed."""
     seed: Annotated[int, INT] = 0
     """Seed of the initialisation, the choice of images and random scores."""
+    gates: Annotated[str | None, STR, GATES] = None
+    reference: Annotated[str | None, STR, REFERENCE] = None
 
 
 @dataclass(frozen=True)
@@ -130,6 +147,8 @@ class Compare:
     """Number of pruning steps."""
     samples: Annotated[int, INT] = 16
     """Number of images."""
+    gates: Annotated[str | None, STR, GATES] = None
+    reference: Annotated[str | None, STR, REFERENCE] = None
     k: Annotated[int | None, INT, _unset("images times outputs, fewer for large networks")] = None
     """Number of eigenvalues of the path kernel for Σ ν_i π_i; 0 leaves that sum out."""
     json: Annotated[Path | None, PATH, _unset("none")] = None
@@ -177,6 +196,8 @@ class Train:
     """Number of training images, chosen by the seed."""
     seed: Annotated[int, INT] = 0
     """Seed of everything that is random."""
+    gates: Annotated[str | None, STR, GATES] = None
+    reference: Annotated[str | None, STR, REFERENCE] = None
     output: Path = Path("pkjax-run")
     """Folder to write to."""
 
@@ -245,6 +266,7 @@ def check(options: Common | Compare) -> None:
         check_name(pruner, "pruner")
     check_name(options.model, "model")
     check_name(options.data, "data")
+    check_gates(options.gates, options.reference, "--")
     for option, least in (("samples", 1), ("steps", 1), *([("k", 0)] if isinstance(options, Compare) else [])):
         value = getattr(options, option)
         if value is not None and value < least:
@@ -269,11 +291,25 @@ class Network:
     apply_fn: ApplyFn
     params: PyTree
     dataset: Dataset
+    gates: str | None
+    reference: Any
+    """The input whose coefficients are taken, where gates are frozen."""
+    prunable: Choice
+    """Which leaves are pruned."""
+
+    @property
+    def frozen(self) -> dict[str, Any]:
+        """The arguments that freeze gates; none by default."""
+        return {} if self.gates is None else {"gates": self.gates, "reference": self.reference}
 
 
-def network(options: Common) -> Network:
-    """Load the images that the options choose, and initialise the network that they name."""
-    return initialised(options.model, images(options.data, options.samples, options.seed), options.seed)
+def network(options: Common, *, paths: bool = False) -> Network:
+    """Load the images that the options choose, and initialise the network that they name.
+
+    Raises:
+        NotPathNetworkError: paths are asked for, and the network has none.
+    """
+    return initialised(options, images(options.data, options.samples, options.seed), options.seed, paths=paths)
 
 
 def images(name: str, samples: int, seed: int) -> Dataset:
@@ -283,9 +319,15 @@ def images(name: str, samples: int, seed: int) -> Dataset:
     return pk.data.load(name, samples=samples, seed=seed)
 
 
-def initialised(name: str, dataset: Dataset, seed: int) -> Network:
+def initialised(options: Common | Compare, dataset: Dataset, seed: int, *, paths: bool = False) -> Network:
     """Initialise a network for images."""
-    module = model(name, dataset.classes)
+    shape = dataset.pixels.shape[1:]
+    module = model(options.model, dataset.classes, shape)
     variables = linen_init(module)(jax.random.key(seed), dataset.images[:1])
     apply_fn, params = pk.from_linen(module, variables)
-    return Network(apply_fn, params, dataset)
+    if paths:
+        check_paths(options.model, apply_fn, params, shape, options.gates, "pass --gates frozen")
+    prunable = prunable_with(options.gates, apply_fn, params, shape)
+    warn_of_left_out(left_out(params, prunable))
+    reference = reference_input(check_gates(options.gates, options.reference), dataset)
+    return Network(apply_fn, params, dataset, options.gates, reference, prunable)

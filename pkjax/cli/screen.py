@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pkjax.analysis.report import Report, finding, lines, status
+from pkjax.analysis.report import Report, claim_heads, finding, side_by_side, status
 from pkjax.pruning.result import PruneResult
 from pkjax.tables import spread
 
@@ -21,10 +21,10 @@ def print_reports(console: "Console", reports: Mapping[str, Report], settings: M
 
     console.print(Text(", ".join(f"{name} {value}" for name, value in settings.items()), style="dim"))
     table = _table("", *reports)
-    for rows in zip(*(lines(report) for report in reports.values()), strict=True):
-        table.add_row(rows[0][0], *(value for _, value in rows))
+    for row in side_by_side(reports):
+        table.add_row(*row)
     console.print(table)
-    table = _table("Theorem 1", *reports)
+    table = _table("Theorem 1", *claim_heads(reports))
     for name, claim in next(iter(reports.values())).claims.items():
         cells = []
         for report in reports.values():

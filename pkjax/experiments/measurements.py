@@ -32,23 +32,23 @@ def choose(dataset: Dataset, samples: int | None, seed: int) -> Dataset:
 
 
 @lru_cache(maxsize=8)
-def initial_traces(module: Any) -> Callable[..., dict[str, Array]]:
+def initial_traces(module: Any, gates: str | None = None) -> Callable[..., dict[str, Array]]:
     """Compile (params, state, masks, images) → the traces at initialisation."""
     @jax.jit
     def traces(params: PyTree, state: PyTree, masks: PyTree, images: Array) -> dict[str, Array]:
         apply_fn, _ = pk.from_linen(module, {"params": params, **state})
         return {"trace_ntk": pk.ntk_trace(apply_fn, params, images, masks=masks),
-                "gated_trace": pk.path_kernel.gated_trace(apply_fn, params, images, masks=masks)}
+                "gated_trace": pk.path_kernel.gated_trace(apply_fn, params, images, masks=masks, gates=gates)}
 
     return traces
 
 
 @lru_cache(maxsize=8)
-def measurements(module: Any) -> Callable[..., dict[str, Array]]:
-    """Compile (params, state, (masks, (θ₀, state₀), images)) → the row of an epoch."""
+def measurements(module: Any, gates: str | None = None) -> Callable[..., dict[str, Array]]:
+    """Compile (params, state, (masks, (θ₀, state₀), images, reference)) → the row of an epoch."""
     @jax.jit
     def measured(params: PyTree, state: PyTree, about: PyTree) -> dict[str, Array]:
-        masks, (before, state_before), images = about
+        masks, (before, state_before), images, reference = about
         ones = pk.ones_input(images.shape[1:])
 
         def network(params: PyTree, state: PyTree) -> Any:
@@ -57,17 +57,19 @@ def measurements(module: Any) -> Callable[..., dict[str, Array]]:
         now = network(params, state)
         f, first = now(params, images), network(before, state_before)(before, images)
         moved = sum(jnp.sum(d**2) for d in jax.tree.leaves(jax.tree.map(jnp.subtract, params, before)))
-        return {"ln_trace_pi": pk.path_kernel.trace(now, params, ones, masks=masks, log=True),
+        return {"ln_trace_pi": pk.path_kernel.trace(now, params, ones, masks=masks, log=True, gates=gates,
+                                                    reference=reference),
                 "weight_change": jnp.sqrt(moved), "output_norm": jnp.linalg.norm(f),
                 "output_change": jnp.linalg.norm(f - first)}
 
     return measured
 
 
-def spectra(module: Any, variables: PyTree, masks: PyTree, images: Any, tell: Callable[[str], None]) -> dict[str, Any]:
-    """Analyze the spectra on a few images."""
+def spectra(module: Any, variables: PyTree, masks: PyTree, images: Any, tell: Callable[[str], None],
+            **gates: Any) -> dict[str, Any]:
+    """Analyze the spectra on a few images; with `gates="frozen"` and `reference=`, as `pk.analyze` takes them."""
     apply_fn, params = pk.from_linen(module, variables)
-    report = pk.analyze(apply_fn, params, images, masks=masks, progress=lambda part: tell(f"spectra: {part}"))
+    report = pk.analyze(apply_fn, params, images, masks=masks, progress=lambda part: tell(f"spectra: {part}"), **gates)
     count = min(len(report.nu), len(report.pi))
     return {"bound": float((report.nu[:count] * report.pi[:count]).sum()),
             "captured": np.cumsum(report.carried).tolist(),

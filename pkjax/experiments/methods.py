@@ -1,7 +1,6 @@
 """The models, pruners and data sets that can be chosen by name, those of the user's own among them."""
 
 import inspect
-import re
 from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
@@ -14,17 +13,16 @@ from jaxtyping import Array, PyTree
 
 import pkjax as pk
 from pkjax.data.dataset import Dataset
+from pkjax.experiments.named_models import MODELS, SIGNAL_MODELS, named_model
 from pkjax.experiments.trained_masks import TRAINED
 from pkjax.experiments.user_code import find, is_own
 from pkjax.experiments.user_methods import check_user, score_arguments, user_data, user_model, user_steps
 from pkjax.programs.program import BoundProgram, trace
-from pkjax.trees import ApplyFn
+from pkjax.trees import ApplyFn, Choice, select
 
 __all__ = ["MODELS", "PRUNERS", "MaskFn", "Pruner", "check_compression", "check_name", "compiled", "images_of", "model",
            "pruned", "pruner_of", "score", "steps_of", "weights"]
 
-MODELS = ("vgg11", "vgg16", "resnet20", "wide_resnet20", "resnet18", "wide_resnet18")
-"""Functions of `pk.models` that take a number of classes and `plain`."""
 GRASP_TEMPERATURE = 200.0
 
 ScoreFn = Callable[..., PyTree]
@@ -38,6 +36,15 @@ class Case(NamedTuple):
     seed: int
     mean: np.ndarray | None
     """(1, H, W, C), the mean raw image for -dist; None takes that of the examples."""
+    gates: str | None = None
+    """"frozen" for a network that is not a sum over paths otherwise."""
+    reference: Any = None
+    """(M, H, W, C), where its coefficients are taken."""
+
+    @property
+    def freezing(self) -> dict[str, Any]:
+        """The arguments of scores of paths that say so."""
+        return {} if self.gates is None else {"gates": self.gates, "reference": jnp.asarray(self.reference)}
 
 
 class MaskFn(NamedTuple):
@@ -54,6 +61,8 @@ class Pruner(NamedTuple):
     """Pruning steps by default."""
     seeded: bool = True
     """Whether scores depend on the seed: by a key, or by the images that it chooses."""
+    paths: bool = False
+    """Whether it asks for paths."""
 
 
 def _loss(case: Case, temperature: float = 1.0) -> Callable[[PyTree], Array]:
@@ -99,14 +108,18 @@ def _ntk_sap(case: Case) -> ScoreFn:
 
 def _phew(case: Case) -> MaskFn:
     x = pk.ones_input(case.examples.images.shape[1:])
-    return MaskFn(lambda params, compression: pk.phew(case.apply_fn, params, x, key=jax.random.key(case.seed),
-                                                      compression=compression))
+
+    def find(params: PyTree, compression: float | int) -> pk.PruneResult:
+        network = case.apply_fn if case.gates is None else pk.paths.frozen(case.apply_fn, params, case.reference)
+        return pk.phew(network, params, x, key=jax.random.key(case.seed), compression=compression)
+
+    return MaskFn(find)
 
 
 def _ones(saliency: Callable[..., PyTree]) -> Callable[[Case], ScoreFn]:
     def build(case: Case) -> ScoreFn:
         z = pk.ones_input(case.examples.images.shape[1:])
-        return lambda params: saliency(case.apply_fn, params, z)
+        return lambda params: saliency(case.apply_fn, params, z, **case.freezing)
 
     return build
 
@@ -114,15 +127,16 @@ def _ones(saliency: Callable[..., PyTree]) -> Callable[[Case], ScoreFn]:
 def _dist(saliency: Callable[..., PyTree]) -> Callable[[Case], ScoreFn]:
     def build(case: Case) -> ScoreFn:
         z = pk.mean_input(case.examples.raw) if case.mean is None else jnp.asarray(case.mean)
-        return lambda params: saliency(case.apply_fn, params, z)
+        return lambda params: saliency(case.apply_fn, params, z, **case.freezing)
 
     return build
 
 
-def _of_images(saliency: Callable[..., PyTree]) -> Callable[[Case], ScoreFn]:
+def _of_images(saliency: Callable[..., PyTree], paths: bool) -> Callable[[Case], ScoreFn]:
     def build(case: Case) -> ScoreFn:
         def score_fn(params: PyTree, masks: PyTree) -> PyTree:     # tells an absent weight from one that is merely 0
-            return saliency(case.apply_fn, params, jnp.asarray(case.examples.images), masks=masks)
+            return saliency(case.apply_fn, params, jnp.asarray(case.examples.images), masks=masks,
+                            **(case.freezing if paths else {}))
 
         return score_fn
 
@@ -137,14 +151,14 @@ PRUNERS = {
     "iterative-snip": Pruner(_snip, steps=100),
     "grasp": Pruner(_grasp),
     "fisher": Pruner(_fisher),
-    "synflow": Pruner(_ones(pk.synflow), steps=100, seeded=False),
-    "synflow-l2": Pruner(_ones(pk.synflow_l2), steps=100, seeded=False),
-    "synflow-dist": Pruner(_dist(pk.synflow), steps=100, seeded=False),
-    "synflow-l2-dist": Pruner(_dist(pk.synflow_l2), steps=100, seeded=False),
-    "path-exclusion": Pruner(_of_images(pk.path_exclusion), steps=100),
-    "ntk-trace": Pruner(_of_images(pk.ntk_trace_saliency)),
+    "synflow": Pruner(_ones(pk.synflow), steps=100, seeded=False, paths=True),
+    "synflow-l2": Pruner(_ones(pk.synflow_l2), steps=100, seeded=False, paths=True),
+    "synflow-dist": Pruner(_dist(pk.synflow), steps=100, seeded=False, paths=True),
+    "synflow-l2-dist": Pruner(_dist(pk.synflow_l2), steps=100, seeded=False, paths=True),
+    "path-exclusion": Pruner(_of_images(pk.path_exclusion, paths=True), steps=100, paths=True),
+    "ntk-trace": Pruner(_of_images(pk.ntk_trace_saliency, paths=False)),
     "ntk-sap": Pruner(_ntk_sap, steps=20),
-    "phew": Pruner(_phew),
+    "phew": Pruner(_phew, paths=True),
 }
 """Name on the command line → pruner."""
 
@@ -191,7 +205,8 @@ def _own_score(name: str, case: Case) -> ScoreFn:
     """Build the score function of a function of the user's own, which gets the arguments that it names."""
     function, takes = find(name, "pruner"), score_arguments(name)
     known = {"apply_fn": case.apply_fn, "images": jnp.asarray(case.examples.images),
-             "labels": jnp.asarray(case.examples.labels), "loss": _loss(case), "key": jax.random.key(case.seed)}
+             "labels": jnp.asarray(case.examples.labels), "loss": _loss(case), "key": jax.random.key(case.seed),
+             **{"gates": None, "reference": None, **case.freezing}}
     given = {argument: value for argument, value in known.items() if argument in takes}
     if "masks" not in takes:
         return lambda params: function(params=params, **given)
@@ -212,8 +227,8 @@ def images_of(name: str, split: str) -> Dataset:
     return user_data(name)[split == "test"] if is_own(name) else pk.data.load(name, split=split)
 
 
-def score(pruner: str, apply_fn: ApplyFn, examples: Dataset, *, seed: int, mean: np.ndarray | None = None
-          ) -> ScoreFn | MaskFn:
+def score(pruner: str, apply_fn: ApplyFn, examples: Dataset, *, seed: int, mean: np.ndarray | None = None,
+          gates: str | None = None, reference: Any = None) -> ScoreFn | MaskFn:
     """Build the score function of a pruner.
 
     Args:
@@ -222,11 +237,13 @@ def score(pruner: str, apply_fn: ApplyFn, examples: Dataset, *, seed: int, mean:
         examples: labelled images for SNIP and GraSP; PX and the tangent kernel's trace use only the images.
         seed: for random scores.
         mean: (1, H, W, C), the mean raw image for -dist; None takes that of `examples`.
+        gates: None or "frozen".
+        reference: with "frozen", the input whose coefficients are taken.
 
     Raises:
         ValueError: the pruner is unknown.
     """
-    return pruner_of(pruner).build(Case(apply_fn, examples, seed, mean))
+    return pruner_of(pruner).build(Case(apply_fn, examples, seed, mean, gates, reference))
 
 
 def steps_of(pruner: str, steps: int | None) -> int:
@@ -242,11 +259,11 @@ def steps_of(pruner: str, steps: int | None) -> int:
 
 
 @lru_cache(maxsize=32)
-def model(name: str, classes: int) -> Any:
-    """Build the Linen module of a name; `-plain` leaves out BatchNorm.
+def model(name: str, classes: int, shape: tuple[int, ...] | None = None) -> Any:
+    """Build the Linen module of a name, for images of a shape (H, W, C); that of CIFAR's by default.
 
     Raises:
-        ValueError: the name is unknown.
+        ValueError: the name is unknown, or the network does not take such images.
         TypeError: a function of the user's own returns no network.
 
     Examples:
@@ -255,23 +272,23 @@ def model(name: str, classes: int) -> Any:
     """
     if is_own(name):
         return user_model(name, classes)
-    if dense := re.fullmatch(r"fc-([1-9]\d{0,5})(?:x([1-9]\d?))?", name):
-        return pk.models.fc(int(dense[1]), int(dense[2] or 6), classes)
-    base = name.removesuffix("-plain")
-    if base in MODELS:
-        return getattr(pk.models, base)(classes, plain=base != name)
-    raise ValueError(f"unknown model {name!r}; choose fc-WIDTH or fc-WIDTHxDEPTH (such as fc-100x6), or one of "
-                     f"{', '.join(MODELS)} (add -plain to leave out BatchNorm){_OR_OWN}")
+    network = named_model(name, classes, *([] if shape is None else [shape]))
+    if network is None:
+        raise ValueError(f"unknown model {name!r}; choose fc-WIDTH or fc-WIDTHxDEPTH (such as fc-100x6), or one of "
+                         f"{', '.join(MODELS)} (add -plain to leave out BatchNorm), or with gates frozen one of "
+                         f"{', '.join(SIGNAL_MODELS)}{_OR_OWN}")
+    return network
 
 
-def weights(params: PyTree) -> int:
+def weights(params: PyTree, prunable: Choice = pk.kernels) -> int:
     """Count the weights that can be pruned.
 
     Examples:
         >>> weights({"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)})
         6
     """
-    return sum(leaf.size for path, leaf in jax.tree_util.tree_leaves_with_path(params) if pk.kernels(path, leaf))
+    both = zip(jax.tree.leaves(params), jax.tree.leaves(select(prunable, params)), strict=True)
+    return sum(leaf.size for leaf, chosen in both if chosen)
 
 
 @jax.jit
@@ -300,17 +317,17 @@ def compiled(score_fn: ScoreFn | MaskFn, params: PyTree) -> ScoreFn | MaskFn:
     return lambda params, masks: _evaluate(program, params, masks)
 
 
-def check_compression(params: PyTree, compression: float | int) -> None:
+def check_compression(params: PyTree, compression: float | int, prunable: Choice = pk.kernels) -> None:
     """Raise ValueError where a compression keeps no weight at all."""
-    total = weights(params)
+    total = weights(params, prunable)
     if round(total * 10**-compression) == 0:
         most = np.floor(100 * np.log10(2 * total)) / 100
         raise ValueError(f"a compression of {compression:g} keeps none of the {total:,} weights; "
                          f"one below {most:.2f} keeps some")
 
 
-def pruned(score_fn: ScoreFn | MaskFn, params: PyTree, *, compression: float | int, steps: int, jit: bool = True
-           ) -> pk.PruneResult:
+def pruned(score_fn: ScoreFn | MaskFn, params: PyTree, *, compression: float | int, steps: int, jit: bool = True,
+           prunable: Choice = pk.kernels) -> pk.PruneResult:
     """Prune as `pk.prune` does, but never to nothing.
 
     Raises:
@@ -322,7 +339,7 @@ def pruned(score_fn: ScoreFn | MaskFn, params: PyTree, *, compression: float | i
         ...
         ValueError: a compression of 2 keeps none of the 16 weights; one below 1.50 keeps some
     """
-    check_compression(params, compression)
+    check_compression(params, compression, prunable)
     if isinstance(score_fn, MaskFn):
         return score_fn.find(params, compression=compression)
-    return pk.prune(score_fn, params, compression=compression, steps=steps, jit=jit)
+    return pk.prune(score_fn, params, compression=compression, steps=steps, jit=jit, prunable=prunable)

@@ -112,15 +112,23 @@ def groups(runs: Any) -> Iterator[tuple[str, str, str, Any]]:
     """Yield each data set and model with a label for both and their runs.
 
     Data sets keep the table's order; models are sorted by name, numbers by size. Runs of one model on two data sets
-    stay apart, because the scales of their outputs differ.
+    stay apart, because the scales of their outputs differ. So do runs of a model whose gates are frozen at different
+    references, which then stand in its name.
 
     Examples:
         >>> import pandas as pd
         >>> runs = pd.DataFrame({"data": "digits", "model": ["fc-1000", "fc-500", "fc-500"]})
         >>> [(model, len(group)) for data, model, label, group in groups(runs)]
         [('fc-500', 2), ('fc-1000', 1)]
+        >>> runs = pd.DataFrame({"data": "digits", "model": "fc-9", "reference": [None, "ones", "images"]})
+        >>> [model for data, model, label, group in groups(runs)]
+        ['fc-9', 'fc-9, frozen at images', 'fc-9, frozen at ones']
     """
     data_of, model_of = runs["data"].astype(str), runs["model"].astype(str)
+    if "reference" in runs.columns:
+        frozen = runs["reference"].fillna("").astype(str)
+        several = model_of.map(frozen.groupby(model_of).nunique()) > 1
+        model_of = model_of.where(~several | frozen.eq(""), model_of + ", frozen at " + frozen)
     sets = list(dict.fromkeys(data_of))
     for data in sets:
         for model in sorted(set(model_of[data_of == data]), key=_natural):

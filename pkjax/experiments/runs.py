@@ -16,6 +16,7 @@ import pkjax as pk
 from pkjax.adapters import linen_init
 from pkjax.data.dataset import Dataset
 from pkjax.experiments.environment import environment
+from pkjax.experiments.gates import check_paths, left_out, prunable_with, reference_input
 from pkjax.experiments.measurements import choose, initial_traces, measurements, spectra
 from pkjax.experiments.methods import (
     MaskFn,
@@ -36,6 +37,7 @@ from pkjax.experiments.trained_masks import TRAINED, train_masks
 from pkjax.tables import Progress, reporter
 from pkjax.training.result import Fit
 from pkjax.training.together import fit_together
+from pkjax.trees import Choice
 
 __all__ = ["Loader", "Result", "run", "run_together"]
 
@@ -178,11 +180,12 @@ def run_together(runs: Sequence[Settings], *, load: Loader | None = None, checkp
     if ready:
         ready = dict(sorted(ready.items()))
         began, all_of = time.monotonic(), list(ready.values())
-        module = model(runs[0].model, all_of[0].train.classes)
+        module = model(runs[0].model, all_of[0].train.classes, all_of[0].train.pixels.shape[1:])
         trained = fit_together(
             module, [each.train for each in all_of], [each.test for each in all_of], recipe=runs[0].recipe,
             seeds=[each.settings.seed for each in all_of], variables=[each.variables for each in all_of],
-            masks=[each.masks for each in all_of], measure=measurements(module), about=[each.about for each in all_of],
+            masks=[each.masks for each in all_of], measure=measurements(module, runs[0].gates),
+            about=[each.about for each in all_of],
             checkpoint=None if checkpoints is None else [checkpoints[i] for i in ready], save_last=save_last,
             progress=tell, on_epoch=None if on_epoch is None else lambda place, row: on_epoch(list(ready)[place], row))
         share = (time.monotonic() - began) / len(ready)
@@ -192,13 +195,13 @@ def run_together(runs: Sequence[Settings], *, load: Loader | None = None, checkp
 
 def _compile(settings: Settings, images: Dataset) -> None:
     """Compile what every run uses before its training, on images of the right shape."""
-    module = model(settings.model, images.classes)
+    module = model(settings.model, images.classes, images.pixels.shape[1:])
     one = jnp.asarray(images.images[:1])
     variables = _init(module)(jax.random.key(settings.seed), one)
     params, state = variables["params"], {k: v for k, v in variables.items() if k != "params"}
     masks = pruned(compiled(pk.magnitude, params), params, compression=0, steps=1, jit=False).masks
     if settings.traces:
-        initial_traces(module)(params, state, masks, jnp.repeat(one, settings.traces, axis=0))
+        initial_traces(module, settings.gates)(params, state, masks, jnp.repeat(one, settings.traces, axis=0))
 
 
 def _prepare(settings: Settings, load: Loader, images: Callable[[Settings], list[Dataset]],
@@ -208,30 +211,38 @@ def _prepare(settings: Settings, load: Loader, images: Callable[[Settings], list
     tell("loading images")
     seed = settings.seed
     train, test = images(settings)
-    module = model(settings.model, train.classes)
+    module = model(settings.model, train.classes, train.pixels.shape[1:])
     one = jnp.asarray(train.images[:1])
     variables = _init(module)(jax.random.key(seed), one)
     if (got := jax.eval_shape(_outputs(module), variables, one).shape) != (1, train.classes):
         raise ValueError(f"{settings.model} gives outputs of shape {got} for one image, where {settings.data} with its "
                          f"{train.classes} classes needs (1, {train.classes})")
+    apply_fn, params = pk.from_linen(module, variables)
+    check_paths(settings.model, apply_fn, params, one.shape[1:], settings.gates,
+                'set gates to "frozen" (--gates frozen on the command line)')
+    prunable = prunable_with(settings.gates, apply_fn, params, one.shape[1:])
     tell(f"pruning by {settings.pruner}")
     if settings.pruner in TRAINED:
-        check_compression(variables["params"], settings.compression)
+        check_compression(params, settings.compression, prunable)
         variables, masks, pruning = train_masks(
             settings.pruner, module, variables, train, test, recipe=settings.recipe, compression=settings.compression,
-            rounds=steps_of(settings.pruner, settings.prune_steps), seed=seed, progress=tell)
+            rounds=steps_of(settings.pruner, settings.prune_steps), seed=seed, prunable=prunable, progress=tell)
     else:
-        masks, pruning = _prune(settings, variables["params"], load)
+        masks, pruning = _prune(settings, params, load, prunable)
+    if settings.gates is not None:
+        pruning["left_out"] = left_out(params, prunable)
     params, state = variables["params"], {k: v for k, v in variables.items() if k != "params"}
     tell("traces")
     few, many = (jnp.asarray(choose(train, min(n, len(train)), seed).images)
                  for n in (settings.traces, settings.output_samples))
-    initial = initial_traces(module)(params, state, masks, few) if len(few) else {}
+    initial = initial_traces(module, settings.gates)(params, state, masks, few) if len(few) else {}
+    reference = reference_input(settings.reference, train, seed)
+    frozen = {} if settings.gates is None else {"gates": settings.gates, "reference": reference}
     analyzed = spectra(module, variables, masks, choose(train, min(settings.spectra, len(train)), seed).images,
-                       tell) if settings.spectra else None
+                       tell, **frozen) if settings.spectra else None
     start = jax.tree.map(jnp.copy, (pk.apply_masks(params, masks), state))
     return _Prepared(settings, train, test, variables, masks, pruning, {k: float(v) for k, v in initial.items()},
-                     analyzed, (masks, start, many), time.monotonic() - began)
+                     analyzed, (masks, start, many, reference), time.monotonic() - began)
 
 
 def _result(ready: _Prepared, trained: Fit, seconds: float) -> Result | FloatingPointError:
@@ -257,25 +268,27 @@ def _outputs(module: Any) -> Callable[..., Any]:
     return outputs
 
 
-def _prune(settings: Settings, params: PyTree, load: Loader) -> tuple[PyTree, dict[str, Any]]:
+def _prune(settings: Settings, params: PyTree, load: Loader, prunable: Choice) -> tuple[PyTree, dict[str, Any]]:
     if settings.pruner == "none":
         masks = jax.tree.map(lambda leaf: jnp.ones(jnp.shape(leaf), bool), params)
-        total = weights(params)
+        total = weights(params, prunable)
         return masks, {"kept": total, "total": total, "density": 1.0, "compression": 0.0, "history": [], "layers": []}
     # A score that does not depend on the seed is one function for every seed, and traced once.
-    seed = settings.seed if pruner_of(settings.pruner).seeded or settings.train_samples else 0
-    scores = _score(load, settings.model, settings.data, settings.train_samples, settings.pruner, seed)
+    seeded = pruner_of(settings.pruner).seeded or settings.train_samples or settings.reference == "images"
+    scores = _score(load, settings.model, settings.data, settings.train_samples, settings.pruner,
+                    settings.seed if seeded else 0, settings.gates, settings.reference)
     result = pruned(scores, params, compression=settings.compression,
-                    steps=steps_of(settings.pruner, settings.prune_steps), jit=False)
+                    steps=steps_of(settings.pruner, settings.prune_steps), jit=False, prunable=prunable)
     return result.masks, result.to_dict()
 
 
 @lru_cache(maxsize=8)
-def _score(load: Loader, name: str, data: str, samples: int | None, pruner: str, seed: int
-           ) -> ScoreFn | MaskFn:
+def _score(load: Loader, name: str, data: str, samples: int | None, pruner: str, seed: int, gates: str | None,
+           reference: str | None) -> ScoreFn | MaskFn:
     train = choose(load(data, "train"), samples, seed)
     few = choose(train, min(len(train), 10 * train.classes), seed)
     mean = train.raw.mean(axis=0, keepdims=True) if pruner.endswith("-dist") else None
-    module = model(name, train.classes)
+    module = model(name, train.classes, train.pixels.shape[1:])
     apply_fn, params = pk.from_linen(module, _init(module)(jax.random.key(seed), jnp.asarray(few.images[:1])))
-    return compiled(score(pruner, apply_fn, few, seed=seed, mean=mean), params)
+    return compiled(score(pruner, apply_fn, few, seed=seed, mean=mean, gates=gates,
+                          reference=reference_input(reference, train, seed)), params)

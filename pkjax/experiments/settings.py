@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from pkjax.experiments.gates import check_gates
 from pkjax.experiments.methods import steps_of
+from pkjax.experiments.named_models import SIGNAL_MODELS
 from pkjax.experiments.user_code import import_beside, is_own
 from pkjax.experiments.values import NAMES, Name, checked_name, fitting
 from pkjax.training.recipes import Recipe, recipe
@@ -31,8 +33,9 @@ class Settings:
 
     - `make(classes)` returns a Linen module or a pair of functions (init, apply); `make(classes, rngs)` an NNX module.
     - `score(params, …)` returns scores like the parameters. It may also take `apply_fn`, `images` and `labels` (ten
-      images a class), `loss` (parameters → mean cross entropy of these images), `masks` and `key`. It is traced, as by
-      `jax.jit`; its attribute `steps` is the default of `prune_steps`, else 1.
+      images a class), `loss` (parameters → mean cross entropy of these images), `masks`, `key`, `gates` and `reference`
+      (None, or "frozen" and an array). It is traced, as by `jax.jit`; its attribute `steps` is the default of
+      `prune_steps`, else 1.
     - `load()` returns (train, test), each a pair of images (N, …), as bytes or floating-point numbers, and labels (N,)
       from 0, or a `pk.data.Dataset`. Bytes are normalised by the training images' mean and standard deviation of each
       channel, numbers are taken as they are.
@@ -84,6 +87,11 @@ class Settings:
     """Images for Tr Θ and the gated path trace; 0 omits both."""
     spectra: int = 0
     """Images for Σ ν_i π_i and the share of Tr Θ in the top path eigenvectors; 0 omits both."""
+    gates: str | None = None
+    """"frozen" for networks that are not piecewise linear: pruners and traces of paths take gates as coefficients."""
+    reference: str | None = None
+    """With frozen gates, where coefficients are taken: at an input of "ones" (the default), or at 16 training "images",
+    chosen by the seed, on average."""
 
     def __post_init__(self) -> None:
         """Refuse settings that describe no possible run, and give equal runs equal values."""
@@ -91,6 +99,10 @@ class Settings:
             object.__setattr__(self, field.name, fitting(field.name, getattr(self, field.name), field.type))
         for what in NAMES:
             object.__setattr__(self, what, checked_name(getattr(self, what), what))
+        object.__setattr__(self, "reference", check_gates(self.gates, self.reference))
+        if self.gates is None and self.model.split("-")[0] in SIGNAL_MODELS:
+            raise ValueError(f"{self.model} is not a sum over paths, which runs measure: set gates to frozen (--gates "
+                             "frozen on the command line)")
         if not 0 <= self.compression < float("inf"):
             raise ValueError(f"compression must be a number of at least 0, got {self.compression}")
         for name, least, most in _RANGES:
@@ -136,6 +148,8 @@ class Settings:
         """Return every value, ready for JSON, including the defaults, which a later version might change."""
         steps = None if self.pruner == "none" else steps_of(self.pruner, self.prune_steps)
         values = {**asdict(self), **asdict(self.recipe), "prune_steps": steps}
+        if self.gates is None:      # as before there were any
+            values = {name: value for name, value in values.items() if name not in _LATER}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     @property
@@ -173,6 +187,8 @@ _RANGES = (("seed", 0, 2**32 - 1), *((name, 0, 2**31 - 1) for name in ("traces",
     (name, 1, 2**31 - 1) for name in ("prune_steps", "epochs", "batch_size", "train_samples", "test_samples",
                                       "output_samples")))
 """Settings that are whole numbers, with their least and largest values; JAX takes 2³² for the seed 0."""
+_LATER = ("gates", "reference")
+"""Settings that records hold only where gates are frozen, so that those without are the runs they were before."""
 _FLOAT32 = float(np.finfo(np.float32).max)
 MOST = 100_000
 """Runs of one sweep at most."""
@@ -189,11 +205,11 @@ def recorded_settings(values: Mapping[str, Any]) -> Settings:
         True
     """
     names = [field.name for field in fields(Settings)]
-    missing = [name for name in names if name not in values]
+    missing = [name for name in names if name not in (*values, *_LATER)]
     if missing:
         raise ValueError(f"its settings lack {', '.join(missing)}")
     try:
-        chosen = Settings(**{name: values[name] for name in names})
+        chosen = Settings(**{name: values[name] for name in names if name in values})
     except TypeError as error:
         raise ValueError(str(error)) from error
     expected = chosen.to_dict()

@@ -9,6 +9,7 @@ from pkjax.data.dataset import Dataset
 from pkjax.tables import Progress
 from pkjax.training.iterative_pruning import iterative_magnitude_pruning
 from pkjax.training.recipes import Recipe
+from pkjax.trees import Choice, kernels
 
 __all__ = ["TRAINED", "Trained", "TrainedMasks", "train_masks"]
 
@@ -39,7 +40,8 @@ class TrainedMasks(NamedTuple):
 
 
 def train_masks(pruner: str, module: Any, variables: PyTree, train: Dataset, test: Dataset, *, recipe: Recipe,
-                compression: float | int, rounds: int, seed: int, progress: Progress = False) -> TrainedMasks:
+                compression: float | int, rounds: int, seed: int, prunable: Choice = kernels, progress: Progress = False
+                ) -> TrainedMasks:
     """Find masks by training a Linen module from its variables.
 
     Examples:
@@ -54,7 +56,7 @@ def train_masks(pruner: str, module: Any, variables: PyTree, train: Dataset, tes
     """
     ticket = iterative_magnitude_pruning(module, train, test, recipe=recipe, compression=compression, rounds=rounds,
                                          rewind=TRAINED[pruner].rewind(recipe.epochs), variables=variables, seed=seed,
-                                         progress=progress)
+                                         prunable=prunable, progress=progress)
     account = ticket.rounds[-1].pruning.to_dict()
     account |= {"history": [each.pruning.kept for each in ticket.rounds],
                 "accuracy_before": [each.accuracy for each in ticket.rounds]}

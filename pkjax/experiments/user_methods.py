@@ -14,9 +14,9 @@ from pkjax.experiments.user_code import accepted, find
 __all__ = ["check_user", "score_arguments", "user_data", "user_model", "user_steps"]
 
 _MODEL = "(classes) or (classes, rngs)"
-_SCORE = "params and, as it needs them, apply_fn, images, labels, loss, masks and key"
+_SCORE = "params and, as it needs them, apply_fn, images, labels, loss, masks, key, gates and reference"
 _DATA = "no arguments"
-_IN_SCORE = ("params", "apply_fn", "images", "labels", "loss", "masks", "key")
+_IN_SCORE = ("params", "apply_fn", "images", "labels", "loss", "masks", "key", "gates", "reference")
 
 
 def check_user(name: str, what: str) -> None:

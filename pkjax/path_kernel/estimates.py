@@ -44,7 +44,8 @@ class Estimate(NamedTuple):
 
 @automatic_axes
 def effective_rank(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]], *, key: Key[Array, ""],
-                   probes: int = 64, masks: PyTree | None = None, trainable: Choice = None) -> Float[Array, ""]:
+                   probes: int = 64, masks: PyTree | None = None, trainable: Choice = None, gates: str | None = None,
+                   reference: Shaped[ArrayLike, "M ..."] | None = None) -> Float[Array, ""]:
     """Effective rank of the path kernel: how many equal eigenvalues would have its trace and its Frobenius norm.
 
         Tr(Π)² / ‖Π‖_F²
@@ -59,6 +60,9 @@ def effective_rank(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike
         probes: number of random vectors s.
         masks: booleans like ``params``; a masked weight carries no path and does not train.
         trainable: which parameters Π differentiates; all floating-point leaves by default.
+        gates: "frozen" takes networks that are not piecewise linear too, with constant coefficients
+            (``pkjax.paths.frozen``).
+        reference: with "frozen", the input whose coefficients are taken, averaged over several; x by default.
 
     Returns:
         A scalar of the parameters' dtype, float32 for narrower ones; 0 where Π is 0. Works under jit, where no number
@@ -78,13 +82,15 @@ def effective_rank(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike
         >>> 1.0 < float(rank) < 3.0
         True
     """
-    return effective_rank_estimate(apply_fn, params, x, key=key, probes=probes, masks=masks, trainable=trainable).value
+    return effective_rank_estimate(apply_fn, params, x, key=key, probes=probes, masks=masks, trainable=trainable,
+                                   gates=gates, reference=reference).value
 
 
 @automatic_axes
 def effective_rank_estimate(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]], *,
                             key: Key[Array, ""], probes: int = 64, masks: PyTree | None = None,
-                            trainable: Choice = None) -> Estimate:
+                            trainable: Choice = None, gates: str | None = None,
+                            reference: Shaped[ArrayLike, "M ..."] | None = None) -> Estimate:
     """Effective rank of the path kernel with its standard error.
 
         Tr(Π)² / ‖Π‖_F²
@@ -97,6 +103,9 @@ def effective_rank_estimate(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[
         probes: number of random vectors.
         masks: booleans like ``params``; a masked weight carries no path and does not train.
         trainable: which parameters Π differentiates; all floating-point leaves by default.
+        gates: "frozen" takes networks that are not piecewise linear too, with constant coefficients
+            (``pkjax.paths.frozen``).
+        reference: with "frozen", the input whose coefficients are taken, averaged over several; x by default.
 
     Returns:
         The estimate and its standard error, scalars of the parameters' dtype, float32 for narrower ones. Works
@@ -119,7 +128,7 @@ def effective_rank_estimate(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[
     """
     if probes < 2:
         raise ValueError(f"probes must be at least 2, got {probes}")
-    network, z = read_start(apply_fn, params, x, masks, trainable)
+    network, z = read_start(apply_fn, params, x, masks, trainable, gates, reference)
     check_size(network, z)
     estimate = _rank(network, z, key, probes=int(probes))
     check_result(estimate, "the effective rank of Π")
@@ -156,7 +165,8 @@ def _rank(network: Network, z: Array, key: Array, *, probes: int) -> Estimate:
 @automatic_axes
 def density(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]], *, key: Key[Array, ""],
             probes: int = 8, depth: int = 64, points: int = 200, decades: float = 6.0, width: float = 0.08,
-            masks: PyTree | None = None, trainable: Choice = None) -> SpectralDensity:
+            masks: PyTree | None = None, trainable: Choice = None, gates: str | None = None,
+            reference: Shaped[ArrayLike, "M ..."] | None = None) -> SpectralDensity:
     """Spectral density of the path kernel by stochastic Lanczos quadrature.
 
         Σ_i δ(λ − π_i),   each δ a Gaussian in log10 λ
@@ -173,6 +183,9 @@ def density(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..
         width: standard deviation in decades of the Gaussian that stands for a node.
         masks: booleans like ``params``; a masked weight carries no path and does not train.
         trainable: which parameters Π differentiates; all floating-point leaves by default.
+        gates: "frozen" takes networks that are not piecewise linear too, with constant coefficients
+            (``pkjax.paths.frozen``).
+        reference: with "frozen", the input whose coefficients are taken, averaged over several; x by default.
 
     Returns:
         The density (eigenvalues per decade), and its nodes and weights.
@@ -191,7 +204,7 @@ def density(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..
         >>> float(estimate.weights[0].sum().round(2))
         12.0
     """
-    network, z = read_start(apply_fn, params, x, masks, trainable)
+    network, z = read_start(apply_fn, params, x, masks, trainable, gates, reference)
     check_size(network, z)
     estimate = _density(network, z, key, probes=int(probes), depth=int(depth), points=int(points),
                         decades=float(decades), width=float(width))

@@ -14,11 +14,12 @@ from jaxtyping import Array, PyTree
 from pkjax.network import Network, read
 from pkjax.paths.algebras import Polynomial
 from pkjax.paths.evaluation import evaluate_paths
+from pkjax.paths.frozen import with_gates
 from pkjax.programs.program import BoundProgram
 from pkjax.trees import ApplyFn, Choice, accumulator, is_floating
 
 __all__ = ["Problem", "check_start", "flat_product", "floating_entries", "floating_leaves", "make_problem", "product",
-           "read_paths", "read_start", "trained_positions", "widened", "with_floating"]
+           "read_paths", "read_start", "trained_positions", "widened", "with_floating", "with_wide_gates"]
 
 Objective = Callable[[Network], Array]
 """A function of a network whose parameters are φ."""
@@ -102,12 +103,21 @@ def widened(apply_fn: ApplyFn, tree: PyTree) -> PyTree:
     return tree if isinstance(apply_fn, BoundProgram) else jax.tree.map(wide, tree)
 
 
-def read_start(apply_fn: ApplyFn, params: PyTree, x: PyTree, masks: PyTree | None, trainable: Choice
-               ) -> tuple[Network, Array]:
+def read_start(apply_fn: ApplyFn, params: PyTree, x: PyTree, masks: PyTree | None, trainable: Choice,
+               gates: str | None = None, reference: PyTree | None = None) -> tuple[Network, Array]:
     """Read a network and its start values: the signals of one example, which are at least 0."""
+    apply_fn = with_wide_gates(apply_fn, params, x, gates, reference, masks)
     network, z = read_paths(apply_fn, params, x, masks, trainable, "x")
     check_start(z, x)
     return network, z
+
+
+def with_wide_gates(apply_fn: ApplyFn, params: PyTree, x: PyTree, gates: str | None, reference: PyTree | None,
+                    masks: PyTree | None) -> ApplyFn:
+    """The network that ``gates`` and ``reference`` ask for, its coefficients in float32 where numbers are narrower."""
+    params, x, reference = widened(apply_fn, (params, x, reference))
+    with jax.numpy_dtype_promotion("standard"):
+        return with_gates(apply_fn, params, x, gates, reference, masks)
 
 
 def check_start(z: Array, x: PyTree) -> None:

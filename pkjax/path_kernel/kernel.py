@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, PyTree, Shaped
 from pkjax.network import Network
 from pkjax.path_kernel.gram import flat_product, make_problem, product, read_paths, read_start, with_floating
 from pkjax.path_kernel.traces import check_range, check_size, gated_measured, measured
+from pkjax.paths.frozen import is_frozen
 from pkjax.programs.checks import HOLDS, check_result
 from pkjax.programs.meshes import automatic_axes
 from pkjax.trees import ApplyFn, Choice, is_floating
@@ -30,7 +31,8 @@ __all__ = ["dense", "gated_trace", "matvec", "trace"]
 
 @automatic_axes
 def trace(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]], *, masks: PyTree | None = None,
-          trainable: Choice = None, log: bool = False) -> Float[Array, ""]:
+          trainable: Choice = None, log: bool = False, gates: str | None = None,
+          reference: Shaped[ArrayLike, "M ..."] | None = None) -> Float[Array, ""]:
     """Trace of the path kernel, by one derivative of the path polynomial.
 
         Tr Π = Σ_j ∂R_2(θ², x)/∂φ_j
@@ -43,6 +45,9 @@ def trace(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."
         x: (1, *input), the start values; of integer inputs one example, whose signals they are.
         masks: booleans like ``params``; a masked weight carries no path and does not train.
         trainable: which parameters Π differentiates; all floating-point leaves by default.
+        gates: "frozen" takes networks that are not piecewise linear too, with constant coefficients
+            (``pkjax.paths.frozen``).
+        reference: with "frozen", the input whose coefficients are taken, averaged over several; x by default.
         log: return the natural logarithm of the trace, which stays in range at any depth and any size of the weights;
             −∞ where the trace is 0.
 
@@ -64,7 +69,7 @@ def trace(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."
         >>> float(trace(lambda w, x: jax.nn.relu(x @ w["a"]) @ w["b"], w, jnp.ones((1, 2))))
         10.0
     """
-    number, value, logarithm = measured(*read_start(apply_fn, params, x, masks, trainable))
+    number, value, logarithm = measured(*read_start(apply_fn, params, x, masks, trainable, gates, reference))
     if log:
         check_result(number.mantissa, "Tr Π", HOLDS)
         return logarithm
@@ -74,7 +79,8 @@ def trace(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."
 
 @automatic_axes
 def matvec(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]], *, masks: PyTree | None = None,
-           trainable: Choice = None) -> Callable[[PyTree], PyTree]:
+           trainable: Choice = None, gates: str | None = None, reference: Shaped[ArrayLike, "M ..."] | None = None
+           ) -> Callable[[PyTree], PyTree]:
     """The product with the dual Gram matrix: one Hessian-vector product of a forward pass.
 
         G u = ∇R ∘ u + θ ∘ ∇²R (θ ∘ u)
@@ -85,6 +91,9 @@ def matvec(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ...
         x: (1, *input), the start values; of integer inputs one example, whose signals they are.
         masks: booleans like ``params``; a masked weight carries no path and does not train.
         trainable: which parameters Π differentiates; all floating-point leaves by default.
+        gates: "frozen" takes networks that are not piecewise linear too, with constant coefficients
+            (``pkjax.paths.frozen``).
+        reference: with "frozen", the input whose coefficients are taken, averaged over several; x by default.
 
     Returns:
         A function that maps a tree u like ``params`` to G u. It ignores the entries of u that do not train, and
@@ -103,7 +112,7 @@ def matvec(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ...
         >>> product({"a": jnp.zeros((2, 1)), "b": jnp.ones((1, 1))})["a"].tolist()
         [[2.0], [2.0]]
     """
-    network, z = read_start(apply_fn, params, x, masks, trainable)
+    network, z = read_start(apply_fn, params, x, masks, trainable, gates, reference)
     check_size(network, z)
     structure: Any = jax.tree.structure(params)
 
@@ -128,7 +137,8 @@ def _multiply(network: Network, z: Array, u: PyTree) -> PyTree:
 
 @automatic_axes
 def dense(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]], *, masks: PyTree | None = None,
-          trainable: Choice = None) -> Float[Array, "m m"]:
+          trainable: Choice = None, gates: str | None = None, reference: Shaped[ArrayLike, "M ..."] | None = None
+          ) -> Float[Array, "m m"]:
     """The dual Gram matrix itself, over the floating-point parameters in flattening order.
 
         G = J_θ^vᵀ J_θ^v
@@ -139,6 +149,9 @@ def dense(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."
         x: (1, *input), the start values; of integer inputs one example, whose signals they are.
         masks: booleans like ``params``; a masked weight carries no path and does not train.
         trainable: which parameters Π differentiates; all floating-point leaves by default.
+        gates: "frozen" takes networks that are not piecewise linear too, with constant coefficients
+            (``pkjax.paths.frozen``).
+        reference: with "frozen", the input whose coefficients are taken, averaged over several; x by default.
 
     Returns:
         (m, m) for m floating-point parameters; rows and columns of entries that do not train are zero. Works under
@@ -156,7 +169,7 @@ def dense(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."
         >>> dense(lambda w, x: jax.nn.relu(x @ w["a"]) @ w["b"], w, jnp.ones((1, 2))).tolist()
         [[4.0, 0.0, 2.0], [0.0, 4.0, 2.0], [2.0, 2.0, 2.0]]
     """
-    network, z = read_start(apply_fn, params, x, masks, trainable)
+    network, z = read_start(apply_fn, params, x, masks, trainable, gates, reference)
     check_size(network, z)
     gram = _dense(network, z)
     check_result(gram, "G")
@@ -172,7 +185,8 @@ def _dense(network: Network, z: Array) -> Array:
 
 @automatic_axes
 def gated_trace(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[ArrayLike, "N ..."]], *,
-                masks: PyTree | None = None, trainable: Choice = None, batch_size: int = 16) -> Float[Array, ""]:
+                masks: PyTree | None = None, trainable: Choice = None, batch_size: int = 16, gates: str | None = None
+                ) -> Float[Array, ""]:
     """Gated path trace of a batch of examples: the part of Tr Θ on the diagonal of Π.
 
         T_g = Σ_x Σ_j ∂R_2^{g(x)²}(θ², x ∘ x)/∂φ_j
@@ -183,6 +197,8 @@ def gated_trace(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[ArrayLike, "
         X: (N, *input), the examples.
         masks: booleans like ``params``; a masked weight carries no path and does not train.
         trainable: which parameters Π differentiates; all floating-point leaves by default.
+        gates: "frozen" takes networks that are not piecewise linear too (``pkjax.paths.frozen``). The gates g(x) hold
+            the coefficients of each example itself, so there is no reference.
         batch_size: how many examples are taken at a time.
 
     Returns:
@@ -203,6 +219,6 @@ def gated_trace(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[ArrayLike, "
         7.0
     """
     network, signals = read_paths(apply_fn, params, X, masks, trainable)
-    number, value = gated_measured(network, signals, int(batch_size))
+    number, value = gated_measured(network, signals, int(batch_size), frozen=is_frozen(gates))
     check_range(number, value.dtype, "the gated path trace")
     return value

@@ -23,6 +23,7 @@ from pkjax.path_kernel.gram import (
     make_problem,
     read_start,
     trained_positions,
+    with_wide_gates,
 )
 from pkjax.paths import NotFullyConnectedError
 from pkjax.paths.dense_layers import network_layers
@@ -96,10 +97,12 @@ def is_direct(network: Network, z: Array) -> bool:
 
 
 def largest_eigenpairs(apply_fn: ApplyFn, params: PyTree, x: PyTree, k: int, masks: PyTree | None,
-                       trainable: Choice, method: str, tolerance: float, *, vectors: bool) -> Eigenpairs:
+                       trainable: Choice, method: str, tolerance: float, gates: str | None = None,
+                       reference: PyTree | None = None, *, vectors: bool) -> Eigenpairs:
     """Find the k largest eigenpairs by the named method; "auto" takes the first that fits."""
     if method not in ("auto", "dense", "counting", "lanczos"):
         raise ValueError(f'method must be "auto", "dense", "counting" or "lanczos", but is {method!r}')
+    apply_fn = with_wide_gates(apply_fn, params, x, gates, reference, masks)
     network, z = read_start(apply_fn, params, x, masks, trainable)
     trained, size = trained_positions(network), sum(map(np.size, jax.tree.leaves(params)))
     if not 1 <= k <= len(trained):

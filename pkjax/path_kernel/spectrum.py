@@ -39,7 +39,8 @@ class BoundedEigenvalues(NamedTuple):
 @automatic_axes
 def count_above(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]],
                 thresholds: Shaped[ArrayLike, "..."] | Sequence[float], *, masks: PyTree | None = None,
-                trainable: Choice = None) -> Integer[np.ndarray, "..."]:
+                trainable: Choice = None, gates: str | None = None,
+                reference: Shaped[ArrayLike, "M ..."] | None = None) -> Integer[np.ndarray, "..."]:
     """Count the eigenvalues of Π above each threshold, exactly, for fully connected networks.
 
         #{i : π_i > λ}
@@ -51,6 +52,9 @@ def count_above(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "
         thresholds: numbers λ greater than 0, of any shape.
         masks: booleans like ``params``; a masked weight carries no path and does not train.
         trainable: which parameters Π differentiates; all floating-point leaves by default.
+        gates: "frozen" takes networks that are not piecewise linear too, with constant coefficients
+            (``pkjax.paths.frozen``).
+        reference: with "frozen", the input whose coefficients are taken, averaged over several; x by default.
 
     Returns:
         Integers of the thresholds' shape.
@@ -68,14 +72,15 @@ def count_above(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "
         >>> count_above(lambda w, x: jax.nn.relu(x @ w["a"]) @ w["b"], w, jnp.ones((1, 2)), [0.5, 4.5])
         array([2, 1])
     """
-    network, z = read_start(apply_fn, params, x, masks, trainable)
+    network, z = read_start(apply_fn, params, x, masks, trainable, gates, reference)
     return inertia.count_above(network_layers(network, z), thresholds, inputs=np.asarray(z, np.float64).ravel())
 
 
 @automatic_axes
 def eigenvalues(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]], *, k: int,
-                masks: PyTree | None = None, trainable: Choice = None, method: str = "auto",
-                tolerance: float = 1e-6) -> Float64[np.ndarray, "k"]:
+                masks: PyTree | None = None, trainable: Choice = None, method: str = "auto", tolerance: float = 1e-6,
+                gates: str | None = None, reference: Shaped[ArrayLike, "M ..."] | None = None
+                ) -> Float64[np.ndarray, "k"]:
     """The k largest eigenvalues of Π with their multiplicities, zeros included where Π has fewer.
 
         π_1 ≥ π_2 ≥ … ≥ π_k
@@ -87,6 +92,9 @@ def eigenvalues(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "
         k: how many, at most the number of parameters that train.
         masks: booleans like ``params``; a masked weight carries no path and does not train.
         trainable: which parameters Π differentiates; all floating-point leaves by default.
+        gates: "frozen" takes networks that are not piecewise linear too, with constant coefficients
+            (``pkjax.paths.frozen``).
+        reference: with "frozen", the input whose coefficients are taken, averaged over several; x by default.
         method: "counting" (exact, for fully connected networks), "dense" (a matrix with a row for each parameter),
             "lanczos" (any network), or "auto": the first of these that fits.
         tolerance: of "lanczos", the residual ``‖G z − π z‖`` relative to the largest eigenvalue. From 1e-6 on, products
@@ -111,13 +119,15 @@ def eigenvalues(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "
         >>> eigenvalues(lambda w, x: jax.nn.relu(x @ w["a"]) @ w["b"], w, jnp.ones((1, 2)), k=2).round(4)
         array([6., 4.])
     """
-    return largest_eigenpairs(apply_fn, params, x, k, masks, trainable, method, tolerance, vectors=False).values
+    return largest_eigenpairs(apply_fn, params, x, k, masks, trainable, method, tolerance, gates, reference,
+        vectors=False).values
 
 
 @automatic_axes
 def bounded_eigenvalues(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]], *, k: int,
                         masks: PyTree | None = None, trainable: Choice = None, method: str = "auto",
-                        tolerance: float = 1e-6) -> BoundedEigenvalues:
+                        tolerance: float = 1e-6, gates: str | None = None,
+                        reference: Shaped[ArrayLike, "M ..."] | None = None) -> BoundedEigenvalues:
     """The k largest eigenvalues of Π with bounds on their errors.
 
         |value_i − π_i| ≤ bound_i
@@ -129,6 +139,9 @@ def bounded_eigenvalues(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[Arra
         k: how many, at most the number of parameters that train.
         masks: booleans like ``params``; a masked weight carries no path and does not train.
         trainable: which parameters Π differentiates; all floating-point leaves by default.
+        gates: "frozen" takes networks that are not piecewise linear too, with constant coefficients
+            (``pkjax.paths.frozen``).
+        reference: with "frozen", the input whose coefficients are taken, averaged over several; x by default.
         method: as for ``eigenvalues``.
         tolerance: of "lanczos", the residual ``‖G z − π z‖`` relative to the largest eigenvalue. From 1e-6 on, products
             in float32 find the pairs of networks of more than half a million parameters, and products in float64 judge
@@ -154,14 +167,15 @@ def bounded_eigenvalues(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[Arra
         >>> bool((abs(values - np.array([6.0, 4.0])) <= bounds).all())
         True
     """
-    pairs = largest_eigenpairs(apply_fn, params, x, k, masks, trainable, method, tolerance, vectors=False)
+    pairs = largest_eigenpairs(apply_fn, params, x, k, masks, trainable, method, tolerance, gates, reference,
+        vectors=False)
     return BoundedEigenvalues(pairs.values, pairs.bounds)
 
 
 @automatic_axes
 def eigenpairs(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]], *, k: int,
-               masks: PyTree | None = None, trainable: Choice = None, method: str = "auto", tolerance: float = 1e-6
-               ) -> Eigenpairs:
+               masks: PyTree | None = None, trainable: Choice = None, method: str = "auto", tolerance: float = 1e-6,
+               gates: str | None = None, reference: Shaped[ArrayLike, "M ..."] | None = None) -> Eigenpairs:
     """The k largest eigenvalues of Π, and the eigenvectors of its dual Gram matrix.
 
         G z_i = π_i z_i,   Π u_i = π_i u_i with u_i = J_θ^v z_i / √π_i where π_i > 0
@@ -173,6 +187,9 @@ def eigenpairs(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N
         k: how many, at most the number of parameters that train.
         masks: booleans like ``params``; a masked weight carries no path and does not train.
         trainable: which parameters Π differentiates; all floating-point leaves by default.
+        gates: "frozen" takes networks that are not piecewise linear too, with constant coefficients
+            (``pkjax.paths.frozen``).
+        reference: with "frozen", the input whose coefficients are taken, averaged over several; x by default.
         method: as for ``eigenvalues``.
         tolerance: of "lanczos", the residual ``‖G z − π z‖`` relative to the largest eigenvalue. From 1e-6 on, products
             in float32 find the pairs of networks of more than half a million parameters, and products in float64 judge
@@ -196,4 +213,5 @@ def eigenpairs(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N
         >>> pairs.vectors["a"].shape, pairs.converged
         ((2, 2, 1), True)
     """
-    return largest_eigenpairs(apply_fn, params, x, k, masks, trainable, method, tolerance, vectors=True)
+    return largest_eigenpairs(apply_fn, params, x, k, masks, trainable, method, tolerance, gates, reference,
+        vectors=True)

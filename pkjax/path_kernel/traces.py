@@ -105,6 +105,11 @@ class SeriesPolynomial(ScaledPolynomial):
             coefficients.append(None if held is None else super().gated(replace(operand, value=held), gate))
         return tuple(coefficients)
 
+    def coefficient(self, value: None, shape: tuple[int, ...], dtype: Any) -> Any:
+        """Hold the next of the given gates."""
+        held = super().coefficient(value, shape, dtype)
+        return (held,) if isinstance(held, Scaled) else held
+
 
 def _zero(like: PathSum) -> Scaled:
     return Scaled(jnp.zeros(like.shape, like.dtype), NOTHING, 1.0)
@@ -115,12 +120,14 @@ def trace_number(network: Network, z: Array) -> Number:
     return _trace(network, z, magnitudes(network, z, 2).careful)[0]
 
 
-@compiled_for_few_calls(static_argnames=("known", "batch_size"))
-def _gated(network: Network, X: Array, known: Magnitudes, batch_size: int) -> tuple[tuple[Number, Array], Array]:
+@compiled_for_few_calls(static_argnames=("known", "batch_size", "frozen"))
+def _gated(network: Network, X: Array, known: Magnitudes, batch_size: int, frozen: bool
+           ) -> tuple[tuple[Number, Array], Array]:
     def trace_over(examples: Array) -> tuple[Number, Array]:
         settled = known.settled(network)
-        _, gates, sure = checked_gates(settled, examples, known)
-        number, too = _trace(network, examples, known, tuple(g**2 for g in gates))
+        _, gates, sure = checked_gates(settled, examples, known, frozen)
+        # A choice, an index or a boolean, is no factor.
+        number, too = _trace(network, examples, known, tuple(g**2 if is_floating(g) else g for g in gates), frozen)
         return number, sure & too
 
     size = max(1, min(batch_size, len(X)))
@@ -132,8 +139,8 @@ def _gated(network: Network, X: Array, known: Magnitudes, batch_size: int) -> tu
     return (number, number.value), sure.all()
 
 
-def _trace(network: Network, x: Array, known: Magnitudes, gates: Sequence[Array] | None = None
-           ) -> tuple[Number, Array]:
+def _trace(network: Network, x: Array, known: Magnitudes, gates: Sequence[Array] | None = None,
+           frozen: bool = False) -> tuple[Number, Array]:
     """The trace, and whether it is sure; with the gates of x the gated one, of which x is taken by its square."""
     units = jax.tree.leaves(unit_weights(network.params))       # not ones that the compiler knows of
     network = known.settled(network)
@@ -174,7 +181,7 @@ def _trace(network: Network, x: Array, known: Magnitudes, gates: Sequence[Array]
              for entries, leaf, unit in zip(network.entries, leaves, units, strict=True)]
     whole, sure = coefficient(1, train, known.lean)
     parts = [whole]
-    for n, (twice, along) in enumerate(zip(network_tied(network), train, strict=True)):
+    for n, (twice, along) in enumerate(zip(network_tied(network, frozen), train, strict=True)):
         if twice and along is not None and along.size:
             def curvature(j: Array, n: int = n, along: Array = along) -> Number:
                 unit = jnp.zeros_like(along).ravel().at[j].set(along.ravel()[j]).reshape(along.shape)
@@ -219,9 +226,9 @@ def measured(network: Network, z: Array) -> tuple[Number, Array, Array]:
     return Number(*number), value, logarithm
 
 
-def gated_measured(network: Network, X: Array, batch_size: int = 16) -> tuple[Number, Array]:
+def gated_measured(network: Network, X: Array, batch_size: int = 16, frozen: bool = False) -> tuple[Number, Array]:
     """The gated path trace as mantissa and exponent and as a plain number; ``batch_size`` examples at a time."""
-    number, value = _surely(_gated, network, X, batch_size=batch_size)
+    number, value = _surely(_gated, network, X, batch_size=batch_size, frozen=frozen)
     return Number(*number), value
 
 

@@ -4,17 +4,19 @@ A fourth kind of value, a ``Coefficient``, depends on the signal in a way that i
 none itself: the probabilities of attention, the scale of a normalisation, the gate of a gated unit. Four sentences
 decide everything, and none knows a layer by name:
 
-- an operation that no rule reads makes a coefficient, and so does an operation of coefficients;
+- an operation that no rule reads makes a coefficient, and so does an operation of coefficients, which is a signal
+  where it is used as one, if its rule can read them as signals;
 - a product of a coefficient and a signal is a path sum, on which the coefficient is a factor;
 - of two signals multiplied, the one that came through more coefficients is the factor; where neither did, or each came
   through some that the other did not, their product is a coefficient that cannot become a signal;
-- an elementwise function that is used as a signal is σ(z) = σ(0) + a z, with a = (σ(z) − σ(0))/z the coefficient, at
-  z = 0 the derivative, and σ(0) a constant that starts paths.
+- an elementwise function that is used as a signal is σ(z) = σ(0) + a z, whatever its formula, with a = (σ(z) − σ(0))/z
+  the coefficient, at z = 0 the derivative, and σ(0) a constant that starts paths.
 """
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -23,22 +25,23 @@ import numpy as np
 from jax import lax
 
 from pkjax.paths.activations import broadcast_to
+from pkjax.paths.elementwise import COMPARISONS, CUSTOM, along, constants, made
 from pkjax.paths.errors import NotPathNetworkError
 from pkjax.paths.interpreter import Interpreter, evaluate
-from pkjax.paths.refusals import HOMOGENEITY, REFUSED
-from pkjax.paths.values import Coefficient, Const, Elementwise, Gate, PathSum, Value
-from pkjax.programs.equations import equation_function
+from pkjax.paths.values import Coefficient, Const, Gate, PathSum, Value, joined, moves
 
 __all__ = ["FrozenInterpreter"]
 
-COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge", "and", "or", "not", "xor", "is_finite")
-ELEMENTWISE = {name for name, reason in REFUSED.items() if reason == HOMOGENEITY and name != "cumlogsumexp"} | {
-    "add", "sub", "mul", "div", "neg", "max", "min", "abs", "clamp", "select_n", "integer_pow", "square",
-    "convert_element_type", "copy", *COMPARISONS}
-"""Operations that act entry by entry and have a derivative."""
 PRODUCTS = ("mul", "dot_general", "conv_general_dilated", "div")
 NONLINEAR = ("integer_pow", "square")
 """Operations that have a rule for parameters, and are not linear."""
+MULTIPLES = ("reshape", "broadcast_in_dim", "squeeze", "expand_dims", "transpose", "slice", "convert_element_type",
+             "copy", "neg", "mul")
+"""Operations that leave the entries of one operand as they are, or multiply them by constants."""
+
+
+class UndecidedError(NotPathNetworkError):
+    """Of two signals multiplied, either might be the gate."""
 
 
 class FrozenInterpreter(Interpreter):
@@ -63,24 +66,42 @@ class FrozenInterpreter(Interpreter):
 
     def read(self, eqn: Any, ins: list[Any]) -> Sequence[Any]:
         """Apply the operation's rule where it has one for such operands; else the result is a coefficient."""
-        rule = self.rules.get(eqn.primitive.name)
+        outs = self.ruled(eqn, ins)
+        return [replace(v, made=how) if not isinstance(v, Const) and (how := made(eqn, ins, v)) is not None else v
+                for v in outs]
+
+    def ruled(self, eqn: Any, ins: list[Any]) -> Sequence[Any]:
+        """The results of an operation."""
+        name = eqn.primitive.name
+        rule = self.rules.get(name)
         coefficients = [v for v in ins if isinstance(v, Coefficient)]
-        if getattr(rule, "structural", False):
+        undecided = [v for v in coefficients if v.weights is not None]
+        if undecided and name in MULTIPLES and sum(not isinstance(v, Const) for v in ins) == 1:
+            return [self.undecided(eqn, ins, undecided[0])]
+        structural = getattr(rule, "structural", False)
+        if undecided and name not in PRODUCTS and (name in CUSTOM or not (structural or rule is None)):
+            signals = None
+            with contextlib.suppress(NotPathNetworkError):
+                signals = [self.lifted(v) if v in undecided else v for v in ins]
+            if signals is not None:
+                return self.equation(eqn, signals)
+        if structural:
             return super().equation(eqn, ins)
-        if not coefficients and eqn.primitive.name in COMPARISONS:
-            source = _composed(eqn, ins)
-            return [replace(v, source=source) if isinstance(v, Gate) else v for v in super().equation(eqn, ins)]
+        if not coefficients and name in COMPARISONS:
+            return super().equation(eqn, ins)
         if not any(isinstance(v, PathSum) for v in ins):
             return self.evaluated(eqn, ins) if coefficients else super().equation(eqn, ins)
         self.operands, depth = ins, len(self.enclosing)
         try:
-            if any(not _floating(c.dtype) for c in coefficients):      # a predicate, or an index
-                chosen = [Const(self.frozen(v)) if isinstance(v, Coefficient) and not _floating(v.dtype) else v
+            if name in PRODUCTS:
+                return self.product(eqn, ins)
+            if coefficients and made(eqn, ins) is not None:
+                return self.evaluated(eqn, ins)
+            if any(not _real(c) for c in coefficients):      # a predicate, or an index
+                chosen = [Const(self.frozen(v)) if isinstance(v, Coefficient) and not _real(v) else v
                           for v in ins]
                 return self.read(eqn, chosen)
-            if eqn.primitive.name in PRODUCTS:
-                return self.product(eqn, ins)
-            if coefficients and not _floating(eqn.outvars[0].aval.dtype):       # a comparison
+            if coefficients and not _real(eqn.outvars[0].aval):       # a comparison
                 return self.evaluated(eqn, ins)
             if coefficients:
                 return self.equation(eqn, self.signals(ins))
@@ -96,25 +117,59 @@ class FrozenInterpreter(Interpreter):
         a, b = ins
         if eqn.primitive.name == "div":
             return self.quotient(eqn, a, b)
-        if isinstance(a, PathSum) and isinstance(b, PathSum) and _moves(a) and _moves(b):
-            if a.through < b.through:
-                return super().equation(eqn, [a, self.factor_of(b)])
-            if b.through < a.through:
-                return super().equation(eqn, [self.factor_of(a), b])
-            among = "both came through coefficients that the other did not" if a.through != b.through else (
-                "neither is a gate")
-            raise self.error(f"'{eqn.primitive.name}' multiplies two signals of which {among}",
-                             "gated units pass one of them through a nonlinear function; else use the product in one")
+        if isinstance(a, PathSum) and isinstance(b, PathSum) and moves(a) and moves(b):
+            return self.of_signals(eqn, [a, b], [a, b])
         coefficient = next((v for v in ins if isinstance(v, Coefficient)), None)
         if coefficient is None:
             return super().equation(eqn, ins)
-        if not _moves(b if coefficient is a else a):        # with a parameter: it is the signal, where it can be
-            with contextlib.suppress(NotPathNetworkError):
+        if not moves(b if coefficient is a else a):        # with a parameter: it is the signal, where it can be
+            if coefficient.readable and eqn.primitive.name == "mul":
+                return [self.undecided(eqn, ins, coefficient)]
+            try:
                 signal = self.lifted(coefficient)
                 return self.equation(eqn, [signal if v is coefficient else v for v in ins])
-            if not coefficient.settled:
-                raise coefficient.reason
+            except NotPathNetworkError as error:
+                if not coefficient.settled or (coefficient.readable and isinstance(error, UndecidedError)):
+                    raise
         return super().equation(eqn, [self.factor(v) if v is coefficient else v for v in ins])
+
+    def of_signals(self, eqn: Any, ins: list[Any], sums: list[PathSum]) -> Sequence[Any]:
+        """Multiply two values that are both signals: one is the factor, if it came through more coefficients."""
+        a, b = sums
+        if not (a.through < b.through or b.through < a.through):
+            among = "both came through coefficients that the other did not" if a.through != b.through else (
+                "neither is a gate")
+            raise UndecidedError(str(self.error(
+                f"'{eqn.primitive.name}' multiplies two signals of which {among}",
+                "mark the one that is a gate with jax.lax.stop_gradient, or use the product in a nonlinear function")))
+        gate = 0 if b.through < a.through else 1
+        value = ins[gate]
+        factor = self.factor(value) if isinstance(value, Coefficient) else self.factor_of(value)
+        return super().equation(eqn, [factor, b] if gate == 0 else [a, factor])
+
+    def undecided(self, eqn: Any, ins: list[Any], coefficient: Coefficient) -> Coefficient:
+        """Multiply a coefficient by parameters, and leave open whether it is a factor on them or a signal."""
+        (value,), aval = self.computed(eqn, ins), eqn.outvars[0].aval
+        stack = list(self.enclosing)
+
+        def read(part: Callable[[], PathSum]) -> Callable[[], PathSum]:
+            def result() -> PathSum:
+                with self.within(stack):
+                    operand = part()
+                    return self.lifted(self.equation(eqn, [operand if v is coefficient else v for v in ins])[0])
+            return result
+        return Coefficient(value, tuple(aval.shape), aval.dtype, joined(ins), coefficient.reason, coefficient.settled,
+                           signal=read(lambda: self.lifted(coefficient)),
+                           weights=read(lambda: self.factor(coefficient)))
+
+    @contextlib.contextmanager
+    def within(self, stack: list[Any]) -> Iterator[None]:
+        """Interpret as if at another operation."""
+        here, self.enclosing = self.enclosing, list(stack)
+        try:
+            yield
+        finally:
+            self.enclosing = here
 
     def quotient(self, eqn: Any, a: Any, b: Any) -> Sequence[Any]:
         """Divide a path sum by what is not constant: one over that is a factor."""
@@ -125,19 +180,20 @@ class FrozenInterpreter(Interpreter):
             raise self.error("division by a signal or by a parameter")
         (below,) = self.exact([b])
         inverse = None if below is None else jnp.broadcast_to(1 / below, shape)
-        factor = self.factor(self.coefficient(inverse, shape, a.dtype, NotPathNetworkError("1/x"), True))
+        factor = self.factor(Coefficient(inverse, shape, a.dtype, self.numbered([b]), NotPathNetworkError("1/x")))
         return [self.bilinear("mul", lax.mul, broadcast_to(self, a, shape), factor, like=eqn.outvars[0].aval)]
 
     def factor(self, coefficient: Coefficient) -> PathSum:
         """Let a coefficient multiply paths."""
+        if coefficient.weights is not None:
+            return coefficient.weights()
         return replace(PathSum(self.frozen(coefficient), coefficient.shape, coefficient.dtype, False),
-                       through=frozenset((coefficient.number,)))
+                       through=coefficient.through)
 
     def factor_of(self, gate: PathSum) -> PathSum:
         """Let the true value of a path sum multiply paths."""
         (value,) = self.exact([gate])
-        coefficient = self.coefficient(value, gate.shape, gate.dtype, NotPathNetworkError("a gate"), True)
-        return replace(self.factor(coefficient), through=gate.through)
+        return self.factor(Coefficient(value, gate.shape, gate.dtype, gate.through, NotPathNetworkError("a gate")))
 
     def frozen(self, coefficient: Coefficient) -> Any:
         """What the algebra holds of a coefficient that it uses."""
@@ -145,62 +201,85 @@ class FrozenInterpreter(Interpreter):
 
     # -- coefficients ------------------------------------------------------------------------------------------------
 
-    def coefficient(self, value: Any, shape: tuple[int, ...], dtype: Any, reason: NotPathNetworkError, settled: bool,
-                    **options: Any) -> Coefficient:
-        """Number a new coefficient."""
+    def numbered(self, ins: Sequence[Any]) -> frozenset[int]:
+        """Number a new coefficient, and join the coefficients that its operands came through."""
         self.made += 1
-        return Coefficient(value, shape, dtype, self.made, reason, settled, **options)
+        return joined(ins) | {self.made}
+
+    def computed(self, eqn: Any, ins: list[Any]) -> list[Any]:
+        """The network's own results of an operation, None where the algebra does not know them."""
+        values = self.exact(ins)
+        return evaluate(eqn, values) if all(v is not None for v in values) else [None] * len(eqn.outvars)
 
     def evaluated(self, eqn: Any, ins: list[Any], error: NotPathNetworkError | None = None) -> list[Any]:
         """Make a coefficient of an operation's result."""
         name = eqn.primitive.name
-        rule = self.rules.get(name)
-        values = self.exact(ins)
-        known = all(v is not None for v in values)
-        outs = evaluate(eqn, values) if known else [None] * len(eqn.outvars)
+        rule, how = self.rules.get(name), made(eqn, ins)
         coefficients = [v for v in ins if isinstance(v, Coefficient)]
-        dividing = name == "div" and not isinstance(ins[1], Const | Gate)
-        settled = rule is None or name in NONLINEAR or dividing or (
-            error is None and all(v.settled for v in coefficients))
-        reason = error or next((v.reason for v in coefficients if v.signal is None), None) or self.error(
+        decisive = coefficients
+        if name == "div" and not isinstance(ins[1], Const | Gate):      # linear in what stands above
+            decisive = [v for v in ins[:1] if isinstance(v, Coefficient)]
+            linear = bool(decisive)
+        else:
+            linear = rule is not None and name not in NONLINEAR
+        settled = not linear or (error is None and all(v.settled for v in decisive))
+        several = any if name in PRODUCTS else all
+        readable = linear and error is None and several(v.readable for v in decisive)
+        reason = error or next((v.reason for v in coefficients if not v.readable), None) or self.error(
             f"the operation '{name}' has no paths")
-        source = _composed(eqn, ins)
         stack = list(self.enclosing)
         whole: list[Sequence[Any]] = []      # all results as signals
 
-        def signal(i: int) -> PathSum:
-            here, self.enclosing = self.enclosing, list(stack)
-            try:
-                if source is not None:
-                    return self.secant(source, reason)
-                if not whole:
-                    whole.append(self.equation(eqn, self.signals(ins)))
-                return self.lifted(whole[0][i])
-            finally:
-                self.enclosing = here
+        def signal(i: int) -> Callable[[], PathSum]:
+            def result() -> PathSum:
+                with self.within(stack):
+                    if not whole:
+                        whole.append(self.multiplied(eqn, ins) if name in PRODUCTS else
+                                     self.equation(eqn, self.signals(ins)))
+                    return self.lifted(whole[0][i])
+            return result
 
-        readable = source is not None or (error is None and rule is not None and not dividing
-                                          and all(v.signal is not None for v in coefficients))
-        return [self.coefficient(value, tuple(out.aval.shape), out.aval.dtype, reason, settled, source=source,
-                                 signal=(lambda i=i: signal(i)) if readable else None)
-                for i, (value, out) in enumerate(zip(outs, eqn.outvars, strict=True))]
+        through = joined(ins) if linear and error is None else self.numbered(ins)
+        return [Coefficient(value, tuple(out.aval.shape), out.aval.dtype, through, reason, settled, made=how,
+                            signal=signal(i) if readable and how is None else None)
+                for i, (value, out) in enumerate(zip(self.computed(eqn, ins), eqn.outvars, strict=True))]
 
-    def secant(self, source: Elementwise, reason: NotPathNetworkError) -> PathSum:
+    def multiplied(self, eqn: Any, ins: list[Any]) -> Sequence[Any]:
+        """Read a product of coefficients as a signal: of one that can be a signal, or of two as of other signals."""
+        sums = list(ins)
+        for i, v in enumerate(ins):
+            if isinstance(v, Coefficient) and v.readable and not (i and eqn.primitive.name == "div"):
+                try:
+                    sums[i] = self.lifted(v)
+                except UndecidedError:
+                    raise
+                except NotPathNetworkError:
+                    continue        # a function that is infinite at 0
+        if not any(isinstance(v, PathSum) for v in sums):
+            raise next(v.reason for v in ins if isinstance(v, Coefficient))
+        if all(isinstance(v, PathSum) and moves(v) for v in sums):
+            return self.of_signals(eqn, ins, sums)
+        return self.equation(eqn, sums)
+
+    def secant(self, value: Coefficient) -> PathSum:
         """Read σ(z) as σ(0) + a z."""
-        z, fn, constants = source
-        traced = any(isinstance(c, jax.core.Tracer) for c in constants)
-        with contextlib.nullcontext() if traced else jax.ensure_compile_time_eval():
-            zero = jnp.zeros(z.shape if any(map(np.ndim, constants)) else (), z.dtype)
-            start, slope = jax.jvp(fn, (zero,), (jnp.ones_like(zero),))
-            if not traced and not np.isfinite(start).all():
-                raise reason
-            slope = jnp.where(jnp.isfinite(slope), slope, 0)
-        (true,) = self.exact([z])
-        value = None if true is None else jnp.where(
+        assert value.made is not None
+        root = value.made.roots[0]
+        z, fn = self.lifted(root), along(value, root)
+        tracers, shaped = constants(value, root)
+        with contextlib.nullcontext() if tracers else jax.ensure_compile_time_eval():
+            # Compiled, as custom rules under a vmap leave compile-time evaluation otherwise.
+            read = partial(_at_zero, fn)
+            start, slope = (jax.jit(read) if shaped and not tracers else read)(
+                jnp.zeros(z.shape if shaped else (), z.dtype))
+            if not tracers and not np.isfinite(start).all():
+                raise value.reason
+        (true,) = self.exact([root])
+        held = None if true is None else jnp.where(
             true == 0, slope, (fn(true) - start) / jnp.where(true == 0, jnp.ones_like(true), true))
-        factor = self.factor(self.coefficient(value, z.shape, start.dtype, reason, True))
+        factor = self.factor(Coefficient(held, z.shape, start.dtype, value.through, value.reason))
         out = self.bilinear("mul", lax.mul, z, factor)
-        if not traced and not np.asarray(start).any():
+        if not tracers and not np.asarray(start).any():
             return out
         return self.linear("add", lax.add, [out, Const(jnp.broadcast_to(start, z.shape))])
 
@@ -216,9 +295,9 @@ class FrozenInterpreter(Interpreter):
         if not isinstance(value, Coefficient):
             return super().lifted(value)
         if not value.signals:
-            if value.signal is None:
+            if not value.readable:
                 raise value.reason
-            value.signals.append(value.signal())
+            value.signals.append(self.secant(value) if value.signal is None else value.signal())
         return value.signals[0]
 
     def signals(self, values: Sequence[Any]) -> list[Any]:
@@ -240,34 +319,18 @@ class FrozenInterpreter(Interpreter):
         return _through(super().gated(operand, gate), [operand])
 
 
-def _floating(dtype: Any) -> bool:
-    return bool(jnp.issubdtype(dtype, jnp.floating))
+def _at_zero(fn: Callable[[Any], Any], zero: Any) -> tuple[Any, Any]:
+    """Value and slope of an elementwise function; an infinite slope is 0."""
+    start, pull = jax.vjp(fn, zero)
+    (slope,) = pull(jnp.ones_like(start))
+    return start, jnp.where(jnp.isfinite(slope), slope, 0)
 
 
-def _moves(value: Any) -> bool:
-    """Whether a path sum is a signal, and not made of parameters alone."""
-    return isinstance(value, PathSum) and (value.on_input or value.of_input)
+def _real(value: Any) -> bool:
+    return bool(jnp.issubdtype(value.dtype, jnp.floating))
 
 
 def _through(out: PathSum, operands: Sequence[PathSum]) -> PathSum:
     """Note through which coefficients the paths of a result lead."""
-    through = frozenset().union(*(s.through for s in operands))
+    through = joined(operands)
     return replace(out, through=through) if through != out.through else out
-
-
-def _composed(eqn: Any, ins: list[Any]) -> Elementwise | None:
-    """The one path sum that an operation's result is an elementwise function of, and that function."""
-    parts: list[Any] = [v.source if isinstance(v, Coefficient | Gate) else Elementwise(v, lambda z: z, ())
-                        if isinstance(v, PathSum) else v for v in ins]
-    if eqn.primitive.name not in ELEMENTWISE or not all(isinstance(p, Const | Elementwise) for p in parts):
-        return None
-    inner = [p for p in parts if isinstance(p, Elementwise)]
-    root = inner[0].root if inner else None
-    if root is None or any(p.root is not root for p in inner) or tuple(eqn.outvars[0].aval.shape) != root.shape:
-        return None
-    apply = equation_function(eqn)
-
-    def fn(z: Any) -> Any:
-        return apply(*(p.value if isinstance(p, Const) else p.fn(z) for p in parts))
-    constants = tuple(p.value for p in parts if isinstance(p, Const))
-    return Elementwise(root, fn, sum((p.constants for p in inner), constants))

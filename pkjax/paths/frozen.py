@@ -4,7 +4,9 @@ What comes out is a network like any other, of linear maps, constants and positi
 all that is known of paths holds for it. Activations of which a path network is made keep their gates.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -21,12 +23,14 @@ from pkjax.paths.interpreter import PathSum, Value
 from pkjax.programs.checks import check_result
 from pkjax.programs.equations import equation_function
 from pkjax.programs.program import BoundProgram
-from pkjax.trees import ApplyFn, as_array
+from pkjax.trees import ApplyFn, as_array, is_floating
 
-__all__ = ["LONE_REFERENCE", "frozen", "with_gates"]
+__all__ = ["LONE_REFERENCE", "coefficient_places", "frozen", "held", "is_frozen", "noticed", "opened",
+           "unit_coefficients", "with_gates"]
 
 LONE_REFERENCE = 'reference is the input that gates are frozen at: pass gates="frozen" with it'
 """What is wrong with a reference where gates are not frozen."""
+_NOTICE: ContextVar[list[int] | None] = ContextVar("frozen", default=None)
 
 
 class Recorder(TrueValues):
@@ -37,6 +41,19 @@ class Recorder(TrueValues):
         return operand.value * jax.lax.stop_gradient(jnp.asarray(gate()).astype(operand.dtype))
 
     refine = None  # type: ignore[assignment]
+
+
+class Placed(TrueValues):
+    """The network as it stands, with the places noted that its coefficients take among the recorded gates."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places: list[int] = []
+
+    def coefficient(self, value: Any, shape: tuple[int, ...], dtype: Any) -> Any:
+        """Note and record a coefficient."""
+        self.places.append(len(self.recorded))
+        return super().coefficient(value, shape, dtype)
 
 
 class Replayed:
@@ -85,8 +102,8 @@ class Replayed:
         return [replace(out, value=value) for out, value in zip(outs, values, strict=True)]
 
 
-def frozen(apply_fn: ApplyFn, params: PyTree, reference: Shaped[ArrayLike, "N ..."], *, masks: PyTree | None = None
-           ) -> ApplyFn:
+def frozen(apply_fn: ApplyFn, params: PyTree, reference: PyTree[Shaped[ArrayLike, "N ..."]], *,
+           masks: PyTree | None = None) -> ApplyFn:
     """Freeze what is not linear in the signal at its values for a reference input: a network that has paths.
 
         f(x, θ) = Σ_p c_p v_p(θ) a_p(x, θ) x_s    becomes    Σ_p (c_p a_p(x₀, θ₀)) v_p(θ) g_p(x, θ) x_s
@@ -98,12 +115,16 @@ def frozen(apply_fn: ApplyFn, params: PyTree, reference: Shaped[ArrayLike, "N ..
     - An operation that is not linear makes a coefficient, and a product of a coefficient and a signal is a path.
     - σ(z) that acts entry by entry and is used as a signal is σ(0) + a z with a = (σ(z) − σ(0))/z, at 0 σ'(0).
     - Of two signals multiplied, the one that came through more coefficients is one itself (the gate of a gated unit).
-      Where neither did (q·k), the product is a coefficient, and must not be used as a signal.
+      Where neither did (q·k), or each came through some that the other did not (σ(z)·tanh(y)), the product is a
+      coefficient, and must not be used as a signal; ``jax.lax.stop_gradient`` marks the one that is the gate.
+
+    A coefficient of exactly 0 carries no path, so that counts depend on precision: far below 0 GELU's gate is 0 in
+    float32 where it is tiny in float64.
 
     Args:
         apply_fn: maps (params, inputs (N, *input)) to outputs (N, *out).
         params: θ₀.
-        reference: x₀, an array (N, *input); of several examples the coefficients are averaged.
+        reference: x₀, an array (N, *input) or a tree of such; of several examples the coefficients are averaged.
         masks: booleans like ``params``; a masked weight is 0.
 
     Returns:
@@ -111,7 +132,7 @@ def frozen(apply_fn: ApplyFn, params: PyTree, reference: Shaped[ArrayLike, "N ..
 
     Raises:
         NotPathNetworkError: a product of two signals, neither of which is a gate, is used as a signal.
-        ValueError: the reference is not one array; an index depends on the signal and there are several references.
+        ValueError: an index depends on the signal and there are several references.
         FloatingPointError: a coefficient is not finite.
 
     Source: the paths of Gebhart, Saxena and Schrater (2021), equation 9, with any real numbers for a_p.
@@ -127,53 +148,144 @@ def frozen(apply_fn: ApplyFn, params: PyTree, reference: Shaped[ArrayLike, "N ..
         >>> float(paths.log_count(linear, w, jnp.ones((4, 1))[:1])) == float(jnp.log10(2.))
         True
     """
-    if not jax.tree_util.treedef_is_leaf(jax.tree.structure(reference)):
-        raise ValueError("reference must be one array (N, *input), but is a tree of several: pass a function of one "
-                         "array, which closes over the others")
-    reference = as_array(reference)
+    return _fixed(apply_fn, params, reference, masks, largest=False)[0]
+
+
+def opened(apply_fn: ApplyFn, params: PyTree, reference: PyTree[Shaped[ArrayLike, "N ..."]],
+           masks: PyTree | None = None) -> tuple[ApplyFn, tuple[Array, ...]]:
+    """The network with every coefficient as far open as it is for any example of a reference, and these coefficients.
+
+        a_p    becomes    max_x |a_p(x)|, coefficient by coefficient
+
+    Gates of ReLU and its like are left as they are; that network's path kernel opens them, as it does everywhere.
+    """
+    return _fixed(apply_fn, params, reference, masks, largest=True)
+
+
+def _fixed(apply_fn: ApplyFn, params: PyTree, reference: PyTree, masks: PyTree | None, largest: bool
+           ) -> tuple[ApplyFn, tuple[Array, ...]]:
+    """A network with constants for its coefficients, and the constants."""
+    reference = jax.tree.map(as_array, reference)
     network = read(apply_fn, params, reference, masks=masks)
     network.count(reference, "reference")
-    coefficients = _recorded(network.fixed, reference)
+    fn = _as_given(network)
+    coefficients = _recorded(fn, network.params, reference, largest)
     if not coefficients:
-        return apply_fn
+        return apply_fn, ()
+    if (counts := _NOTICE.get()) is not None:
+        counts.append(len(coefficients))
     check_result(coefficients, "a coefficient", "choose a reference at which the network is finite, and "
                  "normalisations with an epsilon")
-    return partial(_replayed, apply_fn, network.fn, coefficients, network.outputs)
+    return partial(_replayed, apply_fn, fn, coefficients, network.outputs), coefficients
 
 
-@jax.jit
-def _recorded(network: Network, reference: Array) -> tuple[Array, ...]:
-    """Coefficients, averaged over the examples."""
-    def one(x: Array) -> tuple[Array, ...]:
+def _as_given(network: Network) -> BoundProgram:
+    """The program on inputs as they are given, integers among them."""
+    return network.fn if network.raw is None else network.raw
+
+
+def _alone(x: PyTree) -> PyTree:
+    """One example as a batch."""
+    return jax.tree.map(lambda leaf: leaf[None], x)
+
+
+@partial(jax.jit, static_argnums=3)
+def _recorded(fn: BoundProgram, params: PyTree, reference: PyTree, largest: bool) -> tuple[Array, ...]:
+    """Coefficients, averaged over the examples, or their largest magnitudes."""
+    def one(x: PyTree) -> tuple[Array, ...]:
         recorder = Recorder()
-        interpret(recorder, network.fn, network.params, x[None], lambda _, leaf: leaf, lambda z: z, frozen=True)
+        interpret(recorder, fn, params, _alone(x), lambda _, leaf: leaf, lambda z: z, frozen=True)
         return tuple(recorder.recorded)
 
-    if len(reference) == 1:
-        return one(reference[0])
+    if len(jax.tree.leaves(reference)[0]) == 1:
+        alone = one(jax.tree.map(lambda leaf: leaf[0], reference))
+        return tuple(jnp.abs(c) if largest and is_floating(c) else c for c in alone)
     each = jax.vmap(one)(reference)
-    if any(not jnp.issubdtype(c.dtype, jnp.floating) for c in each):
+    if not all(map(is_floating, each)):
         raise ValueError("the network chooses entries by its signal, and choices have no average: pass one reference")
-    return tuple(c.mean(0) for c in each)
+    return tuple(jnp.abs(c).max(0) if largest else c.mean(0) for c in each)
 
 
 def _replayed(apply_fn: ApplyFn, fn: BoundProgram, coefficients: tuple[Array, ...], outputs: tuple[int, ...],
-              params: PyTree, x: ArrayLike) -> Array:
+              params: PyTree, x: PyTree) -> Array:
     """Evaluate a network with the coefficients of another input."""
-    x = as_array(x)
+    x = jax.tree.map(as_array, x)
     types = [jnp.result_type(leaf) for leaf in jax.tree.leaves((params, x))]
     if types != [v.aval.dtype for v in fn.program.jaxpr.invars]:      # a program is of one type
-        fn = read(apply_fn, params, x).fn
+        fn = _as_given(read(apply_fn, params, x))
 
-    def one(x: Array) -> Array:
-        return interpret(Replayed(coefficients), fn, params, x[None], lambda _, leaf: leaf, lambda z: z,
+    def one(x: PyTree) -> Array:
+        return interpret(Replayed(coefficients), fn, params, _alone(x), lambda _, leaf: leaf, lambda z: z,
                          frozen=True).value
 
-    values = one(x[0]) if len(x) == 1 else jax.vmap(one)(x)
-    return values.reshape(len(x), *outputs)
+    n = len(jax.tree.leaves(x)[0])
+    values = one(jax.tree.map(lambda leaf: leaf[0], x)) if n == 1 else jax.vmap(one)(x)
+    return values.reshape(n, *outputs)
 
 
-def with_gates(apply_fn: ApplyFn, params: PyTree, x: PyTree, gates: str | None, reference: ArrayLike | None,
+@contextlib.contextmanager
+def noticed() -> Iterator[list[int]]:
+    """List the numbers of coefficients of the networks that ``frozen`` makes within.
+
+    Examples:
+        >>> with noticed() as counts:
+        ...     net = frozen(lambda w, x: jax.nn.silu(x @ w), jnp.ones((1, 1)), jnp.ones((1, 1)))
+        >>> counts
+        [1]
+    """
+    counts: list[int] = []
+    token = _NOTICE.set(counts)
+    try:
+        yield counts
+    finally:
+        _NOTICE.reset(token)
+
+
+def unit_coefficients(network: ApplyFn) -> ApplyFn:
+    """A network from ``frozen`` with 1 for every coefficient: it has all paths that any coefficients leave.
+
+    Any other network is returned as it is.
+
+    Examples:
+        >>> net = frozen(lambda w, x: jax.nn.silu(x @ w), jnp.ones((1, 1)), jnp.ones((1, 1)))
+        >>> unit_coefficients(net)(jnp.ones((1, 1)), jnp.ones((1, 1)))
+        Array([[1.]], dtype=float...)
+    """
+    if not (isinstance(network, partial) and network.func is _replayed):
+        return network
+    apply_fn, fn, coefficients, outputs = network.args
+    ones = tuple(jnp.ones_like(c) if is_floating(c) else c for c in coefficients)
+    return partial(_replayed, apply_fn, fn, ones, outputs)
+
+
+def held(fn: BoundProgram) -> ApplyFn:
+    """The network itself, in whose derivatives every gate and every coefficient is a constant.
+
+    Its outputs are those of the network, and its gradient is J_v^f J_θ^v: ∇f without the term through ∂a/∂θ.
+    """
+    def one(params: PyTree, x: Array) -> Array:
+        return interpret(TrueValues(), fn, params, x[None], lambda _, leaf: leaf, lambda z: z, frozen=True).value[0]
+    return jax.vmap(one, in_axes=(None, 0))
+
+
+def coefficient_places(network: Network) -> list[int]:
+    """Which of a network's recorded gates are coefficients."""
+    placed = Placed()
+
+    def walk(network: Network, x: Array) -> Array:
+        return interpret(placed, network.fn, network.params, x, lambda _, leaf: leaf, lambda z: z, frozen=True).value
+    jax.eval_shape(walk, network, network.example)
+    return placed.places
+
+
+def is_frozen(gates: str | None) -> bool:
+    """Whether ``gates`` are "frozen"; ValueError where they are neither that nor None."""
+    if gates is None or (isinstance(gates, str) and gates == "frozen"):
+        return gates is not None
+    raise ValueError(f'gates must be None or "frozen", but got {gates!r}')
+
+
+def with_gates(apply_fn: ApplyFn, params: PyTree, x: PyTree, gates: str | None, reference: PyTree | None,
                masks: PyTree | None = None) -> ApplyFn:
     """The network that ``gates="frozen"`` and ``reference=`` ask for: by default the one that there is.
 
@@ -184,6 +296,5 @@ def with_gates(apply_fn: ApplyFn, params: PyTree, x: PyTree, gates: str | None, 
         if reference is not None:
             raise ValueError(LONE_REFERENCE)
         return apply_fn
-    if not isinstance(gates, str) or gates != "frozen":
-        raise ValueError(f'gates must be None or "frozen", but got {gates!r}')
+    is_frozen(gates)
     return frozen(apply_fn, params, x if reference is None else reference, masks=masks)

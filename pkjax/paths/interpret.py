@@ -23,7 +23,7 @@ def interpret(algebra: Algebra, fn: BoundProgram, params: Any, x: Any, sources: 
         algebra: what to compute about path sums.
         fn: the network's program for one example.
         params: its parameters; leaves that hold no floating-point numbers are constants.
-        x: one example as a batch, (1, *input); integers are constants.
+        x: one example as a batch, (1, *input), or a tree of such arrays; integers are constants.
         sources: (leaf's index, leaf) → what its path sum holds.
         signal: x → what its path sum holds.
         frozen: let what is not linear in the signal be coefficients on paths (``pkjax.paths.coefficients``).
@@ -37,10 +37,11 @@ def interpret(algebra: Algebra, fn: BoundProgram, params: Any, x: Any, sources: 
             args.append(PathSum(sources(i, leaf), jnp.shape(leaf), jnp.result_type(leaf), False, {(i,): 1}))
         else:
             args.append(Const(leaf))
-    if jnp.issubdtype(jnp.result_type(x), jnp.floating):
-        args.append(PathSum(signal(x), jnp.shape(x), jnp.result_type(x), True))
-    else:
-        args.append(Const(x, of_input=True))
+    for leaf in jax.tree.leaves(x):
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            args.append(PathSum(signal(leaf), jnp.shape(leaf), jnp.result_type(leaf), True))
+        else:
+            args.append(Const(leaf, of_input=True))
     interpreter = (FrozenInterpreter if frozen else Interpreter)(algebra, RULES, fn.constants)
     (result,) = interpreter.run(fn.program.jaxpr, [Const(interpreter.constant(c)) for c in fn.program.consts], args)
     if isinstance(result, Gate):

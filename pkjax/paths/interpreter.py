@@ -199,10 +199,17 @@ Degree = dict[tuple[int, ...], int]
 
 def _met(one: Degree, other: Degree) -> Degree:
     """How often parameters lie on the paths of a product. A slice of stacked parameters is a part of the stack."""
-    def most(label: tuple[int, ...], degree: Degree) -> int:
-        return max((n for other, n in degree.items() if label[:len(other)] == other[:len(label)]), default=0)
+    def by_leaf(degree: Degree) -> dict[int, list[tuple[tuple[int, ...], int]]]:
+        leaves: dict[int, list[tuple[tuple[int, ...], int]]] = {}
+        for label, n in degree.items():
+            leaves.setdefault(label[0], []).append((label, n))
+        return leaves
 
-    return {label: max(one.get(label, 0) + most(label, other), other.get(label, 0) + most(label, one))
+    def most(label: tuple[int, ...], leaves: dict[int, list[tuple[tuple[int, ...], int]]]) -> int:
+        return max((n for other, n in leaves.get(label[0], ()) if label[:len(other)] == other[:len(label)]), default=0)
+
+    ones, others = by_leaf(one), by_leaf(other)
+    return {label: max(one.get(label, 0) + most(label, others), other.get(label, 0) + most(label, ones))
             for label in one | other}
 
 

@@ -10,10 +10,10 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
 from pkjax.network import Network, read
-from pkjax.paths.algebras import Polynomial
+from pkjax.paths.algebras import Polynomial, TrueValues
 from pkjax.paths.evaluation import evaluate_paths
 from pkjax.paths.exponents import Scaling, plain
-from pkjax.paths.frozen import with_gates
+from pkjax.paths.frozen import is_frozen, with_gates
 from pkjax.paths.interpret import interpret
 from pkjax.paths.magnitudes import Magnitudes
 from pkjax.paths.scaled import scaled_values
@@ -29,7 +29,7 @@ __all__ = ["checked_gates", "gates", "network_tied", "path_sum", "polynomial", "
 @automatic_axes
 def polynomial(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]], *, q: float | int,
                gates: Sequence[Shaped[ArrayLike, "..."]] | str | None = None, pool: str = "sum",
-               masks: PyTree | None = None, reference: Shaped[ArrayLike, "M ..."] | None = None
+               masks: PyTree | None = None, reference: PyTree[Shaped[ArrayLike, "M ..."]] | None = None
                ) -> Float[Array, "N ..."]:
     """Evaluate the path polynomial of every output by one forward pass, without listing paths.
 
@@ -138,9 +138,7 @@ def gates(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."
         >>> gates(lambda w, x: jnp.maximum(x @ w, 0.), jnp.array([[1., -2.]]), jnp.ones((1, 1)))
         (Array([[1., 0.]], ...),)
     """
-    if gates not in (None, "frozen"):
-        raise ValueError(f'gates must be None or "frozen", but got {gates!r}')
-    return record(apply_fn, params, x, masks=masks, frozen=gates == "frozen")[1]
+    return record(apply_fn, params, x, masks=masks, frozen=is_frozen(gates))[1]
 
 
 @automatic_axes
@@ -204,18 +202,20 @@ def tied(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]
     return network_tied(read(apply_fn, params, x, paths=True))
 
 
-def network_tied(network: Network) -> tuple[bool, ...]:
+def network_tied(network: Network, frozen: bool = False) -> tuple[bool, ...]:
     """Say the same of a network that has been read."""
-    return _tied(network.fn.program, tuple(jax.tree.leaves(shapes(network.params))), network.example)
+    return _tied(network.fn.program, tuple(jax.tree.leaves(shapes(network.params))), network.example, frozen)
 
 
 @lru_cache(maxsize=256)
-def _tied(program: Program, leaves: tuple[jax.ShapeDtypeStruct, ...], x: jax.ShapeDtypeStruct) -> tuple[bool, ...]:
+def _tied(program: Program, leaves: tuple[jax.ShapeDtypeStruct, ...], x: jax.ShapeDtypeStruct, frozen: bool
+          ) -> tuple[bool, ...]:
     """Look up once for each program which leaves may lie twice on a path."""
     twice: set[int] = set()
 
     def walk(fn: BoundProgram, p: list[Array], z: Array) -> Array:
-        out = interpret(Polynomial(1, None, False), fn, p, z, lambda _, leaf: leaf, lambda v: v)
+        algebra = TrueValues() if frozen else Polynomial(1, None, False)
+        out = interpret(algebra, fn, p, z, lambda _, leaf: leaf, lambda v: v, frozen=frozen)
         twice.update(label[0] for label, n in out.degree.items() if n > 1)
         return out.value
     jax.eval_shape(walk, program.shapes, list(leaves), x)

@@ -195,7 +195,8 @@ def held_as_is(value: Any, skip_zeros: bool = False) -> Scaled:
 
 @automatic_axes
 def log_count(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]], *, masks: PyTree | None = None,
-              gates: str | None = None, reference: Shaped[ArrayLike, "M ..."] | None = None) -> Float[Array, ""]:
+              gates: str | None = None, reference: PyTree[Shaped[ArrayLike, "M ..."]] | None = None
+              ) -> Float[Array, ""]:
     """Count the live paths: log10 of R_0 with every weight 1, or 0 where masked (-inf when no path is left).
 
         log10 P,   P = Σ_k R_0(mask, x)_k

@@ -6,13 +6,13 @@
 - a ``Coefficient`` depends on them in another way, and multiplies paths: only where gates are frozen.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from pkjax.paths.errors import NotPathNetworkError
 
-__all__ = ["Coefficient", "Const", "Elementwise", "Gate", "PathSum", "Value"]
+__all__ = ["Coefficient", "Const", "Gate", "Made", "PathSum", "Value", "joined", "moves"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,8 +30,8 @@ class Gate:
 
     value: Any
     shape: tuple[int, ...]
-    source: "Elementwise | None" = None
-    """The function that it is of the entries of one path sum, where gates are frozen."""
+    made: "Made | None" = None
+    """How it is made of the entries of another value, where gates are frozen."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,15 +49,20 @@ class PathSum:
     """Whether it is made of constants that depend on an integer input."""
     through: frozenset[int] = frozenset()
     """The coefficients that its paths lead through, where gates are frozen (``pkjax.paths.coefficients``)."""
+    made: "Made | None" = None
+    """How it is made of the entries of another value, where gates are frozen."""
 
 
-class Elementwise(NamedTuple):
-    """An elementwise function of one path sum."""
+class Made(NamedTuple):
+    """How a value is made entry by entry (``pkjax.paths.elementwise``)."""
 
-    root: PathSum
-    fn: Callable[[Any], Any]
-    constants: tuple[Any, ...]
-    """The constants that it is made with."""
+    apply: Callable[..., Any]
+    """The operation."""
+    operands: "tuple[Value, ...]"
+    roots: "tuple[PathSum | Coefficient, ...]"
+    """The values of each of which alone, and of constants, it is a function, the nearest first."""
+    shaped: bool
+    """Whether the operation takes arrays of one shape only, as calls do."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,19 +72,36 @@ class Coefficient:
     value: Any
     shape: tuple[int, ...]
     dtype: Any
-    number: int
-    """Which coefficient of the network it is."""
+    through: frozenset[int]
+    """The coefficients that it is computed from, itself among them."""
     reason: NotPathNetworkError
     """Why it is no path sum."""
-    settled: bool
+    settled: bool = True
     """Whether a function that is not linear has been applied, so that it can only be a factor: a product of signals,
     and what is linear in one, might as well be meant as a signal, and does not start paths with a parameter."""
-    source: Elementwise | None = None
-    """The function that it is of the entries of one path sum."""
+    made: Made | None = None
+    """How it is made of the entries of a value that can be a path sum."""
     signal: Callable[[], PathSum] | None = None
-    """Reads it as a path sum, where that can be."""
+    """Reads it as a path sum, where that can be and it is not made entry by entry."""
     signals: list[PathSum] = field(default_factory=list)
     """It as a path sum, once it has been read so."""
+    weights: Callable[[], PathSum] | None = None
+    """Reads a product of a parameter and a coefficient as a parameter on paths, with the coefficient as its factor."""
+
+    @property
+    def readable(self) -> bool:
+        """Whether it can be a path sum."""
+        return self.made is not None or self.signal is not None
 
 
 Value = Const | Gate | PathSum | Coefficient
+
+
+def moves(value: Any) -> bool:
+    """Whether a value is a signal, and not a path sum of parameters alone."""
+    return isinstance(value, PathSum) and (value.on_input or value.of_input)
+
+
+def joined(values: Sequence[Any]) -> frozenset[int]:
+    """The coefficients that values came through."""
+    return frozenset().union(*(v.through for v in values if isinstance(v, PathSum | Coefficient)))

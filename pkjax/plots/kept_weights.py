@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["BAR", "MAX_BARS", "layers"]
+__all__ = ["BAR", "MAX_BARS", "layers", "shortened"]
 
 MAX_BARS = 30
 """Layers drawn in one panel at most."""
@@ -62,14 +62,14 @@ def layers(report: Report | PruneResult | Connectivity, ax: "Axes | None" = None
         ax.text(share - 0.01 if inside else share + 0.01, i, text, va="center", fontsize=SMALL - 2,
                 ha="right" if inside else "left",
                 color="white" if inside else VERMILLION if layer.emptied else BLACK)
-    ax.set_yticks(place, [literal(name) for name in _shortened([layer.name for layer in shown], int(6.5 * width))])
+    ax.set_yticks(place, [literal(name) for name in shortened([layer.name for layer in shown], int(6.5 * width))])
     ax.set_ylim(max(len(shown), 3) - 0.5, -0.5)
     ax.set_xlim(0, 1.02)
     title = f"Least kept, {most} of {len(report.layers)} layers" if len(report.layers) > most else "Weights kept"
     return finish(ax, title, "share of the layer's weights", "")
 
 
-def _shortened(names: list[str], most: int) -> list[str]:
+def shortened(names: list[str], most: int) -> list[str]:
     """Bring names to `most` characters: without the last part that all share, then without their middle."""
     if max(map(len, names), default=0) > most and len({name.rpartition("/")[2] for name in names}) == 1:
         names = [name.rpartition("/")[0] or name for name in names]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pkjax.analysis.report import Report
-from pkjax.plots.panels import BLACK, BLUE, ORANGE, SMALL, VERMILLION, axes_of, blank, finish
+from pkjax.plots.panels import BLACK, BLUE, GREEN, ORANGE, SMALL, VERMILLION, axes_of, blank, finish
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,8 +18,9 @@ __all__ = ["overlaps", "spectra"]
 def spectra(report: Report, ax: "Axes | None" = None) -> "Figure":
     """Draw λ of Θ, ν of A and π of Π, largest first, with the bound ν_i π_i, on double logarithmic axes.
 
-    Eigenvalues that are zero to rounding (below 1e-12 of the largest of their spectrum) are left out. π ends with the
-    eigenvalues that the report holds, and so does the bound.
+    With frozen gates there are the λ of Θ_frozen too, which are those that the bound is for. Eigenvalues that are zero
+    to rounding (below 1e-12 of the largest of their spectrum) are left out. π ends with the eigenvalues that the report
+    holds, and so does the bound.
 
     Args:
         report: the result of `pk.analyze`.
@@ -42,8 +43,10 @@ def spectra(report: Report, ax: "Axes | None" = None) -> "Figure":
     """
     ax = axes_of(ax, 4.6, 3.4)
     count = min(len(report.nu), len(report.pi))
+    of_frozen = [] if report.frozen is None else [
+        ("$\\lambda_i$ of $\\Theta_\\mathrm{frozen}$, with gates held", report.frozen.lam, GREEN, (0, (5, 1)))]
     curves = [("bound $\\nu_i\\pi_i$", np.asarray(report.nu)[:count] * np.asarray(report.pi)[:count], BLACK, ":"),
-              ("$\\lambda_i$ of Θ, the tangent kernel", report.lam, VERMILLION, "-"),
+              ("$\\lambda_i$ of Θ, the tangent kernel", report.lam, VERMILLION, "-"), *of_frozen,
               ("$\\nu_i$ of A, the data factor", report.nu, ORANGE, "--"),
               ("$\\pi_i$ of Π, the path kernel", report.pi, BLUE, "-.")]
     if not any(np.max(values, initial=0.0) > 0 for _, values, _, _ in curves):
@@ -54,7 +57,7 @@ def spectra(report: Report, ax: "Axes | None" = None) -> "Figure":
         shown = values > 1e-12 * max(values.max(initial=0.0), np.finfo(np.float64).tiny)
         label = label if shown.any() else f"{label}: all zero"
         marker = "o" if shown.sum() <= 12 else None      # a short list as a line alone is hard to see
-        ax.plot(index[shown], values[shown], style, color=colour, label=label, linewidth=1.6, marker=marker,
+        ax.plot(index[shown], values[shown], linestyle=style, color=colour, label=label, linewidth=1.6, marker=marker,
                 markersize=3)
     ax.set_xscale("log")
     ax.set_yscale("log")
@@ -68,7 +71,7 @@ def spectra(report: Report, ax: "Axes | None" = None) -> "Figure":
 
 
 def overlaps(report: Report, ax: "Axes | None" = None) -> "Figure":
-    """Draw which pairs of eigenvectors carry the tangent kernel: ν_i π_j O_ij² / Tr Θ.
+    """Draw which pairs of eigenvectors carry the tangent kernel, with frozen gates Θ_frozen: ν_i π_j O_ij² / Tr Θ.
 
     The indices of both spectra fall into bins that widen geometrically. A cell shows the sum over its bin, so that all
     cells together make the share of Tr Θ that the report's path eigenvectors carry; the title shows that share.
@@ -95,10 +98,11 @@ def overlaps(report: Report, ax: "Axes | None" = None) -> "Figure":
     from matplotlib.colors import LogNorm
 
     ax = axes_of(ax, 4.6, 3.4)
-    if not np.any(report.overlaps) or report.trace_ntk <= 0:
-        return blank(ax, "Share of Tr Θ", "no pair of eigenvectors carries anything")
+    kernel = "Θ" if report.frozen is None else "$\\Theta_\\mathrm{frozen}$"
+    if not np.any(report.overlaps) or report.trace_on_paths <= 0:
+        return blank(ax, f"Share of Tr {kernel}", "no pair of eigenvectors carries anything")
     O = np.asarray(report.overlaps, np.float64)
-    weights = np.asarray(report.nu)[:, None] * np.asarray(report.pi)[None, :O.shape[1]] * O**2 / report.trace_ntk
+    weights = np.asarray(report.nu)[:, None] * np.asarray(report.pi)[None, :O.shape[1]] * O**2 / report.trace_on_paths
     rows, columns = _edges(O.shape[0]), _edges(O.shape[1])
     cells = np.add.reduceat(np.add.reduceat(weights, rows[:-1] - 1, axis=0), columns[:-1] - 1, axis=1)
     top = float(cells.max())
@@ -114,7 +118,7 @@ def overlaps(report: Report, ax: "Axes | None" = None) -> "Figure":
             axis.set_ticks([], minor=True)
     bar = ax.figure.colorbar(mesh, ax=ax, pad=0.02)
     bar.ax.tick_params(labelsize=SMALL - 1)
-    title = f"Share of Tr Θ, in all {100 * weights.sum():.3g} %"
+    title = f"Share of Tr {kernel}, in all {100 * weights.sum():.3g} %"
     return finish(ax, title, "path eigenvector $j$", "data eigenvector $i$")
 
 

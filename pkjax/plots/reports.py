@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pkjax.analysis.report import Report
+from pkjax.plots.frozen_leaves import frozen_leaves
 from pkjax.plots.kept_weights import BAR, MAX_BARS, layers
 from pkjax.plots.kernels import overlaps, spectra
 from pkjax.plots.panels import axes_of_all, new_figure, titled
@@ -16,18 +17,19 @@ __all__ = ["report"]
 
 
 def report(report: Report, title: str = "", axes: "Sequence[Axes] | None" = None) -> "Figure":
-    """Draw the whole report: spectra, overlaps and layers side by side.
+    """Draw the whole report: spectra, overlaps and layers side by side; with frozen gates, what they leave out.
 
     Args:
         report: the result of `pk.analyze`.
         title: text above the panels.
-        axes: three axes to draw on; None makes a figure of 13 × 3.8 inches, higher where there are many layers.
+        axes: three axes to draw on, with frozen gates four; None makes a figure of 13 × 3.8 inches, higher where there
+            are many layers, wider with frozen gates.
 
     Returns:
         the figure of the axes.
 
     Raises:
-        ValueError: `axes` are not three Matplotlib axes, or the report is the quick form.
+        ValueError: `axes` are not as many Matplotlib axes, or the report is the quick form.
         ImportError: Matplotlib is missing.
 
     Source: Gebhart, Saxena and Schrater (2021), theorem 1 and equation 13.
@@ -40,9 +42,10 @@ def report(report: Report, title: str = "", axes: "Sequence[Axes] | None" = None
     """
     if report.quick:
         raise ValueError("a report is drawn whole, got its quick form: call analyze without quick=True")
-    height = max(3.8, 1.0 + BAR * min(len(report.layers), MAX_BARS))
-    places = new_figure(13.0, height).subplots(1, 3) if axes is None else axes
-    places = axes_of_all(places, 3, "a report is drawn on 3 panels")
-    for ax, draw in zip(places, (spectra, overlaps, layers), strict=True):
+    panels = [spectra, overlaps, layers, *([] if report.frozen is None else [frozen_leaves])]
+    bars = max(len(report.layers), len(report.frozen.leaves) if report.frozen else 0)
+    height, count = max(3.8, 1.0 + BAR * min(bars, MAX_BARS)), len(panels)
+    places = new_figure(13.0 * count / 3, height).subplots(1, count) if axes is None else axes
+    for ax, draw in zip(axes_of_all(places, count, f"a report is drawn on {count} panels"), panels, strict=True):
         draw(report, ax)
-    return titled(places[0].figure, title)
+    return titled(ax.figure, title)

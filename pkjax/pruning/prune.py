@@ -2,7 +2,7 @@
 
 import inspect
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, SupportsFloat, SupportsInt
 
@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jaxtyping import Array, PyTree
 
+from pkjax.paths.frozen import noticed
 from pkjax.paths.magnitudes import assumed, size_of
 from pkjax.programs.checks import unfit_constants
 from pkjax.programs.compilation import compiled_for_few_calls
@@ -23,7 +24,7 @@ from pkjax.pruning.schedules import Schedule, exponential
 from pkjax.pruning.scopes import Scope, global_scope
 from pkjax.pruning.selection import Selection, select_best, select_in_blocks
 from pkjax.pruning.top_k import count_dtype
-from pkjax.pruning.zero_scores import warn_of_zero_scores
+from pkjax.pruning.zero_scores import LEAVE_OUT, pathless_parts, warn_of_parts, warn_of_zero_scores
 from pkjax.tables import Progress, reporter
 from pkjax.trees import Choice, apply_masks, check_like, is_floating, kernels
 
@@ -65,6 +66,9 @@ def prune(
     At every step ``score_fn`` sees the parameters with the pruned ones at 0, and the masks if it takes an argument
     of that name. A pruned weight never comes back, however low the others score. Equal scores are decided by
     position: the first in flattening order stay. Thresholds are exact and found without sorting.
+
+    A score with ``gates="frozen"`` freezes them anew at every step, at the weights that are left. Weights that only
+    make coefficients, as of queries and keys, score 0 and go first: ``prunable=pk.on_paths(...)`` leaves them out.
 
     All steps run inside one ``jit``, so ``score_fn`` must be traceable. It is traced at each call, once; what is
     compiled is kept by the operations that the trace finds, so that pruning again by an equal score compiles nothing,
@@ -109,7 +113,8 @@ def prune(
     Warns:
         EmptiedLayerWarning: a layer has lost all its weights.
         ZeroScoresWarning: scores of exactly 0 decide what is kept: a leaf of zeros stands behind them, or half of all
-            scores or more are 0, and some of their weights are kept while others are pruned.
+            scores or more are 0, and some of their weights are kept while others are pruned. Or ``score_fn`` freezes
+            gates, and a large part of a leaf, which makes coefficients alone, is pruned (``pkjax.on_paths``).
 
     Source: Tanaka et al. 2020, algorithm 1; Gebhart et al. 2021, appendix A.4.1.
 
@@ -125,7 +130,8 @@ def prune(
     """
     plan = plan_pruning(params, compression, density, steps, schedule, scope, prunable, min_per_layer, masks)
     sizes = None if _traced((params, masks)) else tuple(size_of(leaf, 2) for leaf in jax.tree.leaves(params))
-    done = _run(score_fn, plan, params, masks, sizes, jit, progress)
+    with noticed() as coefficients:
+        done = _run(score_fn, plan, params, masks, sizes, jit, progress)
     if not done.traced and sizes and isinstance(done.scores, BoundProgram) and done.account.flags[:, 0].any():
         # NaN may say that a score was not sure of the sizes of numbers on the way to it.
         done = _run(score_fn, plan, params, masks, None, jit, progress)
@@ -140,7 +146,10 @@ def prune(
     layers = tuple(layer_report(name, shape, number(k)) for name, shape, k in zip(plan.names, plan.shapes, kept[-1],
                                                                                  strict=True))
     if not traced:
-        _warn_of_emptied(plan, [layer.name for layer in layers if layer.emptied])
+        by_default = coefficients and prunable is kernels       # elsewhere the leaves are the caller's choice
+        pathless = pathless_parts(account.zeros, account.zeros_kept, kept, layers) if by_default else {}
+        _warn_of_emptied(plan, [layer.name for layer in layers if layer.emptied], pathless)
+        warn_of_parts(pathless, layers)
         first = partial(_first_zeros, score_fn, plan.layout, masks)
         warn_of_zero_scores(account.zeros, account.zeros_kept, sum(plan.sizes), params, first if jit else None)
     history = tuple(number(k) for k in kept.sum(axis=1))
@@ -313,11 +322,12 @@ def _raise_bad_scores(flags: np.ndarray, names: Sequence[str]) -> None:
     )
 
 
-def _warn_of_emptied(plan: Plan, emptied: Sequence[str]) -> None:
+def _warn_of_emptied(plan: Plan, emptied: Sequence[str], pathless: Mapping[str, int]) -> None:
     if emptied:
+        hint = f". {LEAVE_OUT}" if any(name in pathless for name in emptied) else ""
         warnings.warn(
             f"pruning to a density of {plan.density:.3g} left no weight in {len(emptied)} of {len(plan.names)} layers: "
-            f"{', '.join(emptied)}. Prune less, in more steps, with scope=layer_scope, or with min_per_layer=1",
+            f"{', '.join(emptied)}. Prune less, in more steps, with scope=layer_scope, or with min_per_layer=1{hint}",
             EmptiedLayerWarning,
             stacklevel=4,
         )

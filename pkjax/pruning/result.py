@@ -179,7 +179,10 @@ class PruneResult:
             "layers": [layer.to_dict() for layer in self.layers],
         }
 
-    __repr__ = tables.brief
+    def __repr__(self) -> str:
+        """Format as a short text, which says what is lost in whole."""
+        names = self.emptied if all(isinstance(layer.emptied, bool) for layer in self.layers) else ()
+        return tables.brief(self) + (f"\nno weight is left in {tables.listed(names)}" if names else "")
 
     def _repr_html_(self) -> str | None:
         if np.ndim(self.kept) or isinstance(self.kept, jax.core.Tracer):

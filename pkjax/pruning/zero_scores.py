@@ -1,7 +1,7 @@
 """Scores of exactly 0: when they decide what is pruned, and which parameters of 0 stand behind them."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,14 +9,25 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from pkjax.pruning.result import LayerReport
+from pkjax.tables import listed
 from pkjax.trees import is_floating, leaf_names
 
-__all__ = ["ZeroScoresWarning", "leaves_behind", "warn_of_zero_scores"]
+__all__ = ["LEAVE_OUT", "ZeroScoresWarning", "leaves_behind", "pathless_parts", "warn_of_parts",
+           "warn_of_zero_scores"]
 
 ADDED = frozenset(("bias", "offset", "beta"))
 """Names of parameters that are added to signals: zeros there hide no other parameter."""
 SINGLY = 32
 """Up to how many leaves of one name are tried one by one."""
+
+
+LEAVE_OUT = ("With frozen gates, what only makes coefficients (queries, keys, a gated unit's gate) lies on no path "
+             "and scores 0, so that it goes first: leave it out with prunable=pk.on_paths(apply_fn, params, x, "
+             'gates="frozen")')
+"""What to do about leaves that score 0 because they lie on no path."""
+LARGE = 4
+"""A part of a leaf is told of where it is one in so many of its weights or more."""
 
 
 class ZeroScoresWarning(UserWarning):
@@ -58,11 +69,43 @@ def warn_of_zero_scores(zeros: np.ndarray, kept: np.ndarray, total: int, params:
     if left:
         told += f", and {left:,} of the weights that are kept have such a score: position decides which ones"
     if names:
-        shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+        shown = listed(names)
         told += (f". Parameters that are all 0 stand behind them: {shown}" if behind else
                  f". Parameters that are all 0 may stand behind them: {shown}")
         told += ". Score with ones in their place, or after a few steps of training"
     warnings.warn(f"{told}. See the guide to pruning, 'Scores that are all 0'", ZeroScoresWarning, stacklevel=4)
+
+
+def pathless_parts(zeros: np.ndarray, zeros_kept: np.ndarray, kept: np.ndarray, layers: Sequence[LayerReport]
+                   ) -> dict[str, int]:
+    """Name the leaves of which all scores, or a large part, are 0 from the start, and all these weights are pruned.
+
+    Args:
+        zeros: (steps, leaves), live scores of 0.
+        zeros_kept: (steps, leaves), weights that are kept with a score of 0.
+        kept: (steps, leaves), weights that are kept.
+        layers: the prunable leaves.
+
+    Returns:
+        Name → how many scores are 0.
+
+    Examples:
+        >>> layers = [LayerReport("query", (4,), 0, 4, True), LayerReport("value", (4,), 2, 4, False)]
+        >>> pathless_parts(np.array([[4, 0]]), np.array([[0, 0]]), np.array([[0, 2]]), layers)
+        {'query': 4}
+    """
+    return {layer.name: int(zero) for layer, zero, tied, left in zip(layers, zeros[0], zeros_kept[-1], kept[-1],
+                                                                    strict=True)
+            if LARGE * zero >= layer.total > 0 and left < layer.total and not tied}
+
+
+def warn_of_parts(pathless: Mapping[str, int], layers: Sequence[LayerReport]) -> None:
+    """Warn of leaves that lose a part which lies on no path, and keep others of their weights."""
+    parts = [f"{pathless[layer.name]:,} of {layer.total:,} in {layer.name}" for layer in layers
+             if layer.name in pathless and not layer.emptied]
+    if parts:
+        warnings.warn(f"scores are exactly 0 for {listed(parts)}, and all these weights are pruned. {LEAVE_OUT}",
+                      ZeroScoresWarning, stacklevel=4)
 
 
 def leaves_behind(params: PyTree, zeros: int, count: Callable[[PyTree], int]) -> list[str]:

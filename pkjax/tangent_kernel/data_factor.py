@@ -2,7 +2,9 @@
 
 import contextlib
 import math
+from collections.abc import Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -16,6 +18,7 @@ from pkjax.network import Network, read
 from pkjax.paths.algebras import Polynomial
 from pkjax.paths.dense_pairs import network_pairs
 from pkjax.paths.evaluation import evaluate_paths
+from pkjax.paths.frozen import is_frozen
 from pkjax.paths.polynomial import recorded_gates
 from pkjax.programs.meshes import automatic_axes
 from pkjax.trees import ApplyFn, is_floating
@@ -54,7 +57,8 @@ def data_factor(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[Array | np.n
         The blocks (K, N, N), in the dtype of the parameters.
 
     Raises:
-        ValueError: masks have another structure, params or X hold NaN or infinity, or X is empty.
+        ValueError: masks have another structure, params or X hold NaN or infinity, or X is empty; with "frozen", the
+            network chooses entries by its signal, and differently for different examples.
         TypeError: masks are not booleans.
         NotPathNetworkError: the network is not a sum over paths.
         FloatingPointError: the number of paths exceeds the dtype's range (convolutional networks in float32).
@@ -68,9 +72,7 @@ def data_factor(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[Array | np.n
         Array([[[1., 1.],
                 [1., 5.]]], ...)
     """
-    if gates not in (None, "frozen"):
-        raise ValueError(f'gates must be None or "frozen", but got {gates!r}')
-    blocks = data_blocks(apply_fn, params, X, masks, frozen=gates == "frozen")
+    blocks = data_blocks(apply_fn, params, X, masks, frozen=is_frozen(gates))
     if not isinstance(blocks, jax.core.Tracer) and not np.isfinite(blocks).all():
         raise FloatingPointError(f"this network has too many paths for {blocks.dtype}: call data_factor on float64 "
                                  "parameters and inputs, with jax.enable_x64(True)")
@@ -78,10 +80,11 @@ def data_factor(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[Array | np.n
 
 
 def data_blocks(apply_fn: ApplyFn, params: PyTree, X: PyTree, masks: PyTree | None, dtype: Any = None,
-                frozen: bool = False) -> Float[Array, "*K N N"]:
+                frozen: bool = False, units: Mapping[int, Array] = MappingProxyType({})) -> Float[Array, "*K N N"]:
     """Return A without checking that its sums are finite.
 
-    Gates have the dtype of the parameters, sums over paths have `dtype`; None means the same.
+    Gates have the dtype of the parameters, sums over paths have `dtype`; None means the same. The gates at the places
+    that ``units`` names count in these units, numbers of at least 0.
     """
     def wide(tree: PyTree) -> PyTree:
         """In the type of the sums; known numbers by NumPy, which compiles no program for each shape."""
@@ -90,14 +93,19 @@ def data_blocks(apply_fn: ApplyFn, params: PyTree, X: PyTree, masks: PyTree | No
             return as_type(leaf, dtype) if is_floating(leaf) else leaf
         return tree if dtype is None else jax.tree.map(convert, tree)
 
-    def units(tree: PyTree) -> PyTree:
+    def ones(tree: PyTree) -> PyTree:
         traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
         return paths.unit_weights(tree) if traced else jax.tree.map(
             lambda leaf: np.ones(np.shape(leaf), leaf.dtype) if is_floating(leaf) else leaf, tree)
 
     gated = read(apply_fn, params, X, masks=masks, paths=True).fixed
     gates = _gates(gated, gated.batch(X), frozen=frozen)
-    counted = read(apply_fn, units(wide(params)), wide(X), masks=masks, paths=True).fixed
+    if any(not is_floating(g) and not _alike(g) for g in gates):
+        raise ValueError("the network chooses entries by its signal, and differently for the examples of X: products "
+                         "of their gates say nothing of the paths that they share; pass examples that choose alike, "
+                         "such as one at a time")
+    gates = tuple(_in_units(g, units.get(place)) for place, g in enumerate(gates))
+    counted = read(apply_fn, ones(wide(params)), wide(X), masks=masks, paths=True).fixed
     Z = counted.batch(wide(X))
     blocks = None
     if masks is None and not frozen:
@@ -107,6 +115,22 @@ def data_blocks(apply_fn: ApplyFn, params: PyTree, X: PyTree, masks: PyTree | No
     if blocks is None:
         blocks = _pair_by_pair(counted, Z, gates)
     return blocks.reshape(*counted.outputs, len(Z), len(Z))
+
+
+def _in_units(gate: Array, unit: Array | None) -> Array:
+    """The gates of all examples in units that are 0 where no example needs any."""
+    if unit is None or not is_floating(gate):
+        return gate
+    none = unit == 0
+    if bool((none & (jnp.abs(gate) > jnp.finfo(gate.dtype).eps * jnp.abs(gate).max())).any()):
+        raise ValueError("a coefficient is 0 at the reference and not on X, so that the path kernel at the reference "
+                         "lacks paths of X: choose another reference, or none, which takes X itself")
+    return jnp.where(none, 0, gate / jnp.where(none, 1, unit))
+
+
+def _alike(choice: Array) -> bool:
+    """Whether all examples make the same choice; traced ones may not."""
+    return len(choice) == 1 or (not isinstance(choice, jax.core.Tracer) and bool((choice == choice[:1]).all()))
 
 
 @partial(jax.jit, static_argnames="frozen")
@@ -133,11 +157,11 @@ def _pair_by_pair(network: Network, Z: Array, gates: tuple[Array, ...]) -> Array
     """One forward pass of the path network for each pair, the gates and the inputs of the two multiplied."""
     n = len(Z)
     rows, columns = np.triu_indices(n)
-    gates = tuple(g.astype(Z.dtype) for g in gates)
+    gates = tuple(g.astype(Z.dtype) if is_floating(g) else g for g in gates)
 
     def pair(ij: tuple[Array, Array]) -> Array:
         i, j = ij
-        joint = tuple(g[i] * g[j] for g in gates)
+        joint = tuple(g[i] * g[j] if is_floating(g) else g[i] for g in gates)      # of a choice, that of both
         return evaluate_paths(partial(Polynomial, 0), network, (Z[i] * Z[j])[None], joint)[0]
 
     with jax.default_matmul_precision("highest"):

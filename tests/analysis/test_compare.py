@@ -33,10 +33,10 @@ def thinned(seed, density=0.7):
             for name, shape in SHAPES.items()}
 
 
-def dense(params, masks, X, trains=tuple(SHAPES)):
+def dense(params, masks, X, trains=tuple(SHAPES), fn=net):
     """Θ from the full Jacobian of the masked network."""
     alive = {name: jnp.where(masks[name], leaf, 0) for name, leaf in params.items()}
-    rows = jax.jacobian(lambda w: net(w, X).ravel())(alive)
+    rows = jax.jacobian(lambda w: fn(w, X).ravel())(alive)
     J = np.concatenate([(np.asarray(rows[name]) * np.asarray(masks[name])).reshape(2 * len(X), -1)
                         for name in trains], axis=1)
     return J @ J.T
@@ -268,3 +268,46 @@ def test_bad_input_is_refused_by_name(options, says):
 def test_traced_arrays_are_refused():
     with pytest.raises(TypeError, match="concrete arrays, but got traced ones: call it outside of jit"):
         jax.jit(lambda w: pk.compare(net, w, X, masks={"a": None}).rows[0].trace_pi)(PARAMS)
+
+
+# -- frozen gates ------------------------------------------------------------------------------------------------------
+
+
+def gated(w, x):
+    return (jax.nn.gelu(x @ w["a"] + w["b"]) * jax.nn.sigmoid(x @ w["a"])) @ w["c"] + w["d"]
+
+
+def test_with_frozen_gates_rows_hold_what_the_analyzer_finds():
+    reference = normal(7, (2, 3), FLOAT)
+    result = pk.compare(gated, PARAMS, X, masks={"dense": None, "thin": EVERY["thin"]}, gates="frozen",
+                        reference=reference)
+    for row in result.rows:
+        report = pk.analyze(gated, PARAMS, X, masks=EVERY[row.name], gates="frozen", reference=reference,
+                            k=row.parameters)
+        count = min(len(report.nu), len(report.pi))
+        want = [report.trace_pi, report.gated_trace, report.trace_ntk, report.nu[:count] @ report.pi[:count],
+                report.lam[0], report.frozen.trace]
+        np.testing.assert_allclose([row.trace_pi, row.gated_trace, row.trace_ntk, row.nu_pi, row.largest,
+                                    row.frozen_trace], want, rtol=1e-6)
+        theta = np.linalg.eigvalsh(dense(PARAMS, EVERY[row.name], X, fn=gated))
+        np.testing.assert_allclose(row.largest, theta[-1], rtol=1e-6)
+    assert "gates are frozen: Tr Π, gated and Σ ν_iπ_i are of Θ_frozen" in str(result)
+    again = Comparison.from_dict(json.loads(json.dumps(result.to_dict())))
+    assert [row.frozen_trace for row in again.rows] == [row.frozen_trace for row in result.rows]
+
+
+def test_frozen_gates_change_nothing_for_a_piecewise_linear_network(comparison):
+    frozen = pk.compare(net, PARAMS, X, masks={"dense": None, "thin": EVERY["thin"]}, gates="frozen")
+    for one, other in zip(frozen.rows, comparison.rows, strict=True):
+        np.testing.assert_allclose(one[3:16], other[3:16], rtol=1e-12)
+        np.testing.assert_allclose(one.frozen_trace, one.trace_ntk, rtol=1e-12)
+    assert "frozen" not in str(comparison)
+
+
+def test_gates_that_are_none_and_networks_without_paths_are_refused():
+    with pytest.raises(pk.NotPathNetworkError, match='gates="frozen"'):
+        pk.compare(gated, PARAMS, X, masks={"dense": None})
+    with pytest.raises(ValueError, match=r'gates must be None or "frozen", but got .open.'):
+        pk.compare(gated, PARAMS, X, masks={"dense": None}, gates="open")
+    with pytest.raises(ValueError, match='pass gates="frozen" with it'):
+        pk.compare(gated, PARAMS, X, masks={"dense": None}, reference=X)

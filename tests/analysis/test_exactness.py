@@ -36,7 +36,7 @@ def test_a_check_fails_where_what_it_compares_is_wrong():
     tangent = spectra.tangent_spectrum(network, X, masks=None, trainable=None)
     analysis = exactness.Analysis(network=network, signals=X, options={}, tangent=tangent, pi=np.ones(1), trace_pi=1.0,
                                   data=spectra.data_spectrum(net, w, X, masks=None), energy=np.ones((2, 1)),
-                                  complete=False)
+                                  complete=False, held=network, on_paths=tangent)
     checks = exactness._path_sum_checks(analysis, right) | exactness._trace_checks(analysis)
     assert all(check.passed for check in checks.values())
     for name, changed in {"f is its gated path sum": {"sums": right.sums + 0.1},

@@ -116,7 +116,7 @@ def test_compare_writes_and_prints_what_compare_returns(capsys):
     assert (written["settings"]["pruners"], written["settings"]["seeds"]) == (["magnitude", "random"], [0, 3])
     rows = pk.Comparison.from_dict(written).rows
     assert [row[:3] for row in rows[:3]] == [("dense", 0.0, 0), ("dense", 0.0, 3), ("magnitude", 0.3, 0)]
-    net = options.initialised("fc-6x1", pk.data.load("digits", samples=2), 3)
+    net = options.initialised(options.Compare(model="fc-6x1"), pk.data.load("digits", samples=2), 3)
     apply_fn, params = net.apply_fn, net.params
     masks = pk.prune(pk.magnitude, params, compression=1).masks
     row = next(row for row in rows if row[:3] == ("magnitude", 1.0, 3))

@@ -1,7 +1,6 @@
-"""Frozen gates: any network as an exact sum over paths, against a list of paths written down by hand."""
+"""Frozen gates: any network as an exact sum over paths, against its listed paths."""
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -17,163 +16,7 @@ from pkjax.paths.interpret import interpret
 from pkjax.paths.polynomial import path_sum
 
 from tests.cases import assert_close, normal
-
-# -- an oracle that lists paths: every entry of a signal is a list of (constant, coefficient, parameters, source) ------
-
-
-class Listed:
-    """A signal whose entries list their paths; written without any look at a jaxpr."""
-
-    def __init__(self, lists):
-        self.lists = lists
-
-    @classmethod
-    def inputs(cls, shape):
-        lists = np.empty(shape, object)
-        for at in np.ndindex(shape):
-            lists[at] = [(1.0, 1.0, (), at)]
-        return cls(lists)
-
-    def mapped(self, extend):
-        out = np.empty(self.lists.shape, object)
-        for at in np.ndindex(out.shape):
-            out[at] = [extend(at, *path) for path in self.lists[at]]
-        return Listed(out)
-
-    def dense(self, name, wide):
-        """Times a matrix of parameters, over the last axis."""
-        out = np.empty((*self.lists.shape[:-1], wide), object)
-        for *at, j in np.ndindex(out.shape):
-            out[(*at, j)] = [(c, a, (*p, (name, i, j)), s) for i, paths in enumerate(self.lists[tuple(at)])
-                             for c, a, p, s in paths]
-        return Listed(out)
-
-    def scaled(self, name):
-        return self.mapped(lambda at, c, a, p, s: (c, a, (*p, (name, at[-1])), s))
-
-    def biased(self, name):
-        return self + Listed(np.vectorize(lambda i: [(1.0, 1.0, ((name, i),), None)], otypes=[object])(
-            np.indices(self.lists.shape)[-1]))
-
-    def times(self, coefficient):
-        return self.mapped(lambda at, c, a, p, s: (c, a * coefficient[at], p, s))
-
-    def constant(self, value):
-        return self.mapped(lambda at, c, a, p, s: (c * value, a, p, s))
-
-    def attended(self, probabilities):
-        """Mix the first axis by a matrix of coefficients."""
-        out = np.empty(self.lists.shape, object)
-        for i, j in np.ndindex(out.shape):
-            out[i, j] = [(c, a * probabilities[i, t], p, s) for t in range(out.shape[0])
-                         for c, a, p, s in self.lists[t, j]]
-        return Listed(out)
-
-    def averaged(self, axis):
-        n = self.lists.shape[axis]
-        out = np.empty(tuple(np.delete(self.lists.shape, axis)), object)
-        for at in np.ndindex(out.shape):
-            out[at] = [(c / n, *rest) for paths in np.moveaxis(self.lists, axis, -1)[at] for c, *rest in paths]
-        return Listed(out)
-
-    def centred(self):
-        """What a normalisation subtracts: two routes, straight on and by the mean."""
-        mean = self.averaged(-1).constant(-1.0).lists
-        return self + Listed(np.stack([mean] * self.lists.shape[-1], -1))
-
-    def __add__(self, other):
-        return Listed(self.lists + other.lists)
-
-    def values(self, w, x, q=None, weigh=lambda w: w):
-        """Σ c a v x of every output; with q, Σ |c a|^q Π weigh(θ) x."""
-        def value(c, a, p, s):
-            factor = c * a if q is None else float(c * a != 0) if q == 0 else abs(c * a) ** q
-            return factor * np.prod([weigh(w[name][tuple(i)]) for name, *i in p]) * (1.0 if s is None else x[s])
-        return np.array([sum(value(*path) for path in paths) for paths in self.lists.ravel()])
-
-    def gradient(self, w, x):
-        """J_v^f J_θ^v, by the product rule on every path."""
-        out = [{name: np.zeros(np.shape(leaf)) for name, leaf in w.items()} for _ in self.lists.ravel()]
-        for tree, paths in zip(out, self.lists.ravel(), strict=True):
-            for c, a, p, s in paths:
-                for n, (name, *i) in enumerate(p):
-                    others = np.prod([w[other][tuple(j)] for m, (other, *j) in enumerate(p) if m != n])
-                    tree[name][tuple(i)] += c * a * others * (1.0 if s is None else x[s])
-        return out
-
-
-def layer_norm(x):
-    """A normalisation as its centring and its coefficient."""
-    spread = x - x.mean(-1, keepdims=True)
-    return spread, 1 / np.sqrt((spread**2).mean(-1, keepdims=True) + 1e-2) * np.ones_like(x)
-
-
-def normal_cdf(z):
-    return np.vectorize(lambda v: (1 + math.erf(v / math.sqrt(2))) / 2)(z)
-
-
-# -- networks: the function, its parameters, and its paths as one reads them off its formula ---------------------------
-
-
-def mlp_gelu(w, x):
-    return nn.gelu(x @ w["a"] + w["b"], approximate=False) @ w["c"]
-
-
-def mlp_gelu_paths(w, x):
-    z = x @ w["a"] + w["b"]
-    return Listed.inputs(x.shape).dense("a", 4).biased("b").constant(0.5).times(2 * normal_cdf(z)).dense("c", 2)
-
-
-def swiglu(w, x):
-    return (nn.silu(x @ w["g"]) * (x @ w["a"] + w["b"])) @ w["c"]
-
-
-def swiglu_paths(w, x):
-    g = x @ w["g"]
-    return Listed.inputs(x.shape).dense("a", 4).biased("b").times(g / (1 + np.exp(-g))).dense("c", 2)
-
-
-def norm_net(w, x):
-    mean = x.mean(-1, keepdims=True)
-    y = (x - mean) * jax.lax.rsqrt(jnp.square(x - mean).mean(-1, keepdims=True) + 1e-2) * w["s"] + w["t"]
-    return nn.relu(y) @ w["d"]
-
-
-def norm_paths(w, x):
-    spread, scale = layer_norm(x)
-    y = Listed.inputs(x.shape).centred().times(scale).scaled("s").biased("t")
-    return y.times((spread * scale * w["s"] + w["t"] > 0) * 1.0).dense("d", 2)
-
-
-def attention(w, x):
-    q, k, v = x @ w["q"], x @ w["k"], x @ w["v"]
-    p = nn.softmax(jnp.einsum("nid,njd->nij", q, k) / 2.0, -1)
-    return (x + jnp.einsum("nij,njd->nid", p, v)).mean(1) @ w["d"]
-
-
-def attention_paths(w, x):
-    logits = (x @ w["q"]) @ (x @ w["k"]).T / 2
-    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    signal = Listed.inputs(x.shape)
-    return (signal + signal.dense("v", x.shape[-1]).attended(p)).averaged(0).dense("d", 2)
-
-
-SHAPES = {"a": (3, 4), "b": (4,), "c": (4, 2), "g": (3, 4), "s": (3,), "t": (3,), "d": (3, 2), "q": (3, 2),
-          "k": (3, 2), "v": (3, 3)}
-NETWORKS = {"gelu": (mlp_gelu, mlp_gelu_paths, "abc", (3,)), "swiglu": (swiglu, swiglu_paths, "abcg", (3,)),
-            "layer norm": (norm_net, norm_paths, "std", (3,)),
-            "attention": (attention, attention_paths, "qkvd", (2, 3))}
-
-
-@functools.cache
-def problem(name):
-    """A network, its parameters, two inputs, and the paths of each."""
-    net, paths, leaves, shape = NETWORKS[name]
-    w = {leaf: normal(i, SHAPES[leaf]) for i, leaf in enumerate(leaves)}
-    X = normal(9, (2, *shape))
-    held = {k: np.asarray(v, np.float64) for k, v in w.items()}
-    return net, w, X, held, [paths(held, np.asarray(x, np.float64)) for x in X]
-
+from tests.listed import NETWORKS, SHAPES, mlp_gelu, problem
 
 each = pytest.mark.parametrize("name", NETWORKS)
 
@@ -302,6 +145,25 @@ def test_default_refuses_and_names_the_way_out(name):
         pk.paths.polynomial(functools.partial(activated, name), w, jnp.ones((1, 3)), q=1)
 
 
+ENTRYWISE = ["softplus", "elu", "relu6", "squareplus", "mish", "hard_tanh"]
+
+
+def test_elementwise_function_is_one_gate_whatever_its_formula():
+    def net(w, x):
+        return jnp.concatenate([ACTIVATIONS[name](x * w) for name in ENTRYWISE], -1)
+    w, x = normal(0, (6,)), normal(1, (1, 6))
+    got = pk.paths.polynomial(frozen(net, w, x), abs(w), abs(x), q=1)[0].reshape(len(ENTRYWISE), -1)
+    z = np.asarray(x * w)[0]
+    for name, of in zip(ENTRYWISE, got, strict=True):
+        start = float(ACTIVATIONS[name](jnp.zeros(())))
+        assert_close(of, np.abs(ACTIVATIONS[name](jnp.asarray(z)) - start) + abs(start), 1e-10)
+
+
+def test_function_with_a_derivative_rule_keeps_it_at_a_tie():
+    (a,) = pk.paths.gates(lambda w, x: nn.relu(jnp.tanh(x * w)), jnp.ones(1), jnp.zeros((1, 1)), gates="frozen")
+    assert a == 0
+
+
 def test_elementwise_function_is_its_value_at_0_and_a_secant():
     w, x = {"a": jnp.eye(2)}, jnp.array([[2.0, 0.0]])
     (a,) = pk.paths.gates(lambda w, x: nn.sigmoid(x @ w["a"]), w, x, gates="frozen")
@@ -310,7 +172,119 @@ def test_elementwise_function_is_its_value_at_0_and_a_secant():
                  [[1 / (1 + np.exp(-2.0)), 0.5]], 1e-10)
 
 
+# -- networks of which each is written twice: as users do, and with its coefficients marked ----------------------------
+
+
+class Marked:
+    """Marks coefficients: keeps their values, and then puts these in their places."""
+
+    def __init__(self):
+        self.values, self.next = [], None
+
+    def __call__(self, value):
+        if self.next is None:
+            self.values.append(value)
+            return value
+        self.next += 1
+        return self.values[self.next - 1]
+
+    def act(self, fn, z):
+        start = fn(jnp.zeros_like(z))
+        return self((fn(z) - start) / z) * z + start
+
+
+class Plain:
+    """Marks nothing."""
+
+    def __call__(self, value):
+        return value
+
+    def act(self, fn, z):
+        return fn(z)
+
+
+def normalised(h, scale, m, root):
+    spread = h - h.mean(-1, keepdims=True)
+    variance = jnp.square(spread).mean(-1, keepdims=True) + 1e-2
+    return spread * (m(jax.lax.rsqrt(variance)) * scale if root else scale * m(1 / jnp.sqrt(variance)))
+
+
+def divided(h, by, m):
+    return h / by if isinstance(m, Plain) else h * m(1 / by)
+
+
+def linear_attention(w, x, m):
+    q, k = m(nn.elu(x @ w["q"]) + 1), m(nn.elu(x @ w["k"]) + 1)
+    mixed = jnp.einsum("nid,nde->nie", q, jnp.einsum("njd,nje->nde", k, x @ w["v"]))
+    return divided(mixed, jnp.einsum("nid,nd->ni", q, k.sum(1))[..., None], m).mean(1) @ w["d"]
+
+
+def mixture(w, x, m):
+    h = jnp.einsum("ne,nef->nf", m(nn.softmax(x.mean(1) @ w["q"])), m.act(jnp.tanh, jnp.einsum(
+        "nd,edf->nef", x.mean(1), w["v"])))
+    return h @ w["d"]
+
+
+def squeezed(w, x, m):
+    h = m.act(nn.elu, x @ w["q"])
+    return (h * m(nn.sigmoid(nn.relu(h.mean(1, keepdims=True) @ w["k"]) @ w["v"]))).mean(1) @ w["d"]
+
+
+def cosine(w, x, m):
+    h = m.act(jnp.tanh, x.mean(1) @ w["q"])
+    return divided(h, jnp.linalg.norm(h, axis=-1, keepdims=True), m) @ divided(
+        w["d"], jnp.linalg.norm(w["d"], axis=0, keepdims=True), m)
+
+
+MARKED = {
+    "normalised tanh": lambda w, x, m: normalised(m.act(jnp.tanh, x @ w["q"]), w["s"], m, True).mean(1) @ w["d"],
+    "normalised elu": lambda w, x, m: normalised(m.act(nn.elu, x @ w["q"]), w["s"], m, False).mean(1) @ w["d"],
+    "scale on a 1-norm": lambda w, x, m: (x.mean(1) * (w["s"] * m(jax.lax.rsqrt(
+        1 + abs(x.mean(1)).sum(-1, keepdims=True))))) @ w["d"],
+    "scale on tanh": lambda w, x, m: (x.mean(1) + w["s"] * m.act(jnp.tanh, x.mean(1) @ w["q"])) @ w["d"],
+    "relu of it": lambda w, x, m: (nn.relu(w["s"] * m.act(jnp.tanh, x.mean(1) @ w["q"])) + abs(
+        w["s"] * m.act(jnp.tanh, x.mean(1) @ w["k"]))) @ w["d"],
+    "linear attention": linear_attention,
+    "attention to tanh": lambda w, x, m: (m(nn.softmax(jnp.tanh(x @ w["q"]) @ w["s"]))[..., None] * m.act(
+        jnp.tanh, x @ w["k"])).sum(1) @ w["d"],
+    "experts": lambda w, x, m: mixture(w | {"v": jnp.stack([w["v"], w["k"], w["q"]])}, x, m),
+    "squeeze and excite": squeezed,
+    "cosine": cosine,
+    "tanh of means": lambda w, x, m: m.act(jnp.tanh, m.act(jnp.tanh, x @ w["q"]).mean(1)) @ w["d"],
+    "low rank": lambda w, x, m: m.act(nn.softplus, x.mean(1) @ (w["q"] + w["k"][:, :1] @ w["v"][:1])) @ w["d"],
+}
+
+
+def test_marked_coefficients_are_those_that_are_frozen():
+    w, x = {leaf: normal(i, SHAPES[leaf]) for i, leaf in enumerate("qkvsd")}, normal(5, (1, 2, 3))
+    w["k"], w["q"] = (jnp.concatenate([w[k], w[k][:, :1] ** 2], 1) for k in "kq")
+
+    def user(w, x):
+        return jnp.concatenate([net(w, x, Plain()) for net in MARKED.values()], -1)
+    mark = Marked()
+    for net in MARKED.values():
+        net(w, x, mark)
+
+    def hand(w, x):
+        mark.next = 0
+        return jnp.concatenate([net(w, x, mark) for net in MARKED.values()], -1)
+    linear = frozen(user, w, x)
+    got, want = (jax.jit(jax.jacobian(net))(w, x) for net in (linear, hand))
+    sizes = [pk.paths.polynomial(net, jax.tree.map(abs, w), abs(x), q=1) for net in (linear, hand)]
+    values = [jax.jit(net)(w, x) for net in (linear, user)]
+    for i, name in enumerate(MARKED):
+        at = slice(2 * i, 2 * i + 2)
+        for leaf in w:
+            np.testing.assert_allclose(got[leaf][:, at], want[leaf][:, at], 1e-9, 1e-12, err_msg=f"{name}, {leaf}")
+        for one, other in (sizes, values):
+            np.testing.assert_allclose(one[:, at], other[:, at], 1e-10, err_msg=name)
+
+
 REFUSED = {
+    "gated tanh": lambda w, x: (nn.sigmoid(x @ w["a"]) * jnp.tanh(x @ w["g"])) @ w["c"],
+    "function of a gated tanh": lambda w, x: jnp.tanh(nn.sigmoid(x @ w["a"]) * jnp.tanh(x @ w["g"])) @ w["c"],
+    "its quotient": lambda w, x: (nn.silu(x @ w["a"]) * nn.silu(x @ w["g"]) / jnp.sqrt(
+        1 + (x**2).sum(-1, keepdims=True))) @ w["c"],
     "product of two signals": lambda w, x: ((x @ w["a"]) * (x @ w["g"])) @ w["c"],
     "its sum with a signal": lambda w, x: (x @ w["a"] + (x @ w["a"]) * (x @ w["g"])) @ w["c"],
     "as the output": lambda w, x: (x @ w["a"]) * (x @ w["g"]),
@@ -327,6 +301,19 @@ def test_what_would_have_to_be_guessed_is_refused(name):
     with pytest.raises(NotPathNetworkError, match="what to do") as error:
         pk.synflow(REFUSED[name], w, jnp.ones((1, 3)), gates="frozen")
     assert "freeze" not in str(error.value)
+
+
+def test_stopped_gradient_marks_the_gate():
+    w, x = {leaf: normal(i, SHAPES[leaf]) for i, leaf in enumerate("acg")}, normal(3, (1, 3))
+    gate = nn.sigmoid(x @ w["a"])
+    linear = frozen(lambda w, x: (jax.lax.stop_gradient(nn.sigmoid(x @ w["a"])) * (x @ w["g"])) @ w["c"], w, x)
+    assert_close(jax.jacobian(linear)(w, x)["g"], jax.jacobian(
+        lambda w: (gate * (x @ w["g"])) @ w["c"])(w)["g"], 1e-10)
+
+    def marked(w, x):
+        return (jax.lax.stop_gradient(nn.sigmoid(x @ w["a"])) * jnp.tanh(x @ w["g"])) @ w["c"]
+    # 3 entries to 4 units to 2 outputs
+    assert_close(pk.paths.log_count(marked, w, x, gates="frozen"), np.log10(3 * 4 * 2), 1e-10)
 
 
 def test_products_of_signals_may_make_coefficients():
@@ -450,9 +437,28 @@ def test_arguments_are_checked():
         with pytest.raises(ValueError, match='gates must be None or "frozen"'):
             call(net, w, jnp.ones((1, 3)), gates="thawed")
     with pytest.raises((ValueError, TypeError), match="reference"):
-        frozen(lambda w, x: net(w, x["a"]), w, {"a": X, "b": X})
+        frozen(lambda w, x: net(w, x["a"]), w, {"a": X, "b": X[:1]})
     with pytest.raises(FloatingPointError, match="a coefficient is not finite"):
         frozen(lambda w, x: (x @ w["a"]) / (x @ w["a"]).std(-1, keepdims=True), w, jnp.zeros((1, 3)))
+
+
+def test_references_of_several_inputs_are_trees():
+    def net(w, x):      # whose queries see only some of the keys
+        logits = jnp.einsum("nid,njd->nij", x["to"] @ w["q"], x["of"] @ w["k"])
+        logits = jnp.where(x["sees"][:, None] > 0, logits, -jnp.inf)
+        return jnp.einsum("nij,njd->nid", nn.softmax(logits), x["of"] @ w["v"]).mean(1) @ w["d"]
+    w = {leaf: normal(i, SHAPES[leaf]) for i, leaf in enumerate("qkvd")}
+    X = {"to": normal(7, (2, 1, 3)), "of": normal(8, (2, 2, 3)), "sees": jnp.array([[1.0, 1.0], [1.0, 0.0]])}
+    one = jax.tree.map(lambda v: v[1:], X)
+    linear = frozen(net, w, one)
+    assert_close(linear(w, one), net(w, one), 1e-10)
+    assert_close(jax.jacobian(linear)(w, one)["v"], jax.jacobian(net)(w, one)["v"], 1e-10)
+    assert not np.any(jax.jacobian(linear)(w, one)["q"])
+    shown = frozen(lambda w, x: net(w, x | {"sees": jnp.ones((len(x["to"]), 2))}), w, floats := {
+        k: X[k] for k in ("to", "of")})
+    # 2 keys, 3 entries, 3 values, 2 outputs
+    one = jax.tree.map(lambda v: v[:1], floats)
+    assert_close(pk.paths.log_count(shown, w, one), np.log10(2 * 3 * 3 * 2), 1e-10)
 
 
 def test_choices_by_the_signal_are_frozen_too():
@@ -463,3 +469,7 @@ def test_choices_by_the_signal_are_frozen_too():
     assert_close(path_sum(experts, w, X, gates=pk.paths.gates(experts, w, X, gates="frozen")), experts(w, X), 1e-10)
     with pytest.raises(ValueError, match="choices have no average"):
         frozen(experts, w, X)
+    with pytest.raises(ValueError, match="differently for the examples of X"):
+        pk.data_factor(experts, w, X, gates="frozen")
+    (share,), x = jax.lax.top_k(nn.softmax(X[:1] @ w["a"]), 2)[0], X[0]      # paths by the two that are chosen, and on
+    assert_close(pk.data_factor(experts, w, X[:1], gates="frozen"), jnp.full((2, 1, 1), share @ share + x @ x), 1e-10)
