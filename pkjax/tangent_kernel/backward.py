@@ -27,6 +27,7 @@ class TappedNetwork:
     treedef: Any
     sites: tuple[Site, ...]
     by_leaf: dict[int, tuple[int, ...]]
+    curved: bool
     n_out: int
     dtype: Any
 
@@ -34,8 +35,7 @@ class TappedNetwork:
     def of(cls, fn: BoundProgram, params: PyTree, x: Array) -> "TappedNetwork":
         """Put taps at the sites of a network, found for `x`, a batch of one."""
         leaves, treedef = jax.tree.flatten(params)
-        sites, by_leaf, _ = network_sites(fn, params, x)
-        return cls(fn, leaves, treedef, sites, by_leaf, fn.out.shape[1], fn.out.dtype)
+        return cls(fn, leaves, treedef, *network_sites(fn, params, x), fn.out.shape[1], fn.out.dtype)
 
     def operands_and_cotangents(self, x: Shaped[Array, "..."]) -> tuple[tuple[Array | None, ...], tuple[Array, ...]]:
         """Return h and δ (K, ...) of every site for one example, by one backward pass per output."""

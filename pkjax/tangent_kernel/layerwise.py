@@ -55,6 +55,9 @@ def theta(fn: BoundProgram, params: PyTree, entries: list[Any], whole: tuple[boo
     """
     net = TappedNetwork.of(fn, params, X[:1])
     wide, k = accumulator(net.dtype), net.n_out
+    # A CPU works within its cache one example after the other, an accelerator on all at once; and a loop keeps XLA from
+    # freeing the cotangents of one operation before it makes those of the next, of which attention has many.
+    one_by_one = jax.default_backend() == "cpu" and not net.curved
     operands, deltas = jax.vmap(net.operands_and_cotangents)(X)
     operands2, deltas2 = (operands, deltas) if X2 is None else jax.vmap(net.operands_and_cotangents)(X2)
     columns = None if X2 is None else X2.shape[0]
@@ -75,7 +78,7 @@ def theta(fn: BoundProgram, params: PyTree, entries: list[Any], whole: tuple[boo
             assert h is not None
             assert h2 is not None
             terms = _product(route, matrices, (h, deltas[used[0]]), (h2, deltas2[used[0]]),
-                             None if train is None else matrices.entries(train), parts, X2 is None, wide)
+                             None if train is None else matrices.entries(train), parts, X2 is None, wide, one_by_one)
         else:
             left, right = net.through_sites(index, operands, deltas), net.through_sites(index, operands2, deltas2)
             terms = _contract(left, None if X2 is None else right, None if train is None else train.reshape(-1), k,
@@ -131,8 +134,8 @@ def energy(fn: BoundProgram, params: PyTree, entries: list[Any], whole: tuple[bo
 
 
 def _product(route: Route, matrices: Matrices, left: tuple[Array, Array], right: tuple[Array, Array],
-             mask: Bool[Array, "I J"] | None, parts: list[tuple[slice, slice]], symmetric: bool, dtype: Any
-             ) -> list[Float[Array, "rows K columns K"]]:
+             mask: Bool[Array, "I J"] | None, parts: list[tuple[slice, slice]], symmetric: bool, dtype: Any,
+             one_by_one: bool) -> list[Float[Array, "rows K columns K"]]:
     """Return inner products of the gradients hᵀ δ of a matrix product, from its operands and cotangents."""
     k = left[1].shape[1]
     if route == "Jacobian of the layer":
@@ -142,8 +145,7 @@ def _product(route: Route, matrices: Matrices, left: tuple[Array, Array], right:
                 columns = jax.vmap(matrices.columns, out_axes=1)(delta).astype(dtype).reshape(rows.shape[0], -1)
                 return (columns.T @ rows).reshape(last - first, -1)
 
-            # A CPU works within its cache one example after the other, an accelerator on all at once.
-            if jax.default_backend() == "cpu":
+            if one_by_one:
                 return lax.map(lambda hd: one(*hd), (side[0], side[1][:, first:last]))
             return jax.vmap(one)(side[0], side[1][:, first:last])
 
