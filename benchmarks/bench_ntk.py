@@ -22,7 +22,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pkjax as pk
+from flax import nnx
 from pkjax.tangent_kernel import neural_tangents
+from pkjax.tangent_kernel.compilation import NO_FUSION
 
 from benchmarks import common
 
@@ -36,9 +38,14 @@ class Case:
     """A network and its number of examples; `peers` are the implementations of neural-tangents that can run it."""
 
     module: Callable[[], Any]
+    """Makes a Linen module, or an NNX module."""
     shape: tuple[int, ...]
     examples: int
     peers: tuple[int, ...] = (1, 2)
+    tokens: int = 0
+    """Number of different tokens, where inputs are tokens."""
+    engines: tuple[str, ...] = ()
+    """Engines of pkjax to compare with."""
 
 
 CASES = {
@@ -49,6 +56,9 @@ CASES = {
     "ResNet-20": Case(pk.models.resnet20, (32, 32, 3), 16),
     "ResNet-20, N = 32": Case(pk.models.resnet20, (32, 32, 3), 32),
     "VGG-11": Case(pk.models.vgg11, (32, 32, 3), 8, (1,)),
+    "ViT-tiny": Case(lambda: pk.models.vit_tiny(10, image=32, patch=4, rngs=nnx.Rngs(0)), (32, 32, 3), 8, (1,),
+                     engines=("jacobian",)),
+    "GPT": Case(lambda: pk.models.gpt(last=True, rngs=nnx.Rngs(0)), (64,), 8, (1,), tokens=65, engines=("jacobian",)),
 }
 GROWTH = {
     "examples": [(Case(lambda: pk.models.fc(100), (28, 28, 1), n, ()), n) for n in (50, 100, 200, 400)],
@@ -59,8 +69,13 @@ GROWTH = {
 
 def network(case: Case) -> tuple[Any, Any, jax.Array]:
     """(apply_fn, params, inputs) of a case, drawn anew."""
-    module = case.module()
-    x = jax.random.normal(jax.random.key(1), (case.examples, *case.shape), jnp.float32)
+    module, key = case.module(), jax.random.key(1)
+    if case.tokens:
+        x = jax.random.randint(key, (case.examples, *case.shape), 0, case.tokens)
+    else:
+        x = jax.random.normal(key, (case.examples, *case.shape), jnp.float32)
+    if isinstance(module, nnx.Module):
+        return (*pk.from_nnx(module), x)
     return (*pk.from_linen(module, jax.jit(module.init)(jax.random.key(0), x[:1])), x)
 
 
@@ -68,8 +83,12 @@ def calls(case: Case) -> dict[str, Callable[[], jax.Array]]:
     """One call for each side."""
     apply_fn, params, x = network(case)
     sides: dict[str, Callable[[], jax.Array]] = {"pkjax": lambda: pk.ntk(apply_fn, params, x)}
+    for engine in case.engines:
+        sides[engine] = lambda engine=engine: pk.ntk(apply_fn, params, x, engine=engine)  # type: ignore[misc]
     for implementation in case.peers:
-        theirs = jax.jit(neural_tangents.ntk_fn(apply_fn, implementation=implementation))
+        # What pkjax compiles networks with normalisations without, as XLA computes them wrongly.
+        safe = NO_FUSION if case.engines and jax.default_backend() == "cpu" else None
+        theirs = jax.jit(neural_tangents.ntk_fn(apply_fn, implementation=implementation), compiler_options=safe)
         sides[f"neural-tangents {implementation}"] = lambda theirs=theirs: theirs(x, None, params)  # type: ignore[misc]
     return sides
 
@@ -107,6 +126,7 @@ def measure(name: str, repeats: int, memory: bool = True) -> dict[str, Any]:
             raise AssertionError(f"{name}: {side} differs from pkjax by {error:.1e} of the largest entry")
     plan = pk.ntk_plan(*network(case))
     figures: dict[str, Any] = {
+        "parameters": sum(p.size for p in jax.tree.leaves(network(case)[1])),
         "examples": case.examples, "outputs": int(theta.shape[2]), "differ": differing,
         "seconds": {side: timing.summary() for side, timing in timings.items()},
         "plan": {"operations": plan.operations, "bytes": plan.bytes, "peak_memory": plan.peak_memory,

@@ -12,7 +12,7 @@ import numpy as np
 from pkjax.network import Network
 from pkjax.tangent_kernel.leaf_costs import uses
 
-__all__ = ["compiled", "is_curved"]
+__all__ = ["NO_FUSION", "compiled", "is_curved"]
 
 NO_FUSION = {"xla_cpu_experimental_ynn_fusion_type": ""}
 """Compiles without the fusion that is at fault."""
