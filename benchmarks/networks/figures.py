@@ -16,7 +16,7 @@ from pkjax.trees import leaf_names
 from benchmarks.networks import libraries
 from benchmarks.networks.catalogue import Entry
 
-GATED = 12_000_000
+GATED = 1_000_000
 """Parameters from which a full network's gated trace is left out: it is the slowest figure."""
 
 
@@ -101,15 +101,31 @@ def frozen_sizes(entry: Entry) -> dict[str, Any]:
     return {**figures, "log10_paths": float(paths), "log10_trace": float(trace) / math.log(10),
             "scores_finite": all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(scores)),
             "zero_scores": sum(int((leaf == 0).sum()) for leaf in jax.tree.leaves(scores)) / number,
-            "leaves": len(zeros), "leaves_off_paths": off, "seconds": seconds}
+            "leaves": len(zeros), "leaves_off_paths": off,
+            "leaves_partly_off": {name: share for name, share in zeros.items() if 0 < share < 1}, "seconds": seconds}
 
 
-def layer_kinds(names: list[str]) -> str:
-    """Layers of leaves by name, without their numbers.
+def parted(names: list[str]) -> tuple[list[str], list[str]]:
+    """Arrays without scores, into those on no path, and biases whose scores are too small for float32.
+
+    A bias lies on a path where the weights of its layer do: they end in the same units.
 
     Examples:
-        >>> layer_kinds(["blocks/0/query/kernel", "blocks/1/query/kernel", "Dense_3/bias"])
-        'Dense bias, query kernel'
+        >>> parted(["query/kernel", "query/bias", "head/bias"])
+        (['query/kernel', 'query/bias'], ['head/bias'])
     """
-    ends = {" ".join(name.split("/")[-2:]) for name in names}
-    return ", ".join(sorted({re.sub(r"(_\d+)+(?= |$)", "", end) for end in ends}))
+    def small(name: str) -> bool:
+        layer, _, last = name.rpartition("/")
+        return last == "bias" and not {f"{layer}/{weight}" for weight in ("kernel", "scale", "weight")} & set(names)
+
+    return [name for name in names if not small(name)], [name for name in names if small(name)]
+
+
+def layers(names: list[str]) -> str:
+    """Names of the arrays' layers, without their numbers.
+
+    Examples:
+        >>> layers(["blocks/0/query/kernel", "query_1_2/bias", "Dense_3/bias"])
+        'Dense, query'
+    """
+    return ", ".join(sorted({re.sub(r"(_\d+)+$", "", name.split("/")[-2]) for name in names}))

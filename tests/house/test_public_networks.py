@@ -9,7 +9,7 @@ import pytest
 from benchmarks import public_networks
 from benchmarks.networks import libraries
 from benchmarks.networks.catalogue import ACCEPTED, ENTRIES, REFUSED
-from benchmarks.networks.figures import frozen_exactness, frozen_refusal, layer_kinds
+from benchmarks.networks.figures import frozen_exactness, frozen_refusal, layers, parted
 from benchmarks.networks.frozen import FROZEN
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -102,5 +102,10 @@ def test_only_what_makes_coefficients_lies_on_no_path(name):
     figures = MEASURED_FROZEN[name]
     assert figures["scores_finite"]
     assert all(math.isfinite(figures[size]) for size in ("log10_paths", "log10_trace"))
-    layers = {kind.split()[0] for kind in layer_kinds(figures["leaves_off_paths"]).split(", ") if kind}
-    assert layers <= {"query", "key", "gate", "Dense", "query_proj", "key_proj"}, layers
+    off, _ = parted(figures["leaves_off_paths"])
+    assert set(layers(off).split(", ")) <= {"", "query", "key", "gate", "Dense", "query_proj", "key_proj"}
+
+
+def test_perceptrons_have_as_many_paths_with_frozen_gates():
+    relu, tanh = MEASURED["hk.nets.MLP, LeNet-300-100"], MEASURED_FROZEN["hk.nets.MLP with tanh"]
+    assert tanh["log10_paths"] == pytest.approx(relu["log10_paths"], abs=1e-6)      # tanh(0) = 0 starts no path
