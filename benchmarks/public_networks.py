@@ -3,7 +3,8 @@
     python -m benchmarks.public_networks --output benchmarks/results/public_networks.json
 
 Networks are accepted or refused by their operations alone, before anything is computed. What is refused is written down
-as pkjax says it. The slim networks, of the same operations, are evaluated in float64.
+as pkjax says it. The slim networks, of the same operations, are evaluated in float64. Networks with frozen gates
+(`--frozen`) are accepted or refused at their slim size.
 """
 
 import argparse
@@ -23,6 +24,8 @@ from pkjax.paths.polynomial import path_sum
 from benchmarks import common
 from benchmarks.networks import libraries
 from benchmarks.networks.catalogue import ENTRIES, Entry
+from benchmarks.networks.figures import frozen_refusal, frozen_sizes, layers, parted, relative
+from benchmarks.networks.frozen import FROZEN
 
 
 def refusal(entry: Entry) -> dict[str, str] | None:
@@ -74,14 +77,8 @@ def exactness(entry: Entry) -> dict[str, float]:
         return sums, pk.paths.polynomial(apply_fn, size, ones, q=1, pool="max").sum(), last
 
     (outputs, whole), (sums, polynomial, last) = theirs(values, centred), ours(values, centred)
-    return {"sum over paths": _differ(sums, outputs), "polynomial": _differ(polynomial, whole),
-            "conservation": _differ(last, whole)}
-
-
-def _differ(got: Any, want: Any) -> float:
-    want = np.asarray(want)
-    assert np.abs(want).max() > 1e-6, "nothing to compare with"
-    return float(np.abs(np.asarray(got) - want).max() / np.abs(want).max())
+    return {"sum over paths": relative(sums, outputs), "polynomial": relative(polynomial, whole),
+            "conservation": relative(last, whole)}
 
 
 def sizes(entry: Entry) -> dict[str, float]:
@@ -106,6 +103,16 @@ def row(name: str, quick: bool = False) -> dict[str, Any]:
     return {**said, **sizes(entry), "seconds": time.perf_counter() - began}
 
 
+def frozen_row(name: str, quick: bool = False) -> dict[str, Any]:
+    """Everything about one network with frozen gates, or whether its slim one is refused."""
+    entry = FROZEN[name]
+    measured: dict[str, Any] = {"library": entry.library, "input": list(entry.shape), "source": entry.source,
+                                "parameters": libraries.parameters(entry.full(entry.shape))}
+    with jax.enable_x64(True):
+        measured["refused"] = frozen_refusal(entry)
+    return measured if quick or measured["refused"] else {**measured, **frozen_sizes(entry)}
+
+
 def tables(networks: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """The rows of the accepted networks and of the refused ones, in Markdown."""
     rule = "| --- | --- | --- | --- | --- | --- |"
@@ -122,6 +129,27 @@ def tables(networks: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return ["\n".join(lines), "\n".join(refused)]
 
 
+def frozen_table(networks: Mapping[str, Mapping[str, Any]]) -> str:
+    """A row for each network with frozen gates, in Markdown."""
+    lines = ["| network | layers of | input | parameters | log10 paths | log10 Tr Π | log10 Tr of the input | "
+             "no path through | scores below float32 | first call, s |", "| --- " * 10 + "|"]
+    for name, figures in networks.items():
+        start = f"| {name} | {figures['library']} | {_shape(figures)} | {figures['parameters']:,} | "
+        if why := figures["refused"]:
+            lines.append(f"{start}refused: {why['reason']} | | | | | |")
+        elif "seconds" in figures:
+            off, small = parted(figures["leaves_off_paths"])
+            where = f"{len(off)} of {figures['leaves']}" + (f": {layers(off)}" if off else "")
+            seconds = figures["seconds"]
+            lines.append(f"{start}{_decades(figures, 'log10_paths')} | {_decades(figures, 'log10_trace')} | "
+                         f"{_decades(figures, 'log10_gated_trace')} | {where} | "
+                         f"{f'{len(small)} biases' if small else 'none'} | "
+                         f"{seconds['frozen'] + seconds['synflow']:.0f} |")
+        else:
+            lines.append(f"{start}" + "not measured | " * 5 + "not measured |")
+    return "\n".join(lines)
+
+
 def _shape(figures: Mapping[str, Any]) -> str:
     return "×".join(map(str, figures["input"]))
 
@@ -133,20 +161,25 @@ def _decades(figures: Mapping[str, Any], name: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print and write; rows of a file that exists are kept where they are not measured anew."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--networks", nargs="+", choices=[*ENTRIES], default=[*ENTRIES], metavar="NAME")
+    options.add_argument("--networks", nargs="*", choices=[*ENTRIES], default=[*ENTRIES], metavar="NAME")
+    options.add_argument("--frozen", nargs="*", choices=[*FROZEN], default=[*FROZEN], metavar="NAME")
     options.add_argument("--quick", action="store_true", help="compute nothing: parameters and refusals alone")
     options.add_argument("--output", type=Path, help="where to write the JSON")
     chosen = options.parse_args(arguments)
-    known = json.loads(chosen.output.read_text())["networks"] if chosen.output and chosen.output.exists() else {}
-    for name in chosen.networks:
-        known[name] = row(name, chosen.quick)
-        jax.clear_caches()
-        print(name, json.dumps(known[name], ensure_ascii=False), flush=True)
-        report = {"environment": common.environment(("jax", "jaxlib", "flax", "dm-haiku", "equinox")),
-                  "networks": {each: known[each] for each in ENTRIES if each in known}}
-        if chosen.output:
-            common.write_json(chosen.output, report)
-    print(*tables(report["networks"]), sep="\n\n")
+    known = json.loads(chosen.output.read_text()) if chosen.output and chosen.output.exists() else {}
+    report = {"networks": {}, "frozen": {}, **known}
+    kinds = {"networks": (ENTRIES, row, chosen.networks, "environment"),
+             "frozen": (FROZEN, frozen_row, chosen.frozen, "frozen_environment")}
+    for kind, (entries, measure, names, environment) in kinds.items():
+        for name in names:
+            rows = {**report[kind], name: measure(name, chosen.quick)}
+            jax.clear_caches()
+            print(name, json.dumps(rows[name], ensure_ascii=False), flush=True)
+            report[kind] = {each: rows[each] for each in entries if each in rows}
+            report[environment] = common.environment(("jax", "jaxlib", "flax", "dm-haiku", "equinox"))
+            if chosen.output:
+                common.write_json(chosen.output, report)
+    print(*tables(report["networks"]), frozen_table(report["frozen"]), sep="\n\n")
     return report
 
 

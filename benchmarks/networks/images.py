@@ -77,10 +77,11 @@ class ResNet(nn.Module):
     groups: int = 1
     inner: int = 64
     classes: int = 1000
+    activation: Activation = nn.relu
 
     @nn.compact
     def __call__(self, x):
-        x = pooled(nn.relu(norm(conv(x, self.width, 7, 2))), padding=1)
+        x = pooled(self.activation(norm(conv(x, self.width, 7, 2))), padding=1)
         for stage, count in enumerate(self.blocks):
             for block in range(count):
                 x = self.block(x, self.width * 2**stage, 2 if stage and not block else 1)
@@ -90,15 +91,15 @@ class ResNet(nn.Module):
         """A residual sum of two or three convolutions."""
         if self.bottleneck:
             inner, out = width * self.inner // 64 * self.groups, 4 * width
-            y = nn.relu(norm(conv(x, inner, 1)))
-            y = nn.relu(norm(conv(y, inner, 3, stride, groups=self.groups)))
+            y = self.activation(norm(conv(x, inner, 1)))
+            y = self.activation(norm(conv(y, inner, 3, stride, groups=self.groups)))
             y = norm(conv(y, out, 1))
         else:
             out = width
-            y = norm(conv(nn.relu(norm(conv(x, out, 3, stride))), out))
+            y = norm(conv(self.activation(norm(conv(x, out, 3, stride))), out))
         if stride > 1 or x.shape[-1] != out:
             x = norm(conv(x, out, 1, stride))
-        return nn.relu(x + y)
+        return self.activation(x + y)
 
 
 class DenseNet(nn.Module):

@@ -20,9 +20,9 @@ class Built:
     network: Callable[[Any], Network]       # values like `shapes` → (apply_fn, params)
 
 
-def linen(module: Any, shape: tuple[int, ...]) -> Built:
-    """Build a module of Flax Linen for inputs of this shape."""
-    shapes = jax.eval_shape(module.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *shape), jnp.float32))
+def linen(module: Any, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Built:
+    """Build a module of Flax Linen for inputs of this shape and type."""
+    shapes = jax.eval_shape(module.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *shape), dtype))
     return Built(shapes, lambda variables: pk.from_linen(module, variables))
 
 

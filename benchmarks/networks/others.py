@@ -71,20 +71,23 @@ class Mixer(nn.Module):
 
 
 class ViT(nn.Module):
-    """Vision transformer B/16 (Dosovitskiy et al. 2021)."""
+    """Vision transformer (Dosovitskiy et al. 2021); the default is B/16."""
 
+    patch: int = 16
     width: int = 768
     depth: int = 12
+    heads: int = 12
     classes: int = 1000
 
     @nn.compact
     def __call__(self, x):
-        x = nn.Conv(self.width, (16, 16), (16, 16), padding="VALID")(x).reshape(x.shape[0], -1, self.width)
+        x = nn.Conv(self.width, (self.patch,) * 2, (self.patch,) * 2, padding="VALID")(x)
+        x = x.reshape(x.shape[0], -1, self.width)
         first = self.param("class", nn.initializers.zeros, (1, 1, self.width))
         x = jnp.concatenate([jnp.broadcast_to(first, (x.shape[0], 1, self.width)), x], 1)
         x += self.param("position", nn.initializers.normal(0.02), (1, x.shape[1], self.width))
         for _ in range(self.depth):
-            x += nn.MultiHeadDotProductAttention(12)(nn.LayerNorm()(x))
+            x += nn.MultiHeadDotProductAttention(self.heads)(nn.LayerNorm()(x))
             x += nn.Dense(self.width)(nn.gelu(nn.Dense(4 * self.width)(nn.LayerNorm()(x))))
         return nn.Dense(self.classes, name="head")(nn.LayerNorm()(x)[:, 0])
 
