@@ -196,7 +196,7 @@ def custom(interp: Interpreter, eqn: Any, ins: list[Any]) -> Sequence[Value]:
         reason = disagreement(eqn, [v.value if isinstance(v, Const) else None for v in ins])
         if reason:
             raise interp.error(reason, "take paths of a network whose derivative rules are derivatives; the tangent "
-                               "kernel follows any rule (ntk, engine=\"jacobian\")")
+                               "kernel follows any rule (ntk)")
     outs = interp.run_closed(eqn.params["call_jaxpr"], ins)
     refine = getattr(interp.algebra, "refine", None)
     return outs if refine is None else refine(eqn, ins, outs)

@@ -281,7 +281,7 @@ def network_sites(fn: BoundProgram, params: PyTree, x: Any
     held = [jnp.zeros(leaf.shape, leaf.dtype) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf for leaf in leaves]
     found: tuple[Site, ...] = ()
     unreached: set[int] = set(moving)
-    curved = False
+    curved: bool | None = None      # as the network stands: a leaf that is tapped itself is no signal
     abstract = any(isinstance(c, jax.ShapeDtypeStruct) for c in fn.constants)
 
     def walk(apart: set[int], fn: BoundProgram, values: Sequence[Any], z: Any) -> Array:
@@ -292,7 +292,7 @@ def network_sites(fn: BoundProgram, params: PyTree, x: Any
         walked, out = _walk(fn, jax.tree.unflatten(treedef, full), z, None, apart)
         # Of shapes alone there are no pullbacks, which would hold the constants.
         found = tuple(replace(s, pullback=_no_pullback) if abstract else s for s in walked.sites)
-        unreached, curved = walked.unreached, walked.curved
+        unreached, curved = walked.unreached, walked.curved if curved is None else curved
         return out
 
     floating = [leaves[i] for i in moving]
@@ -306,7 +306,7 @@ def network_sites(fn: BoundProgram, params: PyTree, x: Any
         else:
             jax.eval_shape(partial(walk, apart, fn), floating, x)
         apart = apart | unreached
-    return found, {i: tuple(n for n, s in enumerate(found) if s.leaf == i) for i in moving}, curved
+    return found, {i: tuple(n for n, s in enumerate(found) if s.leaf == i) for i in moving}, bool(curved)
 
 
 def _no_pullback(h: Array | None, delta: Array) -> Array:

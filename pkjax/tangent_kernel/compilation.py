@@ -22,8 +22,8 @@ FAULT = ("XLA on this processor computes backward passes of several outputs thro
 
 
 def is_curved(network: Network) -> bool:
-    """Whether signals meet in a network, or go through a function that is curved."""
-    return uses(network.fn.program, network.params, network.example).curved
+    """Whether signals of less than double precision meet in a network, or go through a function that is curved."""
+    return network.fn.out.dtype != np.float64 and uses(network.fn.program, network.params, network.example).curved
 
 
 def compiled(*, static_argnames: str | Sequence[str] = (), curved: Callable[..., bool] = is_curved

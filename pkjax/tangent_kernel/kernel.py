@@ -135,7 +135,7 @@ class _Block:
 
     whole: tuple[bool, ...]
     engine: str
-    curved: bool
+    curved: bool = False
     """Whether signals meet in the network, or go through a function that is curved."""
 
     def __call__(self, fn: BoundProgram, params: PyTree, entries: list[Any], X: Array, X2: Array | None) -> Array:

@@ -55,9 +55,8 @@ def theta(fn: BoundProgram, params: PyTree, entries: list[Any], whole: tuple[boo
     """
     net = TappedNetwork.of(fn, params, X[:1])
     wide, k = accumulator(net.dtype), net.n_out
-    # A CPU works within its cache one example after the other, an accelerator on all at once; and a loop keeps XLA from
-    # freeing the cotangents of one operation before it makes those of the next, of which attention has many.
-    one_by_one = jax.default_backend() == "cpu" and not net.curved
+    # Attention has many operations: a CPU's memory holds the cotangents of one at a time where no loop keeps XLA from it.
+    sparing = jax.default_backend() == "cpu" and net.curved
     operands, deltas = jax.vmap(net.operands_and_cotangents)(X)
     operands2, deltas2 = (operands, deltas) if X2 is None else jax.vmap(net.operands_and_cotangents)(X2)
     columns = None if X2 is None else X2.shape[0]
@@ -78,7 +77,7 @@ def theta(fn: BoundProgram, params: PyTree, entries: list[Any], whole: tuple[boo
             assert h is not None
             assert h2 is not None
             terms = _product(route, matrices, (h, deltas[used[0]]), (h2, deltas2[used[0]]),
-                             None if train is None else matrices.entries(train), parts, X2 is None, wide, one_by_one)
+                             None if train is None else matrices.entries(train), parts, X2 is None, wide, sparing)
         else:
             left, right = net.through_sites(index, operands, deltas), net.through_sites(index, operands2, deltas2)
             terms = _contract(left, None if X2 is None else right, None if train is None else train.reshape(-1), k,
@@ -135,7 +134,7 @@ def energy(fn: BoundProgram, params: PyTree, entries: list[Any], whole: tuple[bo
 
 def _product(route: Route, matrices: Matrices, left: tuple[Array, Array], right: tuple[Array, Array],
              mask: Bool[Array, "I J"] | None, parts: list[tuple[slice, slice]], symmetric: bool, dtype: Any,
-             one_by_one: bool) -> list[Float[Array, "rows K columns K"]]:
+             sparing: bool) -> list[Float[Array, "rows K columns K"]]:
     """Return inner products of the gradients hᵀ δ of a matrix product, from its operands and cotangents."""
     k = left[1].shape[1]
     if route == "Jacobian of the layer":
@@ -145,7 +144,8 @@ def _product(route: Route, matrices: Matrices, left: tuple[Array, Array], right:
                 columns = jax.vmap(matrices.columns, out_axes=1)(delta).astype(dtype).reshape(rows.shape[0], -1)
                 return (columns.T @ rows).reshape(last - first, -1)
 
-            if one_by_one:
+            # A CPU works within its cache one example after the other, an accelerator on all at once.
+            if jax.default_backend() == "cpu" and not sparing:
                 return lax.map(lambda hd: one(*hd), (side[0], side[1][:, first:last]))
             return jax.vmap(one)(side[0], side[1][:, first:last])
 
@@ -156,7 +156,7 @@ def _product(route: Route, matrices: Matrices, left: tuple[Array, Array], right:
     h, h2 = (jax.vmap(matrices.rows)(operand).astype(dtype) for operand, _ in (left, right))
     d, d2 = (jax.vmap(jax.vmap(matrices.columns))(delta).astype(dtype) for _, delta in (left, right))
     if route == "Gram over places":
-        out = _gram_over_places(h, d, h2, d2, symmetric)
+        out = (_gram_of_pairs if sparing else _gram_over_places)(h, d, h2, d2, symmetric)
         return [out[r, :, c] for r, c in parts]
     h, d, h2, d2 = h[:, 0], d[:, :, 0], h2[:, 0], d2[:, :, 0]     # before bands: so this is the bias's product
     if mask is not None:
@@ -191,6 +191,26 @@ def _gram_over_places(h: Float[Array, "N P I"], d: Float[Array, "N K P J"], h2: 
     mine = out[np.arange(n)[:, None], :, np.minimum(ahead, count - 1)]
     theirs = out[np.arange(n), :, np.minimum(-ahead % n, count - 1)].transpose(0, 1, 3, 2)
     return jnp.where((ahead < count)[:, :, None, None], mine, theirs).transpose(0, 2, 1, 3)
+
+
+def _gram_of_pairs(h: Float[Array, "N P I"], d: Float[Array, "N K P J"], h2: Float[Array, "M P I"],
+                   d2: Float[Array, "M K P J"], symmetric: bool) -> Float[Array, "N K M K"]:
+    """Return the same as `_gram_over_places`, one pair of examples after the other, in half the memory."""
+    n, m = len(h), len(h2)
+    rows, columns = np.triu_indices(n) if symmetric else np.indices((n, m)).reshape(2, -1)
+
+    def pair(place: tuple[Array, Array]) -> Array:
+        r, c = place
+        return jnp.einsum("kpj,plj->kl", d[r], jnp.einsum("pq,lqj->plj", h[r] @ h2[c].T, d2[c]))
+
+    out = lax.map(pair, (jnp.asarray(rows), jnp.asarray(columns)))
+    number = np.zeros((n, m), np.int32)
+    if symmetric:
+        number[columns, rows] = np.arange(len(rows))
+    number[rows, columns] = np.arange(len(rows))
+    whole = out[number]
+    below = np.arange(n)[:, None] > np.arange(m) if symmetric else np.zeros((n, m), bool)
+    return jnp.where(below[:, :, None, None], whole.transpose(0, 1, 3, 2), whole).transpose(0, 2, 1, 3)
 
 
 def _masked_gram(h: Float[Array, "N I"], d: Float[Array, "N K J"], h2: Float[Array, "M I"],

@@ -149,7 +149,7 @@ def test_errors_name_the_line_and_the_scope_of_networks_on_trees_of_inputs():
     line = net.__code__.co_firstlineno + 2
     inputs = {"left": normal(4, (4, 3)), "right": normal(5, (4, 3))}
     with pytest.raises(pk.NotPathNetworkError, match=rf"(?s)test_door\.py:{line} .*module: readout"):
-        pk.ntk(net, normal(0, (3, 2)), inputs, engine="structured")
+        pk.data_factor(net, normal(0, (3, 2)), inputs)
 
 
 def test_tokens_are_one_hot_vectors():

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from pkjax import paths
-from pkjax.paths import NotPathNetworkError
 from pkjax.tangent_kernel import leaf_costs
 from pkjax.tangent_kernel.kernel import ntk
 from pkjax.tangent_kernel.products import ntk_matvec, ntk_trace
@@ -258,11 +257,11 @@ class TestBadInput:
             ntk_matvec(apply_fn, params, x)(jnp.ones((7, 2)))
 
 
-def test_auto_takes_the_jacobian_where_a_network_has_no_paths():
+def test_a_network_without_paths_has_a_kernel_by_layers():
     _, params, x = named_network("mlp")
 
     def net(p, x):
         return jnp.tanh(mlp(p, x))
-    np.testing.assert_allclose(ntk(net, params, x), oracle(net, params, x, x), rtol=1e-10, atol=1e-12)
-    with pytest.raises(NotPathNetworkError, match="tanh"):
-        ntk(net, params, x, engine="structured")
+    for engine in ("auto", "structured", "jacobian"):
+        np.testing.assert_allclose(ntk(net, params, x, engine=engine), oracle(net, params, x, x), rtol=1e-10,
+                                   atol=1e-12)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from pkjax import NotPathNetworkError, ntk, ntk_plan
+from pkjax import ntk, ntk_plan
 from pkjax.network import read
 from pkjax.tangent_kernel.kernel import _Block
 
@@ -83,14 +83,18 @@ def test_a_kernel_that_cannot_fit_says_what_would():
         ntk_plan(apply_fn, params, x, tile=len(x), memory_limit=limit)
 
 
-def test_the_structured_engine_plans_nothing_for_a_network_without_paths():
-    def network(w, x):
-        return jnp.tanh(x @ w)
-
+def test_a_network_without_paths_has_the_same_plan():
     x, w = jnp.ones((2, 3)), jnp.ones((3, 2))
-    with pytest.raises(NotPathNetworkError, match="tanh"):
-        ntk_plan(network, w, x, engine="structured")
-    assert ntk_plan(network, w, x).engine == "jacobian"
+    curved, linear = (ntk_plan(net, w, x) for net in (lambda w, x: jnp.tanh(x @ w), lambda w, x: x @ w))
+    assert curved.engine == "structured"
+    assert curved.leaves == linear.leaves
+
+
+def test_a_leaf_that_nothing_uses_costs_nothing():
+    x, params = jnp.ones((2, 3)), {"used": jnp.ones((3, 2)), "unused": jnp.ones((50, 50))}
+    plan = ntk_plan(lambda w, x: x @ w["used"], params, x)
+    assert [(leaf.name, leaf.route, leaf.operations > 0) for leaf in plan.leaves] == [
+        ("unused", "unused", False), ("used", "Gram", True)]
 
 
 @pytest.mark.parametrize("value", [0, -5, True])
