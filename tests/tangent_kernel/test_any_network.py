@@ -7,6 +7,8 @@ import pytest
 from flax import linen, nnx
 from jax import lax
 from pkjax import ntk, ntk_plan, ntk_trace
+from pkjax.network import read
+from pkjax.tangent_kernel.kernel import _Block
 
 from tests.cases import FLOAT, half_masks, normal
 
@@ -212,3 +214,13 @@ def test_columns_masks_and_tiles_of_a_transformer():
     want = np.einsum("nkp,mlp->nmkl", rows, rows[:2])
     theta = ntk(net, params, x, x[:2], masks=masks, tile=2)
     np.testing.assert_allclose(theta, want, rtol=1e-10, atol=1e-10 * np.abs(want).max())
+
+
+def test_peak_memory_of_a_transformer_is_that_of_the_compiled_program():
+    params, x = drawn(NETWORKS[transformer][0]), jnp.tile(TOKENS, (7, 1))
+    net = jax.numpy_dtype_promotion("standard")(transformer)
+    network = read(net, params, x)
+    block = jax.jit(_Block(network.whole, "structured")).lower(network.fn, network.params, network.entries, x, None)
+    program = block.compile().memory_analysis()
+    held = program.temp_size_in_bytes + program.output_size_in_bytes
+    assert held / 2 <= ntk_plan(net, params, x).peak_memory <= 4 * held
