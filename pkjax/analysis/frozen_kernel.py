@@ -23,6 +23,7 @@ from pkjax.linalg.memory import default_memory_limit
 from pkjax.network import Network, read
 from pkjax.path_kernel.gram import floating_entries, floating_leaves, read_paths, with_floating
 from pkjax.paths.frozen import coefficient_places, held, opened
+from pkjax.tangent_kernel.compilation import compiled
 from pkjax.trees import ApplyFn, Choice, is_floating, leaf_names
 
 __all__ = ["FrozenKernel", "FrozenLeaf", "Split", "frozen_kernel", "split_gates"]
@@ -145,7 +146,7 @@ def _share(part: float, whole: float) -> float:
     return float(part / whole) if whole else float(np.copysign(np.inf, part)) if part else 0.0
 
 
-@jax.jit
+@compiled()
 def _jacobian(network: Network, examples: Array) -> list[Array]:
     """∇f of each leaf, with 0 for what does not train: (NK, entries)."""
     def one(x: Array) -> list[Array]:

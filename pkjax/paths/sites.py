@@ -76,7 +76,7 @@ def pulled(leaf: Any, use: Callable[[Any, Array], Array], h: Array | None, delta
 
 def matrices_of(eqn: Any, shapes: Sequence[tuple[int, ...]], parameter: int, view: View) -> Matrices | None:
     """An operation of a signal and a whole leaf as a product of matrices; None where it is not of that form."""
-    if not view.whole:
+    if not view.whole or any(0 in shape for shape in shapes):
         return None
     name, params = eqn.primitive.name, eqn.params
     if name == "dot_general" and not params["dimension_numbers"][1][0]:
@@ -119,7 +119,8 @@ def _looks_up_rows(params: Any, table: tuple[int, ...]) -> bool:
 def _lookup(eqn: Any, table: tuple[int, ...], view: View) -> Matrices:
     """A lookup as a product with one-hot rows: those that it takes of the identity, indices out of bounds included."""
     (axis,) = eqn.params["dimension_numbers"].offset_dims
-    take = partial(eqn.primitive.bind, **eqn.params | {"slice_sizes": (1, table[0])})
+    # What is filled in out of bounds, by default NaN, is no entry of the table.
+    take = partial(eqn.primitive.bind, **eqn.params | {"slice_sizes": (1, table[0]), "fill_value": 0})
 
     def rows(indices: Any) -> Array:
         taken = take(jnp.eye(table[0], dtype=eqn.outvars[0].aval.dtype), indices)

@@ -45,7 +45,7 @@ MATRICES = {"dot_general": "dense", "conv_general_dilated": "convolution", "gath
 CURVED = frozenset(name for name, reason in REFUSED.items() if reason == HOMOGENEITY) | {"integer_pow", "square"}
 POOLINGS = ("reduce_window_max", "reduce_window_min")
 UNROLLED = 128
-"""Steps up to which a loop over stacked parameters is read step by step, with sites in each."""
+"""Steps up to which a loop over stacked matrices is read step by step, with sites in each."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,6 +151,7 @@ class Walk:
         name, arrays = eqn.primitive.name, [v.array for v in ins]
         at = next(i for i, v in enumerate(ins) if v.leaves)
         view = ins[at].view
+        self.curved = self.curved or _names(eqn) & CURVED != set()
         if view is not None and (name in SUMS or name in PRODUCTS or (name == "gather" and at == 0)):
             apply, first, other = as_function(eqn), at == 0, ins[1 - at].array
             shape, dtype = jnp.shape(other), jnp.result_type(other)
@@ -163,7 +164,7 @@ class Walk:
             out, h = apply(*arrays), None if name in SUMS else other
             return [Held(self.tap(kind, view, out, h, partial(pulled, self.leaves[view.leaf], use), matrices), True)]
         for i, value in enumerate(ins):
-            if not value.leaves or not jnp.issubdtype(eqn.invars[i].aval.dtype, jnp.floating):
+            if not value.leaves or not jnp.issubdtype(eqn.invars[i].aval.dtype, jnp.inexact):
                 continue
             if value.view is None:
                 self.unreached |= value.leaves
@@ -173,14 +174,15 @@ class Walk:
         return [Held(out, True) for out in evaluate(eqn, arrays)]
 
     def steps(self, eqn: Any, ins: list[Held]) -> list[Held] | None:
-        """Evaluate a loop over stacked parameters step by step; None where it is to be evaluated as it stands."""
+        """Evaluate a loop over stacked matrices step by step; None where it is to be evaluated as it stands."""
         body, length = eqn.params["jaxpr"], eqn.params["length"]
         inner = body.jaxpr if isinstance(body, jex.ClosedJaxpr) else body
         # What is scanned and what is stacked has one axis less within the loop. JAX's own counts changed their names.
         n_carry = sum(o.aval.ndim == i.aval.ndim for o, i in zip(eqn.outvars, inner.outvars, strict=True))
         n_consts = sum(o.aval.ndim == i.aval.ndim for o, i in zip(eqn.invars, inner.invars, strict=True)) - n_carry
         consts, carry, stacks = ins[:n_consts], ins[n_consts:n_consts + n_carry], ins[n_consts + n_carry:]
-        if not 0 < length <= UNROLLED or not any(v.leaves for v in stacks):
+        matrices = (v.leaves and sum(d > 1 for d in jnp.shape(v.array)[1:]) > 1 for v in stacks)
+        if not 0 < length <= UNROLLED or not any(matrices):
             return None
         rows: list[list[Held]] = [[]] * length
         for i in range(length)[::-1] if eqn.params["reverse"] else range(length):

@@ -65,7 +65,7 @@ def equation_function(eqn: Any) -> Callable[..., Any]:
         >>> float(equation_function(eqn)(0.0))
         0.0
     """
-    if not eqn.primitive.name.startswith("custom_"):
+    if not eqn.primitive.name.startswith(("custom_jvp_call", "custom_vjp_call")):
         return partial(eqn.primitive.bind, **eqn.params)
     like = eqn.params["call_jaxpr"]
     variables = list(dict.fromkeys(v for v in eqn.invars if not isinstance(v, jex.Literal)))

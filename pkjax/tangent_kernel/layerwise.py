@@ -55,7 +55,7 @@ def theta(fn: BoundProgram, params: PyTree, entries: list[Any], whole: tuple[boo
     """
     net = TappedNetwork.of(fn, params, X[:1])
     wide, k = accumulator(net.dtype), net.n_out
-    # Attention has many operations: of their cotangents a CPU holds one's at a time where no loop keeps XLA from it.
+    # Attention has many operations: a CPU holds the cotangents of one at a time where no loop keeps XLA from it.
     sparing = jax.default_backend() == "cpu" and net.curved
     operands, deltas = jax.vmap(net.operands_and_cotangents)(X)
     operands2, deltas2 = (operands, deltas) if X2 is None else jax.vmap(net.operands_and_cotangents)(X2)

@@ -8,6 +8,8 @@ import pkjax as pk
 import pytest
 from jax import lax
 from pkjax import paths
+from pkjax.network import read
+from pkjax.paths.taps import network_sites
 
 from tests.cases import FLOAT, normal
 
@@ -100,3 +102,26 @@ def test_a_convolution_over_two_images_an_example():
     theta = pk.ntk(per_entry, jnp.ones((1, 1, 1), FLOAT), jnp.asarray([[1.0, 2.0]], FLOAT))
     assert theta[0, 0].tolist() == [[1, 2], [2, 4]]
     assert float(pk.ntk_trace(per_entry, jnp.ones((1, 1, 1), FLOAT), jnp.asarray([[1.0, 2.0]], FLOAT))) == 5
+
+
+def test_a_loop_over_stacked_vectors_is_one_operation_and_over_stacked_matrices_one_for_each_step():
+    def net(p, x):
+        return lax.scan(lambda h, q: (jnp.tanh(h @ p["w"] + q), None), x, p["q"])[0]
+
+    vectors = {"w": normal(0, (3, 3)), "q": normal(1, (100, 3))}
+    found, _ = paths.sites(net, vectors, jnp.ones((1, 3), FLOAT))
+    assert [(s.kind, s.shape) for s in found] == [("operand", (3, 3)), ("operand", (100, 3))]
+    found, _ = paths.sites(lambda w, x: lax.scan(lambda h, q: (h @ q, None), x, w)[0], normal(2, (4, 3, 3)),
+                                 jnp.ones((1, 3), FLOAT))
+    assert [s.kind for s in found] == ["other"] * 4
+
+
+def test_a_loop_that_weights_enter_is_curved_where_its_body_is():
+    def curved(activation):
+        def net(w, x):
+            return lax.scan(lambda h, _: (activation(h @ w), None), x, length=3)[0]
+        network = read(net, normal(0, (3, 3)), normal(1, (2, 3)))
+        return network_sites(network.fn, network.params, network.example)[2]
+
+    assert curved(jnp.tanh)
+    assert not curved(jax.nn.relu)
