@@ -55,7 +55,7 @@ DECADES = 1e-4
 def compare(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[ArrayLike, "N ..."]], *, masks: Mapping[Any, Any],
             seeds: Mapping[int | str, PyTree] | None = None, trainable: Choice = None, k: int | None = None,
             x: PyTree | None = None, progress: Progress = False, gates: str | None = None,
-            reference: Shaped[ArrayLike, "M ..."] | None = None) -> Comparison:
+            reference: PyTree[Shaped[ArrayLike, "M ..."]] | None = None) -> Comparison:
     """Compare traces of the path kernel with spectra of the tangent kernel over maskings of a network.
 
         Tr Π,   T_g,   Tr Θ = Σ λ_i,   Σ ν_i π_i,   λ_1,   Tr(Θ)² / ‖Θ‖_F²,   λ_1 ≥ λ_2 ≥ …
