@@ -1,6 +1,6 @@
 """What the analyzer returns, and its summaries: lines of text, and HTML tables for notebooks and pages."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from html import escape
 from typing import Any
@@ -14,8 +14,8 @@ from pkjax.analysis.theorem1 import Claim
 from pkjax.pruning.result import LayerReport
 from pkjax.tables import Raw, format_number, formula, html
 
-__all__ = ["Report", "checks_table", "claim_heads", "claims_table", "finding", "frozen_tables", "lines", "side_by_side",
-           "status", "summary_table", "summary_text"]
+__all__ = ["Report", "by_name", "checks_table", "claim_heads", "claims_table", "finding", "frozen_tables", "lines",
+           "side_by_side", "status", "summary_table", "summary_text", "wordings"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -215,17 +215,45 @@ def summary_table(reports: Mapping[str, Report]) -> str:
 def claims_table(reports: Mapping[str, Report]) -> str:
     """Build the HTML table of the claims' outcomes; a theorem that fails is "broken".
 
-    The columns of reports with frozen gates say that their claims are on Θ_frozen.
+    The columns of reports with frozen gates say that their claims are on Θ_frozen, and so do the claims.
     """
     rows = []
-    for name, claim in next(iter(reports.values())).claims.items():
+    for name, outcomes in by_name([report.claims for report in reports.values()]).items():
         cells = []
-        for report in reports.values():
-            outcome = report.claims[name]
+        for outcome in outcomes:
+            if outcome is None:
+                cells.append(Raw("not made"))
+                continue
             kind = "holds" if outcome.holds else "broken" if outcome.proven else "fails"
             cells.append(Raw(f"<span class={kind}>{escape(finding(outcome))}</span>"))
-        rows.append([Raw(f"<b>{escape(name)}</b><br>{formula(claim.text)}"), status(claim), *cells])
+        known = next(outcome for outcome in outcomes if outcome is not None)
+        rows.append([Raw(f"<b>{escape(name)}</b>{_lines_of(outcomes)}"), status(known), *cells])
     return html(["claim", "status", *claim_heads(reports)], rows, left=2 + len(reports))
+
+
+def by_name(of_reports: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Each name's outcomes, one for each report, None where a report has none.
+
+    Examples:
+        >>> by_name([{"largest": 1, "total": 2}, {"total": 3}])
+        {'largest': [1, None], 'total': [2, 3]}
+    """
+    names = dict.fromkeys(name for outcomes in of_reports for name in outcomes)
+    return {name: [outcomes.get(name) for outcomes in of_reports] for name in names}
+
+
+def wordings(outcomes: Sequence[Any]) -> list[str]:
+    """What a claim or an identity says in each report, equal wordings once.
+
+    Examples:
+        >>> wordings([Claim(True, 0.5, 0, True, "λ_1 ≤ ν_1 π_1"), None, Claim(True, 0.7, 0, True, "λ_1 ≤ ν_1 π_1")])
+        ['λ_1 ≤ ν_1 π_1']
+    """
+    return list(dict.fromkeys(outcome.text for outcome in outcomes if outcome is not None))
+
+
+def _lines_of(outcomes: Sequence[Any]) -> str:
+    return "".join(f"<br>{formula(text)}" for text in wordings(outcomes))
 
 
 def claim_heads(reports: Mapping[str, Report]) -> list[str]:
@@ -252,17 +280,15 @@ def frozen_tables(reports: Mapping[str, Report]) -> list[str]:
 
 def checks_table(reports: Mapping[str, Report]) -> str:
     """Build the HTML table of the exactness checks, including those that only some reports have."""
-    texts = {name: check.text for report in reports.values() for name, check in report.checks.items()}
     rows = []
-    for name, identity in texts.items():
+    for name, checks in by_name([report.checks for report in reports.values()]).items():
         cells = []
-        for report in reports.values():
-            check = report.checks.get(name)
+        for check in checks:
             if check is None:
                 cells.append(Raw("not made"))
             else:
                 verdict, kind = ("passed", "holds") if check.passed else ("FAILED", "broken")
                 cells.append(Raw(f"<span class={kind}>{verdict}</span>, error {check.error:.1e} of "
                                  f"{check.tolerance:.1e}"))
-        rows.append([Raw(f"<b>{formula(name)}</b><br>{formula(identity)}"), *cells])
+        rows.append([Raw(f"<b>{formula(name)}</b>{_lines_of(checks)}"), *cells])
     return html(["identity", *reports], rows, left=1 + len(reports))

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pkjax.analysis.report import Report, claim_heads, finding, side_by_side, status
+from pkjax.analysis.report import Report, by_name, claim_heads, finding, side_by_side, status, wordings
 from pkjax.pruning.result import PruneResult
 from pkjax.tables import spread
 
@@ -25,13 +25,14 @@ def print_reports(console: "Console", reports: Mapping[str, Report], settings: M
         table.add_row(*row)
     console.print(table)
     table = _table("Theorem 1", *claim_heads(reports))
-    for name, claim in next(iter(reports.values())).claims.items():
+    for results in by_name([report.claims for report in reports.values()]).values():
         cells = []
-        for report in reports.values():
-            result = report.claims[name]
-            style = "green" if result.holds else "bold red" if result.proven else "yellow"
-            cells.append(Text(finding(result), style=style))
-        table.add_row(Text(f"{claim.text}\n") + Text(status(claim), style="dim"), *cells)
+        for result in results:
+            style = "dim" if result is None else (
+                "green" if result.holds else "bold red" if result.proven else "yellow")
+            cells.append(Text("not made" if result is None else finding(result), style=style))
+        known = next(result for result in results if result is not None)
+        table.add_row(Text("\n".join(wordings(results)) + "\n") + Text(status(known), style="dim"), *cells)
     console.print(table)
     console.print(Text("(the largest left side as a multiple of its bound, and at which index)\n", style="dim"))
     for name, report in reports.items():

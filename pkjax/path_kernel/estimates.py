@@ -45,7 +45,7 @@ class Estimate(NamedTuple):
 @automatic_axes
 def effective_rank(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]], *, key: Key[Array, ""],
                    probes: int = 64, masks: PyTree | None = None, trainable: Choice = None, gates: str | None = None,
-                   reference: Shaped[ArrayLike, "M ..."] | None = None) -> Float[Array, ""]:
+                   reference: PyTree[Shaped[ArrayLike, "M ..."]] | None = None) -> Float[Array, ""]:
     """Effective rank of the path kernel: how many equal eigenvalues would have its trace and its Frobenius norm.
 
         Tr(Π)² / ‖Π‖_F²
@@ -90,7 +90,7 @@ def effective_rank(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike
 def effective_rank_estimate(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]], *,
                             key: Key[Array, ""], probes: int = 64, masks: PyTree | None = None,
                             trainable: Choice = None, gates: str | None = None,
-                            reference: Shaped[ArrayLike, "M ..."] | None = None) -> Estimate:
+                            reference: PyTree[Shaped[ArrayLike, "M ..."]] | None = None) -> Estimate:
     """Effective rank of the path kernel with its standard error.
 
         Tr(Π)² / ‖Π‖_F²
@@ -166,7 +166,7 @@ def _rank(network: Network, z: Array, key: Array, *, probes: int) -> Estimate:
 def density(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]], *, key: Key[Array, ""],
             probes: int = 8, depth: int = 64, points: int = 200, decades: float = 6.0, width: float = 0.08,
             masks: PyTree | None = None, trainable: Choice = None, gates: str | None = None,
-            reference: Shaped[ArrayLike, "M ..."] | None = None) -> SpectralDensity:
+            reference: PyTree[Shaped[ArrayLike, "M ..."]] | None = None) -> SpectralDensity:
     """Spectral density of the path kernel by stochastic Lanczos quadrature.
 
         Σ_i δ(λ − π_i),   each δ a Gaussian in log10 λ

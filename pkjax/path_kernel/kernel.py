@@ -32,7 +32,7 @@ __all__ = ["dense", "gated_trace", "matvec", "trace"]
 @automatic_axes
 def trace(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]], *, masks: PyTree | None = None,
           trainable: Choice = None, log: bool = False, gates: str | None = None,
-          reference: Shaped[ArrayLike, "M ..."] | None = None) -> Float[Array, ""]:
+          reference: PyTree[Shaped[ArrayLike, "M ..."]] | None = None) -> Float[Array, ""]:
     """Trace of the path kernel, by one derivative of the path polynomial.
 
         Tr Π = Σ_j ∂R_2(θ², x)/∂φ_j
@@ -79,8 +79,8 @@ def trace(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."
 
 @automatic_axes
 def matvec(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]], *, masks: PyTree | None = None,
-           trainable: Choice = None, gates: str | None = None, reference: Shaped[ArrayLike, "M ..."] | None = None
-           ) -> Callable[[PyTree], PyTree]:
+           trainable: Choice = None, gates: str | None = None,
+           reference: PyTree[Shaped[ArrayLike, "M ..."]] | None = None) -> Callable[[PyTree], PyTree]:
     """The product with the dual Gram matrix: one Hessian-vector product of a forward pass.
 
         G u = ∇R ∘ u + θ ∘ ∇²R (θ ∘ u)
@@ -137,8 +137,8 @@ def _multiply(network: Network, z: Array, u: PyTree) -> PyTree:
 
 @automatic_axes
 def dense(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]], *, masks: PyTree | None = None,
-          trainable: Choice = None, gates: str | None = None, reference: Shaped[ArrayLike, "M ..."] | None = None
-          ) -> Float[Array, "m m"]:
+          trainable: Choice = None, gates: str | None = None,
+          reference: PyTree[Shaped[ArrayLike, "M ..."]] | None = None) -> Float[Array, "m m"]:
     """The dual Gram matrix itself, over the floating-point parameters in flattening order.
 
         G = J_θ^vᵀ J_θ^v

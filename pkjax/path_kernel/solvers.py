@@ -125,10 +125,12 @@ def largest_eigenpairs(apply_fn: ApplyFn, params: PyTree, x: PyTree, k: int, mas
                               "values and their bounds hold", NotConvergedWarning, stacklevel=3)
             return Eigenpairs(top.values, _unflatten(top.vectors, params), top.residuals, top.bounds, not missing)
 
-    start = (apply_fn, params, x, masks, trainable)
+    start = apply_fn, params, x, masks, trainable
+    # A program that has been read multiplies in its own type.
+    eps = float(jnp.finfo(z.dtype if isinstance(apply_fn, BoundProgram) else np.float64).eps)
     values, rows, residuals, bounds, converged = (
-        _dense_pairs(_double(*start, _ROWS), len(trained), k) if method == "dense"
-        else _lanczos_pairs(network, z, _double(*start, _at_once()), len(trained), k, tolerance))
+        _dense_pairs(_double(*start, _ROWS), len(trained), k, eps) if method == "dense"
+        else _lanczos_pairs(network, z, _double(*start, _at_once()), len(trained), k, tolerance, eps))
     if not vectors:
         return Eigenpairs(values, None, residuals, bounds, converged)
     full = np.zeros((k, size))
@@ -167,7 +169,7 @@ def _in_double(tree: PyTree) -> PyTree:
 def _products(network: Network, z: Array, most: int = _ROWS) -> Multiply:
     """Products of G with rows over the parameters that train, in the network's type, so many at a time.
 
-    Rows of NumPy come back as such, those of JAX stay on its device.
+    Rows of NumPy come back as such, in the wider of both types; those of JAX stay on its device.
     """
     train = np.concatenate([np.broadcast_to(np.asarray(t), leaf.shape).ravel() for t, leaf in
                             zip(floating_entries(network), floating_leaves(network), strict=True)])
@@ -180,7 +182,7 @@ def _products(network: Network, z: Array, most: int = _ROWS) -> Multiply:
 
     def multiply(rows: Any) -> Any:
         count = 1 if len(rows) < most else most     # two shapes, so two programs at most
-        out: Any = np.empty(rows.shape, dtype) if isinstance(rows, np.ndarray) else []
+        out: Any = np.empty(rows.shape, np.result_type(rows, dtype)) if isinstance(rows, np.ndarray) else []
         with jax.enable_x64(wide):
             for start in range(0, len(rows), count):
                 part = rows[start:start + count].astype(dtype)
@@ -220,18 +222,18 @@ def _times(network: Network, z: Array, rows: Array) -> Array:
 
 _Solution = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, bool]
 
-
-def _dense_pairs(multiply: Multiply, size: int, k: int) -> _Solution:
+def _dense_pairs(multiply: Multiply, size: int, k: int, eps: float) -> _Solution:
     gram = _finite(multiply)(np.eye(size))
     values, s = np.linalg.eigh((gram + gram.T) / 2)
     values, s = values[::-1][:k], s[:, ::-1][:, :k]
     residuals = np.linalg.norm(gram @ s - s * values, axis=0)
     # Weyl: rounding of the matrix moves no eigenvalue by more than its own size.
-    bounds = np.full(k, 8 * np.finfo(float).eps * np.sqrt(size) * values[0] + np.abs(gram - gram.T).max() * size)
+    bounds = np.full(k, 8 * eps * np.sqrt(size) * values[0] + np.abs(gram - gram.T).max() * size)
     return np.maximum(values, 0), s.T, residuals, np.maximum(bounds, residuals), True
 
 
-def _lanczos_pairs(network: Network, z: Array, double: Multiply, size: int, k: int, tolerance: float) -> _Solution:
+def _lanczos_pairs(network: Network, z: Array, double: Multiply, size: int, k: int, tolerance: float,
+                   eps: float) -> _Solution:
     """Search with products in the network's own type, and judge what is found with k products in float64.
 
     Of a small network, compiling products in two types takes longer than they do: it is searched in float64.
@@ -244,10 +246,10 @@ def _lanczos_pairs(network: Network, z: Array, double: Multiply, size: int, k: i
             pairs = block_lanczos(_products(network, z, _at_once()), size, k, block=1, most_rows=block, capacity=basis,
                                   tolerance=tolerance, rows=space(size, np.float32), judge=double)
             if pairs.converged:
-                return _bounded(pairs)
+                return _bounded(pairs, size, eps)
     block, basis = _sizes(size, k, 8)
     return _bounded(block_lanczos(_finite(double), size, k, block=1, most_rows=block, capacity=basis,
-                                  tolerance=tolerance))
+                                  tolerance=tolerance), size, eps)
 
 
 def _finite(multiply: Multiply) -> Multiply:
@@ -261,9 +263,11 @@ def _finite(multiply: Multiply) -> Multiply:
     return checked
 
 
-def _bounded(pairs: BlockLanczos) -> _Solution:
+def _bounded(pairs: BlockLanczos, size: int, eps: float) -> _Solution:
     # Kahan: k eigenvalues lie within the residual block's norm of these values, one each.
     bound = max(float(np.linalg.norm(pairs.residuals)), pairs.slack) if pairs.converged else np.inf
+    if eps > np.finfo(float).eps:      # products in a narrower type have judged themselves
+        bound += 8 * eps * np.sqrt(size) * float(pairs.values[0])
     return np.maximum(pairs.values, 0), pairs.vectors, pairs.residuals, np.full(len(pairs.values), bound), (
         pairs.converged)
 

@@ -40,7 +40,7 @@ class BoundedEigenvalues(NamedTuple):
 def count_above(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]],
                 thresholds: Shaped[ArrayLike, "..."] | Sequence[float], *, masks: PyTree | None = None,
                 trainable: Choice = None, gates: str | None = None,
-                reference: Shaped[ArrayLike, "M ..."] | None = None) -> Integer[np.ndarray, "..."]:
+                reference: PyTree[Shaped[ArrayLike, "M ..."]] | None = None) -> Integer[np.ndarray, "..."]:
     """Count the eigenvalues of Π above each threshold, exactly, for fully connected networks.
 
         #{i : π_i > λ}
@@ -79,7 +79,7 @@ def count_above(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "
 @automatic_axes
 def eigenvalues(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]], *, k: int,
                 masks: PyTree | None = None, trainable: Choice = None, method: str = "auto", tolerance: float = 1e-6,
-                gates: str | None = None, reference: Shaped[ArrayLike, "M ..."] | None = None
+                gates: str | None = None, reference: PyTree[Shaped[ArrayLike, "M ..."]] | None = None
                 ) -> Float64[np.ndarray, "k"]:
     """The k largest eigenvalues of Π with their multiplicities, zeros included where Π has fewer.
 
@@ -127,7 +127,7 @@ def eigenvalues(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "
 def bounded_eigenvalues(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]], *, k: int,
                         masks: PyTree | None = None, trainable: Choice = None, method: str = "auto",
                         tolerance: float = 1e-6, gates: str | None = None,
-                        reference: Shaped[ArrayLike, "M ..."] | None = None) -> BoundedEigenvalues:
+                        reference: PyTree[Shaped[ArrayLike, "M ..."]] | None = None) -> BoundedEigenvalues:
     """The k largest eigenvalues of Π with bounds on their errors.
 
         |value_i − π_i| ≤ bound_i
@@ -175,7 +175,7 @@ def bounded_eigenvalues(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[Arra
 @automatic_axes
 def eigenpairs(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ..."]], *, k: int,
                masks: PyTree | None = None, trainable: Choice = None, method: str = "auto", tolerance: float = 1e-6,
-               gates: str | None = None, reference: Shaped[ArrayLike, "M ..."] | None = None) -> Eigenpairs:
+               gates: str | None = None, reference: PyTree[Shaped[ArrayLike, "M ..."]] | None = None) -> Eigenpairs:
     """The k largest eigenvalues of Π, and the eigenvectors of its dual Gram matrix.
 
         G z_i = π_i z_i,   Π u_i = π_i u_i with u_i = J_θ^v z_i / √π_i where π_i > 0

@@ -157,7 +157,7 @@ def _trace(network: Network, x: Array, known: Magnitudes, gates: Sequence[Array]
         scalings: list[Scaling] = []
 
         def make(gates: Sequence[Any] | None, natural: bool) -> SeriesPolynomial:
-            scalings.append(Scaling(True, x.dtype if lean else None))
+            scalings.append((known if lean else known.careful).scaling(True, x.dtype))
             return SeriesPolynomial(gates, natural, scalings[-1])
 
         def source(i: int, leaf: Any) -> Series:

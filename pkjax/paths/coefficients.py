@@ -16,19 +16,17 @@ decide everything, and none knows a layer by name:
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from pkjax.paths.activations import broadcast_to
-from pkjax.paths.elementwise import COMPARISONS, CUSTOM, along, constants, made
+from pkjax.paths.elementwise import COMPARISONS, CUSTOM, made
 from pkjax.paths.errors import NotPathNetworkError
 from pkjax.paths.interpreter import Interpreter, evaluate
-from pkjax.paths.values import Coefficient, Const, Gate, PathSum, Value, joined, moves
+from pkjax.paths.secants import secant
+from pkjax.paths.values import Coefficient, Const, Gate, PathSum, Value, joined, moves, passed_on
 
 __all__ = ["FrozenInterpreter"]
 
@@ -261,28 +259,6 @@ class FrozenInterpreter(Interpreter):
             return self.of_signals(eqn, ins, sums)
         return self.equation(eqn, sums)
 
-    def secant(self, value: Coefficient) -> PathSum:
-        """Read σ(z) as σ(0) + a z."""
-        assert value.made is not None
-        root = value.made.roots[0]
-        z, fn = self.lifted(root), along(value, root)
-        tracers, shaped = constants(value, root)
-        with contextlib.nullcontext() if tracers else jax.ensure_compile_time_eval():
-            # Compiled, as custom rules under a vmap leave compile-time evaluation otherwise.
-            read = partial(_at_zero, fn)
-            start, slope = (jax.jit(read) if shaped and not tracers else read)(
-                jnp.zeros(z.shape if shaped else (), z.dtype))
-            if not tracers and not np.isfinite(start).all():
-                raise value.reason
-        (true,) = self.exact([root])
-        held = None if true is None else jnp.where(
-            true == 0, slope, (fn(true) - start) / jnp.where(true == 0, jnp.ones_like(true), true))
-        factor = self.factor(Coefficient(held, z.shape, start.dtype, value.through, value.reason))
-        out = self.bilinear("mul", lax.mul, z, factor)
-        if not tracers and not np.asarray(start).any():
-            return out
-        return self.linear("add", lax.add, [out, Const(jnp.broadcast_to(start, z.shape))])
-
     # -- what the rules see ------------------------------------------------------------------------------------------
 
     def exact(self, values: Sequence[Any]) -> list[Any]:
@@ -297,7 +273,7 @@ class FrozenInterpreter(Interpreter):
         if not value.signals:
             if not value.readable:
                 raise value.reason
-            value.signals.append(self.secant(value) if value.signal is None else value.signal())
+            value.signals.append(secant(self, value) if value.signal is None else value.signal())
         return value.signals[0]
 
     def signals(self, values: Sequence[Any]) -> list[Any]:
@@ -307,30 +283,17 @@ class FrozenInterpreter(Interpreter):
     def linear(self, op: str, fn: Callable[..., Any], operands: Sequence[Value], **options: Any) -> PathSum:
         """Apply an operation that is jointly linear in all its operands."""
         sums = [self.lifted(v) for v in operands]
-        return _through(super().linear(op, fn, sums, **options), sums)
+        return passed_on(super().linear(op, fn, sums, **options), sums)
 
     def bilinear(self, op: str, fn: Callable[..., Any], a: Value, b: Value, **options: Any) -> PathSum:
         """Apply an operation that is linear in each of two operands."""
         sums = [self.lifted(a), self.lifted(b)]
-        return _through(super().bilinear(op, fn, *sums, **options), sums)
+        return passed_on(super().bilinear(op, fn, *sums, **options), sums)
 
     def gated(self, operand: PathSum, gate: Callable[[], Any]) -> PathSum:
         """Multiply a path sum entrywise by a gate of its shape."""
-        return _through(super().gated(operand, gate), [operand])
-
-
-def _at_zero(fn: Callable[[Any], Any], zero: Any) -> tuple[Any, Any]:
-    """Value and slope of an elementwise function; an infinite slope is 0."""
-    start, pull = jax.vjp(fn, zero)
-    (slope,) = pull(jnp.ones_like(start))
-    return start, jnp.where(jnp.isfinite(slope), slope, 0)
+        return passed_on(super().gated(operand, gate), [operand])
 
 
 def _real(value: Any) -> bool:
     return bool(jnp.issubdtype(value.dtype, jnp.floating))
-
-
-def _through(out: PathSum, operands: Sequence[PathSum]) -> PathSum:
-    """Note through which coefficients the paths of a result lead."""
-    through = joined(operands)
-    return replace(out, through=through) if through != out.through else out

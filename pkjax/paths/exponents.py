@@ -73,10 +73,12 @@ class Scaling:
         wide: by default every product is brought back, so that only entries far below the largest one of their own
             array can vanish. A type in which to bring back as few as its range allows makes a small program, of which
             ``sure`` says afterwards whether that still holds.
+        constants: the binary logarithm that the largest entry of a traced constant does not exceed; ``sure`` says
+            whether it does.
     """
 
-    def __init__(self, skip_zeros: bool, wide: Any = None):
-        self.skip_zeros = skip_zeros
+    def __init__(self, skip_zeros: bool, wide: Any = None, constants: float | None = None):
+        self.skip_zeros, self.bound = skip_zeros, NEAR if constants is None else constants
         most = 0 if wide is None else int(jnp.finfo(wide).maxexp)
         self.enough, self.lowest = 3 * most // 8, -most // 4
         self.reached: list[Array] = []
@@ -96,13 +98,13 @@ class Scaling:
         if not self.assumed:
             return within
         constants = jnp.concatenate([c.ravel().astype(jnp.float32) for c in self.assumed])
-        return within & (jnp.abs(constants).max(initial=0) <= 2.0**NEAR)
+        return within & (jnp.abs(constants).max(initial=0) <= 2.0**self.bound)
 
     def constant(self, value: Array, held: Array, power: int) -> Scaled:
-        """Hold a power of a constant, of which a traced one is assumed to be near 1."""
+        """Hold a power of a constant, of which a traced one is assumed to be as large as constants get."""
         if isinstance(value, jax.core.Tracer):
             self.assumed.append(value)
-            return Scaled(held, 0, power * NEAR)
+            return Scaled(held, 0, power * self.bound)
         size = math.log2(float(np.abs(value).max(initial=0)) or 1.0)
         return Scaled(held, 0, power * max(size, 0.0))
 
@@ -134,7 +136,10 @@ class Scaling:
         value = fn(a.mantissa, b.mantissa)
         if nothing(a) or nothing(b):
             return Scaled(value, NOTHING, 0.0)
-        out = Scaled(value, a.exponent + b.exponent, maxima=max(a.maxima, b.maxima))
+        # Beside an exponent that is known to be 0 the other stays the same object, with which sums have no work.
+        known = [isinstance(held.exponent, int) and held.exponent == 0 for held in (a, b)]
+        exponent = b.exponent if known[0] else a.exponent if known[1] else a.exponent + b.exponent
+        out = Scaled(value, exponent, maxima=max(a.maxima, b.maxima))
         return self.kept(out, a.growth + b.growth + _terms(op, fn, a.mantissa, b.mantissa))
 
     def kept(self, out: Scaled, growth: float) -> Scaled:

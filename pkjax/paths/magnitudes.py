@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array
 
 from pkjax.network import Network
-from pkjax.paths.exponents import NEAR, NOTHING, Scaled, raised
+from pkjax.paths.exponents import NEAR, NOTHING, Scaled, Scaling, raised
 from pkjax.trees import is_floating
 
 __all__ = ["Magnitudes", "assumed", "magnitudes", "size_of"]
@@ -36,6 +36,8 @@ class Magnitudes:
     start: str
     lean: bool
     """Whether mantissas are brought back as seldom as possible: all sizes are known, and what follows is checked."""
+    bound: float = NEAR
+    """The binary logarithm that no entry of a constant exceeds, in steps, so that it seldom makes another program."""
 
     @property
     def apart(self) -> bool:
@@ -46,6 +48,10 @@ class Magnitudes:
     def careful(self) -> "Magnitudes":
         """The same for a program in which every mantissa is brought back."""
         return replace(self, lean=False)
+
+    def scaling(self, skip_zeros: bool, dtype: Any) -> Scaling:
+        """How far mantissas of a type may grow."""
+        return Scaling(skip_zeros, dtype, self.bound) if self.lean else Scaling(skip_zeros)
 
     def settled(self, network: Network) -> Network:
         """The network with the zeros among its arrays written down, so that a trace knows of them."""
@@ -103,11 +109,29 @@ def magnitudes(network: Network, x: Any, power: int) -> Magnitudes:
         >>> magnitudes(read(lambda w, x: x @ w["a"] + w["b"], w, x), x, 2).leaves
         ('near', 'zero')
     """
-    leaves = tuple(size_of(leaf, power) for leaf in jax.tree.leaves(network.params))
-    start = size_of(x)
-    traced = any(isinstance(v, jax.core.Tracer) for v in (x, *network.fn.constants))
-    return Magnitudes(leaves, tuple(map(size_of, network.fn.constants)), start,
-                      not traced and start != "zero" and {*leaves} <= {"zero", "near", "whole"})
+    leaves = jax.tree.leaves(network.params)
+    sizes = tuple(size_of(leaf, power) for leaf in leaves)
+    constants, start = network.fn.constants, size_of(x)
+    # Who assumes sizes of traced parameters repeats what is not sure of traced constants, too.
+    known = any(map(_traced, leaves)) or not any(map(_traced, constants))
+    lean = known and not _traced(x) and start != "zero" and {*sizes} <= {"zero", "near", "whole"}
+    return Magnitudes(sizes, tuple(map(size_of, constants)), start, lean, _bound(constants))
+
+
+def _traced(value: Any) -> bool:
+    return isinstance(value, jax.core.Tracer)
+
+
+def _bound(constants: Sequence[Any]) -> float:
+    """The binary logarithm that no entry of these arrays exceeds: NEAR, or so many times 4 more.
+
+    Of traced ones, such as coefficients in a pruning program, nobody knows: they are taken to stay below 1024.
+    """
+    if any(map(_traced, constants)):
+        return NEAR + 8
+    peaks = [float(np.abs(np.asarray(c)).max(initial=0)) for c in constants if is_floating(c)]
+    peak = max((p for p in peaks if math.isfinite(p)), default=0.0)
+    return NEAR + 4 * max(math.ceil((math.log2(peak) - NEAR) / 4), 0) if peak else NEAR
 
 
 def size_of(value: Any, power: int = 1) -> str:

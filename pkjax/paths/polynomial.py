@@ -162,7 +162,7 @@ def checked_gates(network: Network, x: Array, known: Magnitudes | None, frozen: 
     lean = known is not None and known.lean
 
     def one(x: Array) -> tuple[Array, tuple[Array, ...], Array]:
-        algebra = ScaledSignals(Scaling(True, x.dtype if lean else None), known)
+        algebra = ScaledSignals(Scaling(True) if known is None else known.scaling(True, x.dtype), known)
         held = interpret(algebra, network.fn, network.params, x[None], algebra.parameter, algebra.input,
                          frozen=frozen).value
         if lean:

@@ -170,7 +170,7 @@ def scaled_values(network: Network, x: Array, q: Any, gates: Sequence[Any] | Non
     scalings: list[Scaling] = []
 
     def make(gates: Sequence[Any] | None, natural: bool) -> ScaledPolynomial:
-        scalings.append(Scaling(skip_zeros, x.dtype if known is not None and known.lean else None))
+        scalings.append(Scaling(skip_zeros) if known is None else known.scaling(skip_zeros, x.dtype))
         return ScaledPolynomial(q, gates, natural, scalings[-1], sources)
 
     def release(out: Scaled) -> Values:
@@ -236,7 +236,9 @@ def log_count(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N 
         count, exponent = path_total(network, network.batch(x, "x"))
         return jnp.log10(count) + exponent.astype(count.dtype) * jnp.log10(jnp.asarray(2, count.dtype))
     with widest(apply_fn, (params, x)) as (params, x):
-        network = read(apply_fn, unit_weights(params), x, masks=masks, paths=True)
+        # Ones from NumPy: nothing is compiled for them, and as arguments no compiler knows of them.
+        ones = jax.tree.map(lambda leaf: np.ones(np.shape(leaf), leaf.dtype) if is_floating(leaf) else leaf, params)
+        network = read(apply_fn, ones, x, masks=masks, paths=True)
         number, power = map(float, _counted(network, network.batch(x, "x")))
     return jnp.asarray(np.log10(number) + power * np.log10(2) if number else -np.inf)
 

@@ -7,12 +7,12 @@
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from pkjax.paths.errors import NotPathNetworkError
 
-__all__ = ["Coefficient", "Const", "Gate", "Made", "PathSum", "Value", "joined", "moves"]
+__all__ = ["Coefficient", "Const", "Gate", "Made", "PathSum", "Value", "joined", "moves", "passed_on"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,3 +105,9 @@ def moves(value: Any) -> bool:
 def joined(values: Sequence[Any]) -> frozenset[int]:
     """The coefficients that values came through."""
     return frozenset().union(*(v.through for v in values if isinstance(v, PathSum | Coefficient)))
+
+
+def passed_on(out: PathSum, operands: Sequence[PathSum]) -> PathSum:
+    """Note through which coefficients the paths of a result lead."""
+    through = joined(operands)
+    return replace(out, through=through) if through != out.through else out

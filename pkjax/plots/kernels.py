@@ -66,7 +66,10 @@ def spectra(report: Report, ax: "Axes | None" = None) -> "Figure":
         ax.set_xticks(range(1, longest + 1), map(str, range(1, longest + 1)))
         ax.set_xticks([], minor=True)
     ax.grid(True, which="major", linewidth=0.4, alpha=0.5)
-    ax.legend(fontsize=SMALL - 1, frameon=False)
+    if of_frozen:      # five entries cover curves wherever they lie
+        ax.legend(fontsize=SMALL - 1, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
+    else:
+        ax.legend(fontsize=SMALL - 1, frameon=False)
     return finish(ax, "Eigenvalues", "index $i$", "eigenvalue")
 
 

@@ -87,7 +87,7 @@ def connectivity(
     masks: PyTree | None = None,
     prunable: Choice = kernels,
     gates: str | None = None,
-    reference: Shaped[Array | np.ndarray, "M ..."] | None = None,
+    reference: PyTree[Shaped[Array | np.ndarray, "M ..."]] | None = None,
 ) -> Connectivity:
     """Report layer by layer what masks leave, and whether any path from input to output survives.
 

@@ -198,7 +198,7 @@ def test_logarithms_stand_where_numbers_are_beyond_their_type():
 
 
 def test_of_a_large_kernel_the_top_is_found_within_its_error(comparison, monkeypatch):
-    module = importlib.import_module("pkjax.analysis.compare")
+    module = importlib.import_module("pkjax.analysis.measurement")
     monkeypatch.setattr(module, "WHOLE", 2)
     monkeypatch.setattr(module, "LARGEST", 3)
     result = pk.compare(net, PARAMS, X, masks={"dense": None})

@@ -2,12 +2,15 @@
 
 import base64
 import re
+from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
 
 import pytest
 from pkjax import tables
 from pkjax.cli import html
+from pkjax.cli.screen import print_reports
+from rich.console import Console
 
 from tests.fake_report import report as fake
 
@@ -93,3 +96,22 @@ def test_text_stands_out_from_the_page_in_light_and_dark(page, dark):
     for name in ("text", "note", "holds", "fails", "broken"):      # WCAG 2, level AA
         lighter, darker = sorted((luminance(colours[name]), luminance(colours["page"])), reverse=True)
         assert (lighter + 0.05) / (darker + 0.05) >= 4.5, name
+
+
+def test_claims_that_reports_word_or_have_differently_are_each_reports_own(capsys):
+    """As of a network with frozen gates beside one of ReLU, and of spectra that are listed in part."""
+    plain = fake()
+    other = replace(plain, claims={name: claim._replace(text=f"{claim.text}, λ of Θ_frozen")
+                                   for name, claim in plain.claims.items() if name != "product"})
+    for pair in ({"a": plain, "b": other}, {"b": other, "a": plain}):
+        rows = {row[0]: row[1:] for row in cells(html.page(pair, title="", settings={}, environment={})) if row}
+        (worded,) = [row for row in rows if row.startswith("first_nu")]
+        assert worded.count("λi ≤ ν1 πi") == 2
+        assert worded.count("frozen") == 1
+        (single,) = [row for row in rows if row.startswith("product")]
+        assert "frozen" not in single
+        assert "not made" in rows[single]
+        print_reports(Console(width=200), pair, {})
+        printed = capsys.readouterr().out
+        assert printed.count("λ of Θ_frozen") == len(other.claims)
+        assert printed.count("not made") == 1

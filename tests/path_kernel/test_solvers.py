@@ -60,3 +60,14 @@ def test_the_effective_rank_by_products_is_that_of_the_matrix():
     gram = np.asarray(pk.dense(net, W, ONE), np.float64)
     rank = effective_rank_by(solvers.search_products(net, W, ONE, None, None), 72, np.trace(gram), key(3), probes=400)
     assert rank == pytest.approx(np.trace(gram)**2 / (gram**2).sum(), rel=0.1)
+
+
+@pytest.mark.parametrize("method", ["dense", "lanczos"])
+def test_pairs_of_a_read_program_of_float32_lie_within_their_bounds(method):
+    """Its products are in float32, which the bounds know: the eigenvalues of the matrix in float64 are the oracle."""
+    exact = pk.eigenpairs(net, W, ONE, k=6, method="dense")
+    pairs = pk.eigenpairs(read_start(net, W, ONE, None, None)[0].fn, W, ONE, k=6, method=method)
+    assert pairs.converged
+    assert pairs.values.dtype == pairs.residuals.dtype == pairs.bounds.dtype == np.float64
+    assert (np.abs(pairs.values - exact.values) <= pairs.bounds).all()
+    assert pairs.bounds.max() <= 1e-3 * exact.values[0]

@@ -166,3 +166,24 @@ def test_what_is_compiled_grows_as_the_depth_does(function):
         compiled = jax.jit(lambda p: function(deep, p, jnp.ones((1, 2), jnp.float32))).lower(params).compile()
         return compiled.as_text().count("\n")
     assert size(18) < 3.5 * size(6)
+
+
+@pytest.mark.parametrize("size", [1.0, 37.0, 3000.0])
+def test_constants_of_any_size_leave_the_small_program_sure_and_right(size):
+    """Constants above 4, such as the scales of a normalisation, need no second program."""
+    rng = np.random.default_rng(0)
+    params = [jnp.asarray(rng.normal(size=(5, 5)) / 3, jnp.float32) for _ in range(12)]
+    scale, x = jnp.asarray(rng.uniform(0.5, 1, 5) * size, jnp.float32), jnp.ones((1, 5), jnp.float32)
+
+    def net(p, x):
+        for kernel in p:
+            x = x + jnp.maximum((x * scale.astype(x.dtype)) @ kernel, 0)
+        return x
+    network = read(net, params, x, paths=True)
+    known = magnitudes(network, x, 1)
+    assert known.lean
+    scores, exponent, sure = _scaled_scores(network, x, known=known, power=1, q=1, pool="sum")
+    assert bool(sure)
+    exact, more = synflow_scaled(net, [p.astype(jnp.float64) for p in params], jnp.ones((1, 5)))
+    for a, b in zip(scores, exact, strict=True):
+        np.testing.assert_allclose(np.ldexp(np.asarray(a, np.float64), int(exponent) - int(more)), b, rtol=1e-5)

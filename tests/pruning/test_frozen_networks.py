@@ -79,3 +79,36 @@ def test_walks_pass_frozen_activations_and_no_gated_unit():
     np.testing.assert_array_equal(masks["a"].any(0), masks["b"].any(1))
     with pytest.raises(ValueError, match="not a chain of dense and convolution layers"):
         CALLS["phew"](pk.paths.frozen(gated, W, X), W)
+def test_px_and_gated_traces_take_choices_by_the_signal_as_choices():
+    """The first index of four or more: a square of it would be another entry, or none."""
+    def choosing(w, x):
+        share, chosen = jax.lax.top_k(nn.softmax(x @ w["a"]), 2)
+        return (jnp.take_along_axis(x @ w["g"], chosen, axis=1) * share) @ w["b"][:2]
+
+    def squared(w, z, x):      # R_2 of one input, with the choices and shares of x
+        share, chosen = jax.lax.top_k(nn.softmax(x @ W["a"]), 2)
+        return ((z @ w["g"])[chosen] * share**2) @ w["b"][:2]
+
+    squares, ones = jax.tree.map(jnp.square, W), jax.tree.map(jnp.ones_like, W)
+    data = sum(squared(ones, x**2, x) for x in X)
+    slopes = jax.grad(lambda w: squared(w, ONES[0], ONES[0]) @ data)(squares)
+    assert max(int(jax.lax.top_k(x @ W["a"], 2)[1].max()) for x in X) > 1
+    scores = pk.path_exclusion(choosing, W, X, gates="frozen")
+    for name in W:
+        assert_close(scores[name], squares[name] * slopes[name], 1e-10)
+    each = [jax.grad(lambda w, x=x: squared(w, x**2, x).sum())(squares) for x in X]
+    assert_close(pk.path_kernel.gated_trace(choosing, W, X, gates="frozen"), sum(
+        leaf.sum() for slope in each for leaf in jax.tree.leaves(slope)), 1e-10)
+
+
+def test_networks_of_several_inputs_take_a_reference_of_several():
+    def pair(w, x):
+        return nn.gelu(x["u"] @ w["a"] + x["v"] @ w["g"] + w["c"]) @ w["b"]
+
+    z, at = {"u": ONES, "v": 2 * ONES}, {"u": X[:2], "v": X[2:4]}
+    linear = pk.paths.frozen(pair, W, at)
+    options = {"gates": "frozen", "reference": at}
+    for score in (pk.synflow, pk.synflow_l2):
+        jax.tree.map(assert_close, score(pair, W, z, **options), score(linear, W, z))
+    assert pk.connectivity(pair, W, z, **options) == pk.connectivity(linear, W, z)
+    assert_close(pk.path_kernel.trace(pair, W, z, **options), pk.path_kernel.trace(linear, W, z))

@@ -98,7 +98,7 @@ def magnitude(params: PyTree) -> PyTree:
 
 def synflow(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[Array | np.ndarray, "N ..."]], *,
             pool: str = "sum", batch_norm: str = "paths", gates: str | None = None,
-            reference: Shaped[Array | np.ndarray, "M ..."] | None = None) -> PyTree:
+            reference: PyTree[Shaped[Array | np.ndarray, "M ..."]] | None = None) -> PyTree:
     """Score weights by the ℓ1 path norm that flows through them: SynFlow.
 
         S = |θ| ∘ ∂R_1/∂|θ|,   R_1 = Σ_k R_1(|θ|, x)_k
@@ -147,7 +147,7 @@ def synflow(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[Array | np.ndarr
 @automatic_axes
 def synflow_scaled(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[Array | np.ndarray, "N ..."]], *,
                    pool: str = "sum", batch_norm: str = "paths", gates: str | None = None,
-                   reference: Shaped[Array | np.ndarray, "M ..."] | None = None) -> ScaledScores:
+                   reference: PyTree[Shaped[Array | np.ndarray, "M ..."]] | None = None) -> ScaledScores:
     """Score weights by SynFlow, with the power of two that the scores are over.
 
         S = scores · 2^exponent
@@ -178,7 +178,7 @@ def synflow_l2(
     pool: str = "sum",
     batch_norm: str = "paths",
     gates: str | None = None,
-    reference: Shaped[Array | np.ndarray, "M ..."] | None = None,
+    reference: PyTree[Shaped[Array | np.ndarray, "M ..."]] | None = None,
 ) -> PyTree:
     """Score weights by the squared ℓ2 path norm that flows through them: SynFlow-L2.
 
@@ -224,7 +224,7 @@ def synflow_l2(
 @automatic_axes
 def synflow_l2_scaled(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[Array | np.ndarray, "N ..."]], *,
                       variant: str = "paper", pool: str = "sum", batch_norm: str = "paths", gates: str | None = None,
-                      reference: Shaped[Array | np.ndarray, "M ..."] | None = None) -> ScaledScores:
+                      reference: PyTree[Shaped[Array | np.ndarray, "M ..."]] | None = None) -> ScaledScores:
     """Score weights by SynFlow-L2, with the power of two that the scores are over.
 
         S = scores · 2^exponent

@@ -26,7 +26,7 @@ AT_ONCE = 16
 @automatic_axes
 def path_exclusion(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, pool: str = "sum",
                    masks: PyTree | None = None, gates: str | None = None,
-                   reference: Shaped[Array | np.ndarray, "M ..."] | None = None) -> PyTree:
+                   reference: PyTree[Shaped[Array | np.ndarray, "M ..."]] | None = None) -> PyTree:
     """Score weights by the paths through them and the data that flow along these: Path eXclusion (PX).
 
         S = θ² ∘ ∂/∂θ² Σ_x Σ_k z₁(x)_k z₂_k,   z₁(x)_k = Σ_{p→k} a_p(x)² x_s²,   z₂_k = R_2(θ², 1)_k
@@ -78,7 +78,9 @@ def path_exclusion(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, pool: str = 
         unit = paths.unit_weights(theta)
 
         def one(x: Array) -> tuple[Array, Array]:
-            squared = tuple(g * g for g in paths.gates(fn, theta, x[None], masks=masks, gates=gates))
+            # A choice, an index or a boolean, is no factor.
+            squared = tuple(g * g if is_floating(g) else g
+                            for g in paths.gates(fn, theta, x[None], masks=masks, gates=gates))
             z1, exponent = paths.scaled_polynomial(fn, unit, (x * x)[None], q=0, gates=squared, masks=masks,
                                                    skip_zeros=True)
             return z1[0], exponent
