@@ -186,6 +186,25 @@ def test_accuracies_of_pruners_that_train_are_those_of_their_sweep():
         assert [float(cell) for cell in table[row] if cell] == [mean[pruner, c] for c in (1.0, 2.0, 3.0)]
 
 
+def test_masks_and_accuracies_of_the_transformer_are_those_of_its_sweep():
+    pandas = pytest.importorskip("pandas")
+    folder = ROOT / "benchmarks" / "results"
+    runs, kept = pandas.read_parquet(folder / "vit.parquet"), json.loads((folder / "vit_layers.json").read_text())
+    pruners = ("random", "magnitude", "snip", "synflow")
+    table = rows("guides/transformers.md", "What each pruner keeps")
+    assert len(table) == len(kept["snip"]["1"])
+    for row, cells in table.items():
+        (kind,) = [kind for kind in kept["snip"]["1"] if kind.endswith(f"{row.strip('`')}/kernel")]
+        assert [float(cell) for cell in cells] == [round(100 * kept[pruner]["1"][kind], 1) for pruner in pruners]
+    table = {row.lower(): cells for row, cells in rows("guides/transformers.md", "### How they train").items()}
+    (dense,) = [row for row in table if row.startswith("dense")]
+    assert table.pop(dense) == ["", "", ""]
+    shown = {("none", 0.0): dense.removeprefix("dense: ")} | {
+        (row, c): cell for row, cells in table.items() for c, cell in zip((0.5, 1.0, 2.0), cells, strict=True)}
+    assert shown == {case: ", ".join(f"{100 * accuracy:.1f}" for accuracy in group.sort_values("seed")["test_accuracy"])
+                     for case, group in runs.groupby(["pruner", "compression"])}
+
+
 def test_correlations_of_traces_with_spectra_are_the_benchmarks():
     files = {"FC-100": "fc-100", "ResNet-20": "resnet20", "VGG-11-BN": "vgg11"}
     symbols = {"Tr Π": "trace_pi", "gated trace": "gated_trace"}

@@ -27,6 +27,7 @@ SMALL = {
     "3_ntk_against_path_kernel": {"WIDTH": 12, "DEPTH": 2, "SAMPLES": 3, "SEEDS": 3, "COMPRESSIONS": [0.5]},
     "4_forecasting_convergence": {"SAMPLES": 4, "STEPS": 60, "NARROW": 6, "WIDE": 150, "WIDTH": 12, "SEEDS": 2,
                                 "COMPRESSIONS": [0.5, 1.0]},
+    "5_paths_through_a_transformer": {"WIDTH": 12, "DEPTH": 1, "HEADS": 3, "COMPRESSION": 0.5, "STEPS": 10},
 }
 """What replaces the constants in the cell tagged "parameters" of each notebook."""
 
@@ -279,6 +280,26 @@ def test_the_linearised_network_forecasts_the_wide_one_and_one_exponential_does_
     assert all(score <= 1 + 1e-6 for scores in scope["scores"].values() for score in scores.values())
     assert all(row["early"] < row["late"] for row in scope["table"])
     assert len(drawn(scope["figure"])) == 3
+
+
+@pytest.mark.slow
+def test_the_paths_of_a_transformer_are_as_many_as_the_formula_says_and_its_branches_conserve_their_flow(run):
+    pytest.importorskip("pandas")
+    scope = run("5_paths_through_a_transformer")
+    assert scope["absent"] == ["blocks/0/attention/key/kernel", "blocks/0/attention/query/kernel"]
+    width, tokens, hidden = 12, 17, 48
+
+    def behind_norm(n):
+        return (width + 1) * n + 1
+
+    through = width * (width * (behind_norm(2) + 16 * behind_norm(2 * 2 + 2)) + tokens) + 1
+    ends = 2 + through + hidden * (width * behind_norm(2 + through) + 1) + 1
+    np.testing.assert_allclose(scope["log10_paths"], np.log10(10 * (width * behind_norm(ends) + 1)), atol=1e-4)
+    for flow, _ in [(scope["dense_flow"], 0), *scope["left"].values()]:
+        np.testing.assert_allclose(flow[[1, 3, 5]], [flow[2], flow[4], 1], rtol=1e-4)     # biases are 0
+    total = width * (4 + 2 * width + 2 * hidden + 10)
+    assert {(result.kept, result.total) for result in scope["pruned"].values()} == {(round(total * 10**-0.5), total)}
+    drawn(scope["figure"])
 
 
 def text(output):
