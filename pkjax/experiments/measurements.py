@@ -34,13 +34,13 @@ def choose(dataset: Dataset, samples: int | None, seed: int) -> Dataset:
 @lru_cache(maxsize=8)
 def initial_traces(module: Any, gates: str | None = None) -> Callable[..., dict[str, Array]]:
     """Compile (params, state, masks, images) → the traces at initialisation."""
-    @jax.jit
     def traces(params: PyTree, state: PyTree, masks: PyTree, images: Array) -> dict[str, Array]:
         apply_fn, _ = pk.from_linen(module, {"params": params, **state})
         return {"trace_ntk": pk.ntk_trace(apply_fn, params, images, masks=masks),
                 "gated_trace": pk.path_kernel.gated_trace(apply_fn, params, images, masks=masks, gates=gates)}
 
-    return traces
+    # What frozen gates stand for XLA may compute wrongly, unless `ntk_trace` compiles its own program.
+    return traces if gates == "frozen" else jax.jit(traces)
 
 
 @lru_cache(maxsize=8)

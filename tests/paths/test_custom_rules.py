@@ -163,7 +163,7 @@ def test_a_function_of_parameters_and_signal_may_have_a_rule():
         return x @ w
     frozen.defjvp(lambda primals, tangents: (frozen(*primals), tangents[1] @ primals[0]))
     with pytest.raises(paths.NotPathNetworkError, match="frozen"):
-        paths.sites(lambda w, x: frozen(w["a"], x) @ w["b"], W, X[:1])
+        paths.log_count(lambda w, x: frozen(w["a"], x) @ w["b"], W, X[:1])
 
 
 def test_a_rule_that_raises_is_refused():
