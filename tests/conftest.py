@@ -1,7 +1,8 @@
-"""The two configurations of the tests; shapes are checked while they run.
+"""The two configurations of the tests.
 
 The suite runs in float64 with strict promotion, where oracles hold to many digits. With `PKJAX_TESTS=float32` in the
-environment, the tests that `tests/float32.txt` lists run as users do: in float32, with JAX's standard promotion.
+environment, the tests that `tests/float32.txt` lists run as users do: in float32, with JAX's standard promotion, and
+with the shapes and types of all arguments and results checked.
 """
 
 import os
@@ -29,8 +30,9 @@ settings.load_profile("fixed")
 
 collect_ignore = ["typed_consumer.py"]      # the search for doctests would import it, and so run it
 
-hook = install_import_hook("pkjax", "beartype.beartype")
-hook.__enter__()
+# The checks take a fifth of the time: the second configuration makes them, with tests of every public function.
+if cases.FLOAT32:
+    install_import_hook("pkjax", "beartype.beartype").__enter__()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -32,11 +32,12 @@ class GPT(nnx.Module):
         if tokens.ndim != 2 or not 1 <= tokens.shape[1] <= self.context:
             raise ValueError(f"the network takes tokens (N, T) with T from 1 to its context of {self.context}, got "
                              f"shape {tokens.shape}")
-        x = self.tokens(tokens) + self.positions[: tokens.shape[1]][None]
+        embedding = self.tokens.embedding[...]      # in the type that it has now: `nnx.Embed` keeps that of its making
+        x = jnp.take(embedding, tokens, axis=0) + self.positions[: tokens.shape[1]][None]
         for block in self.blocks:
             x = block(x)
         x = self.norm(x[:, -1] if self.last else x)
-        return self.tokens.attend(x)
+        return x @ embedding.T
 
 
 def gpt(vocabulary: int = 65, *, context: int = 64, depth: int = 4, width: int = 128, heads: int = 4,
