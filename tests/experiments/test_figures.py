@@ -13,6 +13,8 @@ from pkjax.experiments.run_tables import PREDICTORS, QUANTITIES
 from pkjax.plots import panels
 from scipy import optimize, stats
 
+from tests.cases import unchecked
+
 DRAW = {"figure1": figures.figure1, "figure2": figures.figure2, "figure3": figures.figure3,
         "predictors": figures.predictors, "captured": figures.captured}
 TABLES = {"fits": findings.fits, "predictor_scores": findings.predictor_scores, "claims": judge_claims}
@@ -465,7 +467,7 @@ def test_what_cannot_be_drawn_is_named(table):
         with pytest.raises(ValueError, match="no style for pruner 'obd'"):
             draw(table.assign(pruner="obd"))
     with pytest.raises(ValueError, match="not for 'seed'"):
-        getattr(figures.captured, "__wrapped__", figures.captured)(table, "seed")     # beartype refuses the call itself
+        unchecked(figures.captured)(table, "seed")
     with pytest.raises(ValueError, match="no run of the table has the shares"):
         figures.captured(table.assign(captured=None))
 
