@@ -1,7 +1,7 @@
 """The tangent kernel with frozen gates, and what it lacks of the tangent kernel itself, leaf by leaf.
 
 With f = Σ_p c_p v_p(θ) a_p(x, θ) x_s the gradient has two terms, ∇f = J_v^f J_θ^v + (the term through ∂a/∂θ). The first
-alone makes Θ_frozen = J_v^f Π J_v^fᵀ, of which Theorem 1 speaks. Where gates are piecewise constant there is no other.
+alone makes Θ_frozen = J_v^f Π J_v^fᵀ, of which Theorem 1 speaks. Piecewise constant gates leave only the first term.
 
 A coefficient a_p is a product of several, and each is split in two: its largest magnitude on the reference, to which it
 is opened, belongs to Π, and how far it is open for an example, a number from −1 to 1, to J_v^f. So ReLU's gates,

@@ -89,7 +89,7 @@ def convnext_tiny(classes: int = 1000, *, channels: int = 3, patch: int = 4, dep
     not seen. For 32×32 pixels take ``convnext_tiny(10, patch=2, depths=(1, 1, 2, 1), widths=(24, 48, 96, 192))``,
     without an accelerator with ``patch=4``.
 
-    GELU is exact; there is no stochastic depth. Weights are truncated normals of standard deviation 0.02, biases zero,
+    GELU is exact, without stochastic depth. Weights are truncated normals of standard deviation 0.02, biases zero,
     LayerNorm's scales one, the scales s of a block `layer_scale`.
 
     Args:

@@ -63,7 +63,7 @@ def mlp_mixer(classes: int = 1000, *, image: int = 224, channels: int = 3, patch
     parameters. For 32×32 pixels take ``mlp_mixer(10, image=32, patch=4, width=128)``, without an accelerator with
     ``patch=8, depth=4``.
 
-    GELU is exact; there is no dropout. Weights are truncated normals of standard deviation 0.02, as in DeiT (the paper
+    GELU is exact, without dropout. Weights are truncated normals of standard deviation 0.02, as in DeiT (the paper
     names no distribution), biases zero, LayerNorm's scales one.
 
     Args:

@@ -53,7 +53,7 @@ def vit_tiny(classes: int = 1000, *, image: int = 224, channels: int = 3, patch:
         x = x + attention(norm(x)), x = x + W₂ GELU(W₁ norm(x) + b₁) + b₂, `depth` times
         logits = W norm(x)₀ + b
 
-    Maps (N, image, image, channels) to (N, classes). GELU is exact; there is no dropout. Weights, positions and the
+    Maps (N, image, image, channels) to (N, classes). GELU is exact, without dropout. Weights, positions and the
     class token are truncated normals of standard deviation 0.02, biases zero, LayerNorm's scales one.
 
     For 32×32 pixels take ``vit_tiny(10, image=32, patch=4)``, without an accelerator

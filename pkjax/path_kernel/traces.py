@@ -126,7 +126,7 @@ def _gated(network: Network, X: Array, known: Magnitudes, batch_size: int, froze
     def trace_over(examples: Array) -> tuple[Number, Array]:
         settled = known.settled(network)
         _, gates, sure = checked_gates(settled, examples, known, frozen)
-        # A choice, an index or a boolean, is no factor.
+        # An index or a boolean chooses; it does not multiply.
         number, too = _trace(network, examples, known, tuple(g**2 if is_floating(g) else g for g in gates), frozen)
         return number, sure & too
 

@@ -119,7 +119,7 @@ def _looks_up_rows(params: Any, table: tuple[int, ...]) -> bool:
 def _lookup(eqn: Any, table: tuple[int, ...], view: View) -> Matrices:
     """A lookup as a product with one-hot rows: those that it takes of the identity, indices out of bounds included."""
     (axis,) = eqn.params["dimension_numbers"].offset_dims
-    # What is filled in out of bounds, by default NaN, is no entry of the table.
+    # What is filled in out of bounds (NaN by default) does not depend on the table.
     take = partial(eqn.primitive.bind, **eqn.params | {"slice_sizes": (1, table[0]), "fill_value": 0})
 
     def rows(indices: Any) -> Array:

@@ -78,7 +78,7 @@ def path_exclusion(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, pool: str = 
         unit = paths.unit_weights(theta)
 
         def one(x: Array) -> tuple[Array, Array]:
-            # A choice, an index or a boolean, is no factor.
+            # An index or a boolean chooses; it does not multiply.
             squared = tuple(g * g if is_floating(g) else g
                             for g in paths.gates(fn, theta, x[None], masks=masks, gates=gates))
             z1, exponent = paths.scaled_polynomial(fn, unit, (x * x)[None], q=0, gates=squared, masks=masks,
