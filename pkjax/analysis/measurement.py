@@ -18,7 +18,7 @@ from pkjax.analysis.frozen_kernel import split_gates
 from pkjax.analysis.spectra import LARGEST, WHOLE, data_spectrum
 from pkjax.linalg.block_lanczos import block_lanczos
 from pkjax.linalg.memory import default_memory_limit
-from pkjax.network import Network
+from pkjax.network import Network, read
 from pkjax.path_kernel.gram import check_start, read_paths, widened
 from pkjax.path_kernel.solvers import is_direct
 from pkjax.path_kernel.traces import Number, gated_measured, measured
@@ -27,6 +27,7 @@ from pkjax.programs.program import BoundProgram
 from pkjax.pruning.connectivity import connectivity
 from pkjax.pruning.result import DisconnectedWarning
 from pkjax.tangent_kernel.arguments import check_kernel
+from pkjax.tangent_kernel.compilation import is_curved
 from pkjax.tangent_kernel.kernel import ntk
 from pkjax.tangent_kernel.products import ntk_matvec, ntk_trace
 from pkjax.tangent_kernel.spectrum import ntk_effective_rank
@@ -217,12 +218,22 @@ def _decay(lam: np.ndarray) -> float:
 
 # Masks are arguments: a program serves every masking, also one that empties a layer.
 
-@jax.jit
+def _compiled(measure: Callable[..., Array]) -> Callable[..., Array]:
+    """Compile for all masks at once; of a curved network Θ compiles programs of its own, safe from XLA's fault."""
+    jitted = jax.jit(measure)
+
+    def call(fn: BoundProgram, params: PyTree, masks: PyTree, trainable: PyTree, X: Array) -> Array:
+        curved = is_curved(read(fn, params, X))
+        return (measure if curved else jitted)(fn, params, masks, trainable, X)
+    return call
+
+
+@_compiled
 def _theta(fn: BoundProgram, params: PyTree, masks: PyTree, trainable: PyTree, X: Array) -> Array:
     return ntk(fn, params, X, masks=masks, trainable=trainable)
 
 
-@jax.jit
+@_compiled
 def _trace(fn: BoundProgram, params: PyTree, masks: PyTree, trainable: PyTree, X: Array) -> Array:
     return ntk_trace(fn, params, X, masks=masks, trainable=trainable)
 
