@@ -16,7 +16,7 @@ from pkjax.paths.interpret import interpret
 from pkjax.paths.polynomial import path_sum
 
 from tests.cases import assert_close, normal
-from tests.listed import NETWORKS, SHAPES, mlp_gelu, problem
+from tests.listed import NETWORKS, SHAPES, jacobian, mlp_gelu, problem
 
 each = pytest.mark.parametrize("name", NETWORKS)
 
@@ -63,13 +63,7 @@ def test_data_factor_is_the_gram_matrix_of_path_activations(name):
 def test_path_kernel_of_the_frozen_network_is_that_of_the_listed_paths(name):
     net, w, X, held, listed = problem(name)
     paths = [path for output in listed[0].lists.ravel() for path in output]
-    sizes = np.cumsum([0, *(v.size for _, v in sorted(held.items()))])
-    first = dict(zip(sorted(held), sizes, strict=False))
-    J = np.zeros((len(paths), sizes[-1]))
-    for row, (c, a, p, _) in zip(J, paths, strict=True):
-        for n, (leaf, *i) in enumerate(p):
-            others = np.prod([held[other][tuple(j)] for m, (other, *j) in enumerate(p) if m != n])
-            row[first[leaf] + np.ravel_multi_index(tuple(i), held[leaf].shape)] += c * a * others
+    J = jacobian(paths, held)
     linear, ones = frozen(net, w, X[:1]), jnp.ones_like(X[:1])
     assert_close(pk.path_kernel.dense(linear, w, ones), J.T @ J, 1e-10)
     assert_close(pk.path_kernel.trace(linear, w, ones), (J**2).sum(), 1e-10)
