@@ -118,7 +118,7 @@ class Network:
 
 
 def read(apply_fn: ApplyFn, params: PyTree, x: PyTree, *, masks: PyTree | None = None, trainable: Choice = None,
-         paths: bool = False) -> Network:
+         paths: bool = False, name: str = "X") -> Network:
     """Read a network: trace it, check it, mask it.
 
     Args:
@@ -139,7 +139,7 @@ def read(apply_fn: ApplyFn, params: PyTree, x: PyTree, *, masks: PyTree | None =
     check_parameters(params)
     check_masks(masks, params)
     check_some_kept(masks, params)
-    inputs = _structure(x, "X")
+    inputs = _structure(x, name)
     fn, outputs = _traced(apply_fn, params, inputs)
     if fn is not apply_fn:
         check_constants(fn, params, _examples(inputs, 1))

@@ -162,12 +162,12 @@ def opened(apply_fn: ApplyFn, params: PyTree, reference: PyTree[Shaped[ArrayLike
     return _fixed(apply_fn, params, reference, masks, largest=True)
 
 
-def _fixed(apply_fn: ApplyFn, params: PyTree, reference: PyTree, masks: PyTree | None, largest: bool
-           ) -> tuple[ApplyFn, tuple[Array, ...]]:
+def _fixed(apply_fn: ApplyFn, params: PyTree, reference: PyTree, masks: PyTree | None, largest: bool,
+           name: str = "reference") -> tuple[ApplyFn, tuple[Array, ...]]:
     """A network with constants for its coefficients, and the constants."""
     reference = jax.tree.map(as_array, reference)
-    network = read(apply_fn, params, reference, masks=masks)
-    network.count(reference, "reference")
+    network = read(apply_fn, params, reference, masks=masks, name=name)
+    network.count(reference, name)
     fn = _as_given(network)
     coefficients = _recorded(fn, network.params, reference, largest)
     if not coefficients:
@@ -297,4 +297,5 @@ def with_gates(apply_fn: ApplyFn, params: PyTree, x: PyTree, gates: str | None, 
             raise ValueError(LONE_REFERENCE)
         return apply_fn
     is_frozen(gates)
-    return frozen(apply_fn, params, x if reference is None else reference, masks=masks)
+    at, name = (x, "X") if reference is None else (reference, "reference")
+    return _fixed(apply_fn, params, at, masks, largest=False, name=name)[0]

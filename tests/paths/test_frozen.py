@@ -430,7 +430,7 @@ def test_arguments_are_checked():
     for call in (pk.paths.gates, pk.paths.log_count, functools.partial(pk.paths.polynomial, q=1), pk.synflow):
         with pytest.raises(ValueError, match='gates must be None or "frozen"'):
             call(net, w, jnp.ones((1, 3)), gates="thawed")
-    with pytest.raises((ValueError, TypeError), match="reference"):
+    with pytest.raises((ValueError, TypeError), match="reference"):      # a TypeError where types are checked
         frozen(lambda w, x: net(w, x["a"]), w, {"a": X, "b": X[:1]})
     with pytest.raises(FloatingPointError, match="a coefficient is not finite"):
         frozen(lambda w, x: (x @ w["a"]) / (x @ w["a"]).std(-1, keepdims=True), w, jnp.zeros((1, 3)))
