@@ -5,6 +5,7 @@ environment, the tests that `tests/float32.txt` lists run as users do: in float3
 with the shapes and types of all arguments and results checked.
 """
 
+import gc
 import os
 import shutil
 
@@ -72,6 +73,12 @@ def pytest_collection_modifyitems(config, items):
         kept = [item for item in items if isinstance(item, pytest.DoctestItem) or item.originalname in listed]
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
         items[:] = kept
+
+
+def pytest_collection_finish(session):
+    """Leave what is imported out of the searches for garbage and for leaked tracers."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -29,8 +29,8 @@ NETWORK = """
 
 
 def start(body, devices, *arguments):
-    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-                   "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    flags = os.environ.get("XLA_FLAGS", "") + f" --xla_force_host_platform_device_count={devices}"
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen([sys.executable, "-c", textwrap.dedent(NETWORK) + textwrap.dedent(body), *arguments],
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 

@@ -80,8 +80,8 @@ BODY = """
 
 @pytest.mark.parametrize(("kind", "mesh"), [("automatic", "given"), ("explicit", "given"), ("explicit", "ambient")])
 def test_masks_of_sharded_parameters_keep_the_sharding(kind, mesh):
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu",
-                   "PYTHONPATH": str(ROOT)}
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", textwrap.dedent(BODY), kind, mesh], env=environment,
                           capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
