@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import gc
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -289,6 +290,14 @@ def compilations():
         yield lambda: count
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@contextlib.contextmanager
+def checking_leaks():
+    """JAX's search for leaked tracers, which looks at every object but those that were there before."""
+    gc.freeze()
+    with jax.checking_leaks():
+        yield
 
 
 def unchecked(fn):

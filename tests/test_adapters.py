@@ -20,7 +20,7 @@ import pytest
 from flax import nnx
 from pkjax.network import read
 
-from tests.cases import normal
+from tests.cases import checking_leaks, normal
 
 D, S = jnp.float64, jnp.float32
 F64 = {"param_dtype": D, "force_float32_reductions": False}
@@ -468,7 +468,7 @@ def test_functions_made_inside_jit_leave_no_tracer():
         apply_fn, params = adapters.from_linen(net, variables)
         return pk.ntk_trace(apply_fn, params, x)
 
-    with jax.checking_leaks():
+    with checking_leaks():
         got = inside(variables)
     np.testing.assert_allclose(got, pk.ntk_trace(*adapters.from_linen(net, variables), x), rtol=1e-12)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pkjax.analysis.analyze import analyze
 
-from tests.cases import compilations, normal
+from tests.cases import checking_leaks, compilations, normal
 
 WEIGHTS = {"a": normal(0, (3, 2)), "b": normal(1, (2, 2))}
 X = normal(2, (3, 3))
@@ -65,7 +65,7 @@ def test_nothing_is_pinned_after_the_call():
 
 
 def test_no_tracer_leaks():
-    with jax.checking_leaks():
+    with checking_leaks():
         analyze(scaled_by(jnp.ones(2)), WEIGHTS, X)
 
 

@@ -12,7 +12,7 @@ from pkjax import path_kernel as pk
 from pkjax import paths
 from pkjax.network import read
 
-from tests.cases import compilations, normal
+from tests.cases import checking_leaks, compilations, normal
 from tests.path_kernel.oracle import flat
 
 KEY = jax.random.key(0)
@@ -93,7 +93,7 @@ def test_nothing_is_pinned_after_the_call(name):
 
 @pytest.mark.parametrize("name", CALLS)
 def test_no_tracer_leaks(name):
-    with jax.checking_leaks():
+    with checking_leaks():
         CALLS[name](scaled_by(jnp.ones(2)), WEIGHTS, ONES)
 
 

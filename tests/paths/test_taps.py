@@ -11,7 +11,7 @@ from pkjax import paths
 from pkjax.network import read
 from pkjax.paths.taps import network_sites
 
-from tests.cases import FLOAT, normal
+from tests.cases import FLOAT, checking_leaks, normal
 
 
 def close(a, b):
@@ -93,7 +93,7 @@ def test_sites_give_the_gradient_of_every_covered_leaf(name):
 def test_the_structured_kernel_is_that_of_the_jacobian(name, transformation):
     net, params, X = NETWORKS[name]
     want = pk.ntk(net, params, X, engine="jacobian")
-    with jax.checking_leaks():
+    with checking_leaks():
         close(transformation(lambda p: pk.ntk(net, p, X, engine="structured"))(params), want)
     close(pk.ntk_trace(net, params, X), jnp.einsum("nnkk->", want))
 

@@ -8,7 +8,7 @@ import numpy as np
 import pkjax as pk
 import pytest
 
-from tests.cases import FLOAT
+from tests.cases import FLOAT, checking_leaks
 
 pytestmark = pytest.mark.filterwarnings("ignore::pkjax.pruning.result.EmptiedLayerWarning")
 
@@ -150,5 +150,5 @@ def test_keys_may_be_traced_where_parameters_are_not():
 
 
 def test_no_tracer_leaks():
-    with jax.checking_leaks():
+    with checking_leaks():
         jax.jit(lambda p: pk.prune(SCORES["synflow"], p, density=0.3, steps=2).masks)(draw(0))

@@ -9,7 +9,7 @@ import numpy as np
 import pkjax as pk
 import pytest
 
-from tests.cases import compilations, normal
+from tests.cases import checking_leaks, compilations, normal
 
 lax = jax.lax
 KEY = jax.random.key(3)
@@ -87,7 +87,7 @@ def test_nothing_outlives_the_call(call, case):
 
 @calls
 def test_no_tracer_leaks(call, case):
-    with jax.checking_leaks():
+    with checking_leaks():
         call(scaled(2.0), *case)
 
 
