@@ -122,10 +122,10 @@ def parted(names: list[str]) -> tuple[list[str], list[str]]:
 
 
 def layers(names: list[str]) -> str:
-    """Names of the arrays' layers, without their numbers.
+    """Names of the arrays' layers, or of arrays that are in none, without their numbers.
 
     Examples:
-        >>> layers(["blocks/0/query/kernel", "query_1_2/bias", "Dense_3/bias"])
-        'Dense, query'
+        >>> layers(["blocks/0/query/kernel", "query_1_2/bias", "Dense_3/bias", "position_0_1"])
+        'Dense, position, query'
     """
-    return ", ".join(sorted({re.sub(r"(_\d+)+$", "", name.split("/")[-2]) for name in names}))
+    return ", ".join(sorted({re.sub(r"(_\d+)+$", "", name.split("/")[-2:][0]) for name in names}))

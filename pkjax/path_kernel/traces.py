@@ -98,11 +98,13 @@ class SeriesPolynomial(ScaledPolynomial):
         return tuple(map(of_order, range(degree + 1)))
 
     def gated(self, operand: PathSum, gate: Callable[[], Any]) -> Any:
-        """Multiply by the next of the given gates."""
+        """Multiply every coefficient by the next of the given gates."""
         used, coefficients = self.used, []
-        for held in operand.value:
-            self.used = used
-            coefficients.append(None if held is None else super().gated(replace(operand, value=held), gate))
+        for held in operand.value if any(v is not None for v in operand.value) else (_zero(operand),):
+            if held is not None:
+                self.used = used
+                held = super().gated(replace(operand, value=held), gate)
+            coefficients.append(held)
         return tuple(coefficients)
 
     def coefficient(self, value: None, shape: tuple[int, ...], dtype: Any) -> Any:

@@ -54,6 +54,23 @@ def test_gated_trace_is_the_diagonal_part_of_the_ntk_trace(case):
     np.testing.assert_allclose(total, expected, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("leaves", ["i", "h", "o", "ihob"])
+def test_gated_trace_over_leaves_of_a_recurrent_network_is_that_over_enumerated_paths(leaves):
+    def net(p, x):
+        h = jnp.zeros((x.shape[0], 2), x.dtype)
+        for t in range(x.shape[1]):
+            h = jax.nn.relu(x[:, t] @ p["i"] + h @ p["h"] + p["b"])
+        return h @ p["o"]
+
+    w = {"i": normal(0, (3, 2)), "h": normal(1, (2, 2)), "o": normal(2, (2, 1)), "b": jnp.zeros(2)}
+    X = normal(3, (2, 3, 3))
+    factors = paths.factorize(net, w, X)
+    names = [name for name in sorted(w) for _ in range(w[name].size)]
+    slopes = factors.jtv[:, np.isin(names, list(leaves))]
+    want = np.sum(factors.jvf**2 * (slopes**2).sum(1))
+    np.testing.assert_allclose(pk.gated_trace(net, w, X, trainable={n: n in leaves for n in w}), want, rtol=1e-10)
+
+
 def test_bad_input_of_the_kernel_is_named():
     net, w = (lambda p, x: x @ p["a"]), {"a": jnp.ones((3, 2))}
     with pytest.raises(ValueError, match="batch of one"):
