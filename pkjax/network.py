@@ -5,8 +5,10 @@ what is compiled is kept by the program, whatever function it came from. What a 
 static facts. What comes out is one frozen value, a pytree whose static part is the program.
 """
 
+import contextlib
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
@@ -36,7 +38,9 @@ from pkjax.trees import (
     trained_entries,
 )
 
-__all__ = ["Network", "read"]
+__all__ = ["Network", "own_types", "read"]
+
+_OWN_TYPES: ContextVar[tuple[Any, ...]] = ContextVar("own types", default=())
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["fn", "params", "masks", "entries", "raw"],
@@ -129,6 +133,7 @@ def read(apply_fn: ApplyFn, params: PyTree, x: PyTree, *, masks: PyTree | None =
         trainable: which parameters are differentiated: a predicate, a tree of booleans, or None for all.
         paths: read the network as a sum over paths, for which integer inputs become the signals that the program
             makes of them: casts to floating point, and one-hot vectors where they look up tables.
+        name: what messages call ``x``.
 
     Raises:
         ValueError: whatever is wrong with these, in a message that names what was received: parameters, inputs or
@@ -160,6 +165,27 @@ def read(apply_fn: ApplyFn, params: PyTree, x: PyTree, *, masks: PyTree | None =
 
 # -- tracing ---------------------------------------------------------------------------------------------------------
 
+
+@contextlib.contextmanager
+def own_types(tree: PyTree) -> Iterator[None]:
+    """Where a function cannot be read in double precision within the block, read it in the types of (params, x).
+
+    Recurrent layers of Flax hold their state in a type of their own, whatever they are given.
+    """
+    x64 = jax.dtypes.canonicalize_dtype(float) == np.float64
+    token = _OWN_TYPES.set((x64, *map(jnp.result_type, jax.tree.leaves(tree))))
+    try:
+        yield
+    finally:
+        _OWN_TYPES.reset(token)
+
+
+def _in_own_types(tree: PyTree) -> PyTree:
+    """The parameters and inputs of a function in the types in which it computes."""
+    leaves, structure = jax.tree.flatten(tree)
+    types = _OWN_TYPES.get()[1:]
+    return jax.tree.unflatten(structure, [jnp.asarray(v).astype(t) for v, t in zip(leaves, types, strict=True)])
+
 _OF_MODULES: "weakref.WeakKeyDictionary[ModuleFunction, dict[Any, Any]]" = weakref.WeakKeyDictionary()
 """What adapters' functions were read as: while what they compute with is unchanged, equality stands in for tracing."""
 _KEPT = 16      # readings of one function, in other shapes or of other contents
@@ -177,7 +203,7 @@ def _traced(apply_fn: ApplyFn, params: PyTree, inputs: Any) -> tuple[BoundProgra
     leaves, structure = jax.tree.flatten(params)
     shapes = tuple((jnp.shape(p), jnp.result_type(p), getattr(getattr(p, "aval", p), "weak_type", False))
                    for p in leaves)
-    key = (content, structure, shapes, inputs, jax.config.jax_enable_x64)
+    key = (content, structure, shapes, inputs, jax.config.jax_enable_x64, _OWN_TYPES.get())
     if key not in known:
         traced = _read_anew(apply_fn, params, inputs)
         if any(isinstance(c, jax.core.Tracer) for c in traced[0].constants):
@@ -205,11 +231,21 @@ def _read_anew(apply_fn: ApplyFn, params: PyTree, inputs: Any) -> tuple[BoundPro
 
 def _output(apply_fn: ApplyFn, params: PyTree, x: PyTree, n: int) -> Array:
     """One array with a leading N, or an error that says what came instead."""
-    received = _told((jax.tree.structure(x), tuple(jax.tree.leaves(x))))
+    def told() -> Any:
+        return _told((jax.tree.structure(x), tuple(jax.tree.leaves(x))))
+
     try:
-        out = apply_fn(params, x)
+        try:
+            out = apply_fn(params, x)
+        except Exception:
+            if not (own := _OWN_TYPES.get()):
+                raise
+            params, x = _in_own_types((params, x))
+            with jax.enable_x64(own[0]):
+                out = apply_fn(params, x)
+            out = jax.tree.map(lambda leaf: leaf.astype(jnp.float64) if is_floating(leaf) else leaf, out)
     except Exception as error:
-        raise ValueError(f"apply_fn(params, x) failed on a batch of {n}, {received}: {error}") from error
+        raise ValueError(f"apply_fn(params, x) failed on a batch of {n}, {told()}: {error}") from error
     leaves = jax.tree.leaves(out)
     if len(leaves) != 1:
         raise ValueError(f"apply_fn(params, x) must return one array (N, *out), but returned {len(leaves)} of shapes "
@@ -217,10 +253,10 @@ def _output(apply_fn: ApplyFn, params: PyTree, x: PyTree, n: int) -> Array:
     (array,) = leaves
     if jnp.ndim(array) == 0 or array.shape[0] != n:
         raise ValueError("apply_fn(params, x) must return one row for each example, (N, *out), but returned shape "
-                         f"{jnp.shape(array)} for an input of {received}")
+                         f"{jnp.shape(array)} for an input of {told()}")
     if 0 in array.shape:
         raise ValueError("apply_fn(params, x) must return one number or more for each example, but returned shape "
-                         f"{array.shape} for an input of {received}")
+                         f"{array.shape} for an input of {told()}")
     if not is_floating(array):
         raise ValueError(f"apply_fn(params, x) must return real floating-point numbers, but returned {array.dtype}")
     return jnp.asarray(array)

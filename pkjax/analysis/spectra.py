@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PyTree
 
 from pkjax.linalg.block_lanczos import block_lanczos
 from pkjax.linalg.memory import default_memory_limit
-from pkjax.network import Network
+from pkjax.network import Network, own_types
 from pkjax.tangent_kernel.data_factor import data_blocks
 from pkjax.tangent_kernel.kernel import ntk
 from pkjax.tangent_kernel.products import ntk_matvec, ntk_trace
@@ -100,7 +100,7 @@ def data_spectrum(apply_fn: ApplyFn, params: PyTree, X: PyTree, *, masks: PyTree
         FloatingPointError: the network has more paths than float64 counts.
     """
     n = len(jax.tree.leaves(X)[0])
-    with jax.enable_x64(True):
+    with own_types((params, X)), jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         blocks = np.asarray(data_blocks(apply_fn, params, X, masks, jnp.float64, **gates)).reshape(-1, n, n)
     if not np.isfinite(blocks).all():
         raise FloatingPointError("the number of paths of this network is beyond what float64 holds")

@@ -27,8 +27,9 @@ from pkjax.path_kernel.gram import (
 )
 from pkjax.paths import NotFullyConnectedError
 from pkjax.paths.dense_layers import network_layers
-from pkjax.programs.program import BoundProgram
-from pkjax.trees import ApplyFn, Choice, is_floating
+from pkjax.paths.scaled import widest
+from pkjax.programs.equations import floating_types
+from pkjax.trees import ApplyFn, Choice
 
 __all__ = ["Eigenpairs", "is_direct", "largest_eigenpairs", "search_products"]
 
@@ -126,11 +127,10 @@ def largest_eigenpairs(apply_fn: ApplyFn, params: PyTree, x: PyTree, k: int, mas
             return Eigenpairs(top.values, _unflatten(top.vectors, params), top.residuals, top.bounds, not missing)
 
     start = apply_fn, params, x, masks, trainable
-    # A program that has been read multiplies in its own type.
-    eps = float(jnp.finfo(z.dtype if isinstance(apply_fn, BoundProgram) else np.float64).eps)
+    multiply, eps = _double(*start, _ROWS if method == "dense" else _at_once())
     values, rows, residuals, bounds, converged = (
-        _dense_pairs(_double(*start, _ROWS), len(trained), k, eps) if method == "dense"
-        else _lanczos_pairs(network, z, _double(*start, _at_once()), len(trained), k, tolerance, eps))
+        _dense_pairs(multiply, len(trained), k, eps) if method == "dense"
+        else _lanczos_pairs(network, z, multiply, len(trained), k, tolerance, eps))
     if not vectors:
         return Eigenpairs(values, None, residuals, bounds, converged)
     full = np.zeros((k, size))
@@ -144,26 +144,22 @@ def search_products(apply_fn: ApplyFn, params: PyTree, x: PyTree, masks: PyTree 
     network, z = read_start(apply_fn, params, x, masks, trainable)
     size = len(trained_positions(network))
     if _DENSE_BELOW < size <= _NARROW_ABOVE and not is_direct(network, z):
-        return _double(apply_fn, params, x, masks, trainable, 1)
+        return _double(apply_fn, params, x, masks, trainable, 1)[0]
     return _products(network, z, 1)
 
 
 def _double(apply_fn: ApplyFn, params: PyTree, x: PyTree, masks: PyTree | None, trainable: Choice, most: int
-            ) -> Multiply:
-    """Products in float64."""
-    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
-        # A program says what types it takes; any other function is read once more, on float64.
-        theta, start = (params, x) if isinstance(apply_fn, BoundProgram) else _in_double((params, x))
-        return _products(*read_start(apply_fn, theta, start, masks, trainable), most)
+            ) -> tuple[Multiply, float]:
+    """Products in float64, for which a function is read once more, and their rounding: it may have narrower parts."""
+    with widest(apply_fn, (params, x)) as (theta, start), jax.default_matmul_precision("highest"):
+        network, z = read_start(apply_fn, theta, start, masks, trainable)
+        types = floating_types(network.fn.program.jaxpr) | {z.dtype}
+        return _products(network, z, most), max(float(jnp.finfo(dtype).eps) for dtype in types)
 
 
 def _at_once() -> int:
     """Rows that a search multiplies at a time: several gain a processor nothing, and are another program."""
     return 1 if jax.default_backend() == "cpu" else _ROWS
-
-
-def _in_double(tree: PyTree) -> PyTree:
-    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64) if is_floating(leaf) else leaf, tree)
 
 
 def _products(network: Network, z: Array, most: int = _ROWS) -> Multiply:

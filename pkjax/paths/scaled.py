@@ -11,7 +11,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PyTree, Shaped
 
-from pkjax.network import Network, read
+from pkjax.network import Network, own_types, read
 from pkjax.paths.algebras import Polynomial
 from pkjax.paths.evaluation import evaluate_paths, unit_weights
 from pkjax.paths.exponents import NOTHING, Scaled, Scaling, nothing, shifted
@@ -23,7 +23,7 @@ from pkjax.programs.meshes import automatic_axes
 from pkjax.programs.program import BoundProgram
 from pkjax.trees import ApplyFn, is_floating
 
-__all__ = ["ScaledPolynomial", "Values", "held_as_is", "in_double", "log_count", "path_total", "scaled_polynomial",
+__all__ = ["ScaledPolynomial", "Values", "held_as_is", "log_count", "path_total", "scaled_polynomial",
            "scaled_values", "widest"]
 
 
@@ -73,7 +73,7 @@ class ScaledPolynomial(Polynomial):
         """Apply the operation to operands of one exponent."""
         terms = [s.value for s in operands]
         if self.sources is not None and any(s.on_input for s in operands):
-            terms = [t if s.on_input else t._replace(mantissa=t.mantissa * self.sources)
+            terms = [t if s.on_input else t._replace(mantissa=t.mantissa * self.sources.astype(t.mantissa.dtype))
                      for s, t in zip(operands, terms, strict=True)]
         return self.scaling.combined(op, fn, terms)
 
@@ -245,17 +245,18 @@ def log_count(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N 
 
 @contextlib.contextmanager
 def widest(apply_fn: ApplyFn, tree: PyTree) -> Iterator[PyTree]:
-    """Compute in float64 within the block, to which it brings the floating-point leaves of a concrete tree.
+    """Compute in float64 within the block, to which it brings the floating-point leaves of a concrete (params, x).
 
-    A program that has been read says itself what types it takes.
+    A program that has been read says itself what types it takes, and so does a function that float64 numbers cannot go
+    through.
     """
     double = not isinstance(apply_fn, BoundProgram)
     wide = double or jax.dtypes.canonicalize_dtype(float) == jnp.float64
-    with jax.enable_x64(wide), jax.numpy_dtype_promotion("standard"):
-        yield in_double(tree) if double else tree
+    with own_types(tree if double else ()), jax.enable_x64(wide), jax.numpy_dtype_promotion("standard"):
+        yield _in_double(tree) if double else tree
 
 
-def in_double(tree: PyTree) -> PyTree:
+def _in_double(tree: PyTree) -> PyTree:
     """Floating-point leaves in float64, which must be enabled; the others as they are."""
     def wide(leaf: Any) -> Any:
         if not is_floating(leaf):

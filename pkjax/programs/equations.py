@@ -4,9 +4,10 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import jax.numpy as jnp
 from jax.extend import core as jex
 
-__all__ = ["CALLS", "closed", "equation_function", "live_equations", "opened"]
+__all__ = ["CALLS", "closed", "equation_function", "floating_types", "live_equations", "opened"]
 
 CALLS = ("jit", "pjit", "closed_call", "core_call", "checkpoint", "remat2")
 """Calls that pass their arguments through."""
@@ -54,6 +55,22 @@ def live_equations(jaxpr: Any) -> list[Any]:
             live.append(eqn)
             needed.update(v for v in eqn.invars if not isinstance(v, jex.Literal))
     return live[::-1]
+
+
+def floating_types(jaxpr: Any) -> set[Any]:
+    """The floating-point types in which a program computes.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> sorted(map(str, floating_types(jax.make_jaxpr(lambda x: x.astype(jnp.float16) + 1)(jnp.float32(1)).jaxpr)))
+        ['float16']
+    """
+    found: set[Any] = set()
+    for eqn in live_equations(jaxpr):
+        found |= {v.aval.dtype for v in eqn.outvars if jnp.issubdtype(v.aval.dtype, jnp.floating)}
+        for inner in closed(eqn.params):
+            found |= floating_types(opened(inner)[0])
+    return found
 
 
 def equation_function(eqn: Any) -> Callable[..., Any]:

@@ -16,11 +16,10 @@ from pkjax.network import Network, read
 from pkjax.paths.exponents import NEAR, Scaled, log_of, nothing
 from pkjax.paths.frozen import with_gates
 from pkjax.paths.magnitudes import Magnitudes, magnitudes
-from pkjax.paths.scaled import in_double, scaled_values
+from pkjax.paths.scaled import scaled_values, widest
 from pkjax.programs.checks import HOLDS
 from pkjax.programs.compilation import compiled_for_few_calls
 from pkjax.programs.meshes import automatic_axes
-from pkjax.programs.program import BoundProgram
 from pkjax.pruning.prunable import prunable_leaves
 from pkjax.pruning.result import DisconnectedWarning, LayerReport, layer_report, layers_table
 from pkjax.pruning.scores.leaves import widened
@@ -135,10 +134,8 @@ def connectivity(
     chosen = prunable_leaves(params, prunable, required=False)
     apply_fn = with_gates(apply_fn, params, x, gates, reference, masks)
     # Fourth powers of weights of one layer may lie further apart than float32 holds.
-    double = not isinstance(apply_fn, BoundProgram)     # a program says what types it takes
-    wide = double or jax.dtypes.canonicalize_dtype(float) == np.float64
-    with jax.enable_x64(wide), jax.numpy_dtype_promotion("standard"):
-        theta, inputs = in_double((params, x)) if double else widened((params, x))
+    with widest(apply_fn, (params, x)) as wide:
+        theta, inputs = widened(wide)
         network = read(apply_fn, theta, inputs, masks=masks, paths=True).fixed
         z = network.batch(inputs, "x")
         z = (z != 0).astype(z.dtype)

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, PyTree, Shaped
 
 from pkjax import tables
-from pkjax.paths.scaled import in_double
+from pkjax.paths.scaled import widest
 from pkjax.programs.meshes import automatic_axes
 from pkjax.pruning.prunable import prunable_leaves
 from pkjax.pruning.scores.data_free import synflow_l2
@@ -87,8 +87,7 @@ def effective_units(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[Array | 
         (3, 2, 2.0, 2.0)
     """
     chosen = prunable_leaves(params, prunable, required=False)
-    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
-        theta, z = in_double((apply_masks(params, masks), x))
+    with widest(apply_fn, (apply_masks(params, masks), x)) as (theta, z):
         scores = jax.device_get(synflow_l2(apply_fn, theta, z, variant="conserved"))
     reports = []
     for name, leaf, chosen_leaf in zip(leaf_names(params), jax.tree.leaves(scores), chosen, strict=True):

@@ -9,7 +9,7 @@ from jaxtyping import Array, PyTree, Shaped
 
 from pkjax.network import Network, read
 from pkjax.paths.frozen import unit_coefficients, with_gates
-from pkjax.paths.scaled import in_double
+from pkjax.paths.scaled import widest
 from pkjax.programs.meshes import automatic_axes
 from pkjax.pruning.prunable import prunable_leaves
 from pkjax.pruning.scores.data_free import synflow
@@ -59,8 +59,7 @@ def on_paths(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[Array | np.ndar
         {'gate': False, 'out': True, 'value': True}
     """
     chosen = prunable_leaves(params, prunable)
-    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
-        theta, z = in_double((params, x))
+    with widest(apply_fn, (params, x)) as (theta, z):
         network = unit_coefficients(with_gates(apply_fn, theta, z, gates, None))
         through = jax.device_get(jax.tree.leaves(synflow(network, jax.tree.map(_even, theta), jax.tree.map(_unit, z))))
     felt = jax.device_get(_slopes(read(apply_fn, params, x).fixed, x))
