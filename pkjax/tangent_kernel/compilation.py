@@ -22,7 +22,11 @@ FAULT = ("XLA on this processor computes backward passes of several outputs thro
 
 
 def is_curved(network: Network) -> bool:
-    """Whether signals of less than double precision meet in a network, or go through a function that is curved."""
+    """Whether XLA's fault may meet a network of less than double precision.
+
+    Signals meet in it or go through a function that is curved, or a parameter meets itself, as where weights are
+    standardised.
+    """
     return network.fn.out.dtype != np.float64 and uses(network.fn.program, network.params, network.example).curved
 
 

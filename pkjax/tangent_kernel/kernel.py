@@ -136,7 +136,7 @@ class _Block:
     whole: tuple[bool, ...]
     engine: str
     curved: bool = False
-    """Whether signals meet in the network, or go through a function that is curved."""
+    """Whether signals meet or go through a function that is curved, or a parameter meets itself."""
 
     def __call__(self, fn: BoundProgram, params: PyTree, entries: list[Any], X: Array, X2: Array | None) -> Array:
         if all(mask is None for mask in entries):     # nothing trains: all is masked, or without entries

@@ -56,3 +56,17 @@ def test_curved_are_networks_of_less_than_double_precision_whose_signals_meet_or
     assert is_curved(read(net, *SINGLE))
     assert not is_curved(read(net, PARAMS, X))
     assert not is_curved(read(lambda p, x: jax.nn.relu(x @ p["in"]).sum(1) @ p["out"], *SINGLE))
+
+
+def test_curved_are_networks_that_standardise_their_weights_not_those_whose_normalisation_holds_its_averages():
+    def standardised(p, x):
+        w = p["in"] - p["in"].mean(-1, keepdims=True)
+        return jax.nn.relu(x @ (w * lax.rsqrt(jnp.square(w).mean(-1, keepdims=True)))).sum(1) @ p["out"]
+
+    def averaged(p, x):
+        h = jax.nn.relu((x @ p["in"] - p["mean"]) * (p["scale"] * lax.rsqrt(jnp.abs(p["variance"]))))
+        return h.sum(1) @ p["out"]
+
+    averages = {"mean": SINGLE[0]["scale"], "variance": SINGLE[0]["scale"]}
+    assert is_curved(read(standardised, *SINGLE))
+    assert not is_curved(read(averaged, SINGLE[0] | averages, SINGLE[1]))
