@@ -13,9 +13,10 @@ from pkjax.paths import NotPathNetworkError
 from pkjax.paths.exponents import shifted
 from pkjax.paths.interpret import interpret
 from pkjax.paths.scaled_signals import ScaledSignals
+from pkjax.programs.equations import closed, opened
 from pkjax.programs.program import BoundProgram
 
-__all__ = ["check_kernel", "restrict"]
+__all__ = ["along", "check_kernel", "restrict"]
 
 
 def restrict(fn: BoundProgram, params: PyTree, entries: list[Any]
@@ -40,6 +41,31 @@ def restrict(fn: BoundProgram, params: PyTree, entries: list[Any]
         return fn(jax.tree.unflatten(treedef, full), x[None])[0]
 
     return restricted, [jnp.asarray(leaves[i]) for i in moving]
+
+
+def along(fn: BoundProgram, f: Callable[[list[Array]], Array], theta: list[Array], tangent: list[Array]
+          ) -> tuple[Array, Array]:
+    """Return f, which evaluates a program on the leaves that train, and its derivative along a tangent.
+
+    Raises:
+        ValueError: a `custom_vjp` rule is not linear in the cotangent.
+    """
+    if not _has_backward_rules(fn.program.jaxpr):
+        return jax.jvp(f, (theta,), (tangent,))
+    # `custom_vjp` has no forward derivative; the backward one is linear in the cotangent.
+    out, pull = jax.vjp(f, theta)
+    try:
+        (change,) = jax.linear_transpose(lambda cotangent: pull(cotangent)[0], out)(tangent)
+    except NotImplementedError as error:
+        raise ValueError(f"apply_fn has a custom_vjp rule that is not linear in the cotangent ({error}), so that Θ has "
+                         "no products with vectors: compute ntk, or give the rule a linear backward pass") from error
+    return out, change
+
+
+def _has_backward_rules(jaxpr: Any) -> bool:
+    """Whether an operation of a program, or one within it, has a derivative rule by ``custom_vjp``."""
+    return any(eqn.primitive.name.startswith("custom_vjp_call")
+               or any(_has_backward_rules(opened(inner)[0]) for inner in closed(eqn.params)) for eqn in jaxpr.eqns)
 
 
 def check_kernel(network: Network, X: Array, values: PyTree, what: str, v: Array | None = None) -> None:

@@ -12,7 +12,7 @@ from pkjax.linalg.memory import budget
 from pkjax.network import Network, read
 from pkjax.programs.meshes import automatic_axes
 from pkjax.tangent_kernel import layerwise
-from pkjax.tangent_kernel.arguments import check_kernel, restrict
+from pkjax.tangent_kernel.arguments import along, check_kernel, restrict
 from pkjax.tangent_kernel.compilation import compiled
 from pkjax.tangent_kernel.leaf_costs import ENTRIES, uses
 from pkjax.trees import ApplyFn, Choice
@@ -143,5 +143,5 @@ def theta_times(network: Network, X: Array, v: Array, *, size: int) -> Array:
             return jax.tree.map(jnp.add, total, part), None
 
         tangent, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, theta), (batches, weights))
-        out = jax.lax.map(lambda x: jax.jvp(lambda t: over(t, x), (theta,), (tangent,))[1], batches)
+        out = jax.lax.map(lambda x: along(network.fn, lambda t: over(t, x), theta, tangent)[1], batches)
         return out.reshape(full, -1)[:n]

@@ -16,6 +16,7 @@ from pkjax import (
     ntk_trace,
     ntk_trace_estimate,
 )
+from pkjax.dynamics import linearize
 
 from tests.cases import half_masks, named_network, normal
 
@@ -35,6 +36,38 @@ def test_products_do_not_depend_on_the_batch(batch_size):
     v = normal(0, apply_fn(params, x).shape)
     got = ntk_matvec(apply_fn, params, x, batch_size=batch_size)(v)
     np.testing.assert_allclose(got.ravel(), theta @ v.ravel(), rtol=1e-11)
+
+
+@pytest.mark.parametrize("batch_size", [2, None])
+def test_products_of_a_network_with_backward_rules_are_those_of_its_jacobian(batch_size):
+    @jax.custom_vjp
+    def straight(w):
+        return jnp.sign(w)
+
+    straight.defvjp(lambda w: (straight(w), None), lambda _, d: (3 * d,))
+
+    def net(w, x):
+        return jax.lax.scan(lambda h, _: (jnp.tanh(h @ straight(w)), None), x, length=2)[0]
+
+    w, x, v = normal(0, (3, 3)), normal(1, (3, 3)), normal(2, (3, 3))
+    rows = jax.jacrev(net)(w, x).reshape(9, 9)
+    got = ntk_matvec(net, w, x, batch_size=batch_size)(v)
+    np.testing.assert_allclose(got.ravel(), rows @ rows.T @ v.ravel(), rtol=1e-11)
+    moved = linearize(net, w, x)(w + v) - net(w, x)
+    np.testing.assert_allclose(moved.ravel(), rows @ v.ravel(), rtol=1e-11)
+    np.testing.assert_allclose(ntk_eigenpairs(net, w, x, k=1).values, np.linalg.eigvalsh(rows @ rows.T)[-1:], rtol=1e-9)
+
+
+def test_a_backward_rule_that_is_not_linear_is_refused_by_products_alone():
+    @jax.custom_vjp
+    def clipped(z):
+        return z
+
+    clipped.defvjp(lambda z: (z, None), lambda _, d: (jnp.clip(d, -0.5, 0.5),))
+    w, x = normal(0, (3, 2)), normal(1, (3, 3))
+    with pytest.raises(ValueError, match=r"custom_vjp rule that is not linear .* compute ntk"):
+        ntk_matvec(lambda w, x: clipped(x @ w), w, x)(normal(2, (3, 2)))
+    np.testing.assert_allclose(ntk(lambda w, x: clipped(x @ w), w, x)[0, 0], np.eye(2) * np.sum(x[0]**2) / 4)
 
 
 @pytest.mark.parametrize("probes", [4, 12])
