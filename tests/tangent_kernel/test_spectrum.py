@@ -119,6 +119,19 @@ def test_every_copy_of_a_multiple_eigenvalue_is_found():
     np.testing.assert_allclose(pairs.values, [9] * 12 + [4] * 8 + [1], rtol=1e-9)
 
 
+def test_eigenvalues_in_half_precision_are_those_of_double_precision_to_a_few_epsilon():
+    w, x = normal(0, (4, 3)), normal(1, (3, 4))
+    single = jax.tree.map(lambda a: a.astype(jnp.bfloat16), (w, x))
+    want = np.linalg.eigvalsh(ntk(lambda w, x: x @ w, w, x).transpose(0, 2, 1, 3).reshape(9, 9))[::-1][:4]
+    pairs = ntk_eigenpairs(lambda w, x: x @ w, *single, k=4)
+    np.testing.assert_allclose(pairs.values, want, atol=0.03 * want[0])
+
+
+def test_eigenpairs_under_jit_are_refused():
+    with pytest.raises(ValueError, match="call it outside jit"):
+        jax.jit(lambda w: ntk_eigenpairs(lambda w, x: x @ w, w, jnp.ones((2, 3)), k=1).values)(jnp.ones((3, 2)))
+
+
 def test_the_density_counts_every_eigenvalue():
     apply_fn, params, x, theta = network()
     density = ntk_density(apply_fn, params, x, key=jax.random.key(2), probes=60, depth=54)
@@ -146,9 +159,12 @@ def test_statistics_of_a_kernel_of_two_hundred_thousand_rows():
 @pytest.mark.parametrize(("function", "options", "message"), [
     (ntk_trace_estimate, {"key": jax.random.key(0), "probes": 1}, "probes must be at least 2"),
     (ntk_frobenius, {"key": jax.random.key(0), "probes": 1}, "probes must be at least 2"),
-    (ntk_eigenpairs, {"k": 0}, "k must be between 1 and NK = 54"),
-    (ntk_eigenpairs, {"k": 55}, "k must be between 1 and NK = 54"),
-    (ntk_eigenpairs, {"k": 1, "batch_size": 0}, "batch_size must be 1 or more"),
+    (ntk_eigenpairs, {"k": 0}, "k must be a whole number between 1 and NK = 54"),
+    (ntk_eigenpairs, {"k": 55}, "k must be a whole number between 1 and NK = 54"),
+    (ntk_eigenpairs, {"k": 1, "batch_size": 0}, "batch_size must be a whole number of examples, 1 or more"),
+    (ntk_eigenpairs, {"k": 2.0}, "k must be a whole number"),
+    (ntk_eigenpairs, {"k": 1, "batch_size": 2.5}, "batch_size must be a whole number of examples"),
+    (ntk_eigenpairs, {"k": 1, "tolerance": -1.0}, "tolerance must be above 0, or None, got -1.0"),
 ])
 def test_bad_requests_are_refused(function, options, message):
     apply_fn, params, x, _ = network()
