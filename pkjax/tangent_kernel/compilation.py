@@ -65,7 +65,7 @@ def _is_at_fault() -> bool:
     draw = np.random.default_rng(0)
     x, cotangents = draw.normal(size=(64, 128)).astype(np.float32), draw.normal(size=(65, 64, 128)).astype(np.float32)
     with jax.ensure_compile_time_eval():
-        found = jax.jit(lambda x, d: jax.vmap(lambda e: jax.vjp(normalised, x)[1](e)[0])(d))(x, cotangents)
+        found = np.asarray(jax.jit(lambda x, d: jax.vmap(lambda e: jax.vjp(normalised, x)[1](e)[0])(d))(x, cotangents))
     z, scale = (x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True), x.std(-1, keepdims=True)
     known = (cotangents - cotangents.mean(-1, keepdims=True) - z * (cotangents * z).mean(-1, keepdims=True)) / scale
     return bool(np.abs(found - known).max() > 1e-3 * np.abs(known).max())

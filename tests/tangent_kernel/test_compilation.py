@@ -52,6 +52,16 @@ def test_within_jit_a_warning_says_what_to_do_and_networks_that_are_not_curved_h
     jax.eval_shape(lambda p, x: ntk_trace(lambda p, x: jax.nn.relu(x @ p["in"]).sum(1) @ p["out"], p, x), *SINGLE)
 
 
+def test_the_search_for_the_fault_may_come_first_within_jit():
+    want = _is_at_fault()
+    _is_at_fault.cache_clear()
+
+    def within(x):
+        assert _is_at_fault() is want
+        return x
+    jax.eval_shape(within, X)
+
+
 def test_curved_are_networks_of_less_than_double_precision_whose_signals_meet_or_bend():
     assert is_curved(read(net, *SINGLE))
     assert not is_curved(read(net, PARAMS, X))
