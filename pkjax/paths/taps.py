@@ -133,7 +133,9 @@ class Walk:
         """Evaluate an operation on parameters and constants."""
         name = eqn.primitive.name
         leaves = frozenset().union(*(v.leaves for v in ins))
-        self.curved = self.curved or (name in MEETINGS and ins[0].leaves & ins[1].leaves != set())
+        meets = name in MEETINGS and ins[0].leaves & ins[1].leaves != set()
+        inner = _names(eqn)     # a whole normalisation, if it has a rule or a loop of its own
+        self.curved = self.curved or meets or (inner & CURVED != set() and not inner.isdisjoint(MEETINGS))
         outs = evaluate(eqn, [v.array for v in ins])
         made = [i for i, v in enumerate(ins) if v.leaves]
         view, at = ins[made[0]].view, made[0]

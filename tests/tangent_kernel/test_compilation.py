@@ -77,6 +77,12 @@ def test_curved_are_networks_that_standardise_their_weights_not_those_whose_norm
         h = jax.nn.relu((x @ p["in"] - p["mean"]) * (p["scale"] * lax.rsqrt(jnp.abs(p["variance"]))))
         return h.sum(1) @ p["out"]
 
+    @jax.custom_jvp
+    def ruled(w):
+        return w * lax.rsqrt(jnp.square(w).mean(-1, keepdims=True))
+
+    ruled.defjvp(lambda at, d: jax.jvp(lambda w: w / jnp.linalg.norm(w), at, d))
     averages = {"mean": SINGLE[0]["scale"], "variance": SINGLE[0]["scale"]}
     assert is_curved(read(standardised, *SINGLE))
+    assert is_curved(read(lambda p, x: jax.nn.relu(x @ ruled(p["in"])).sum(1) @ p["out"], *SINGLE))
     assert not is_curved(read(averaged, SINGLE[0] | averages, SINGLE[1]))
