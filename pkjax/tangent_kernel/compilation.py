@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pkjax.network import Network
+from pkjax.programs.equations import closed, opened
 from pkjax.tangent_kernel.leaf_costs import uses
 
 __all__ = ["NO_FUSION", "compiled", "is_curved"]
@@ -22,12 +23,20 @@ FAULT = ("XLA on this processor computes backward passes of several outputs thro
 
 
 def is_curved(network: Network) -> bool:
-    """Whether XLA's fault may meet a network of less than double precision.
+    """Whether XLA's fault may meet a network that computes in less than double precision, be it in part.
 
     Signals meet in it or go through a function that is curved, or a parameter meets itself, as where weights are
     standardised.
     """
-    return network.fn.out.dtype != np.float64 and uses(network.fn.program, network.params, network.example).curved
+    program = network.fn.program
+    return uses(program, network.params, network.example).curved and (
+        network.fn.out.dtype != np.float64 or _is_narrow(program.jaxpr))
+
+
+def _is_narrow(jaxpr: Any) -> bool:
+    """Whether an operation gives floating-point numbers of less than double precision."""
+    return any(any(jnp.issubdtype(v.aval.dtype, jnp.floating) and v.aval.dtype != np.float64 for v in eqn.outvars)
+               or any(_is_narrow(opened(inner)[0]) for inner in closed(eqn.params)) for eqn in jaxpr.eqns)
 
 
 def compiled(*, static_argnames: str | Sequence[str] = (), curved: Callable[..., bool] = is_curved

@@ -65,6 +65,8 @@ def test_the_search_for_the_fault_may_come_first_within_jit():
 def test_curved_are_networks_of_less_than_double_precision_whose_signals_meet_or_bend():
     assert is_curved(read(net, *SINGLE))
     assert not is_curved(read(net, PARAMS, X))
+    assert is_curved(read(lambda p, x: net(*jax.tree.map(lambda a: a.astype(jnp.float32), (p, x))).astype(x.dtype),
+                          PARAMS, X))
     assert not is_curved(read(lambda p, x: jax.nn.relu(x @ p["in"]).sum(1) @ p["out"], *SINGLE))
 
 
