@@ -334,6 +334,9 @@ def tapped(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ...
     Returns:
         The outputs (1, K), and the operands in the order of ``sites``.
 
+    Raises:
+        ValueError: x is not a batch of one, or taps are not arrays of the sites' shapes, in their order.
+
     Examples:
         >>> import jax.numpy as jnp
         >>> w = {"a": jnp.ones((3, 2)), "b": jnp.ones(2)}
@@ -343,7 +346,13 @@ def tapped(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ...
     """
     network = read(apply_fn, params, x)
     found, *_ = network_sites(network.fn, network.params, network.example)
-    return network_tapped(network.fn, network.params, network.batch(x, "x"), taps, found)
+    z = network.batch(x, "x")
+    if len(z) != 1:
+        raise ValueError(f"x must be a batch of one, (1, *input), but has {len(z)} examples: use jax.vmap for several")
+    given, wanted = [jnp.shape(tap) for tap in taps], [site.shape for site in found]
+    if given != wanted:
+        raise ValueError(f"taps must have the shapes of the network's sites, {wanted}, got {given}")
+    return network_tapped(network.fn, network.params, z, taps, found)
 
 
 def network_tapped(fn: BoundProgram, params: PyTree, x: Array, taps: Sequence[Array], found: Sequence[Site]

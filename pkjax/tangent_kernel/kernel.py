@@ -64,7 +64,7 @@ def ntk(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[Array | np.ndarray, 
             below 1, the kernel does not fit (the message says what would), a mesh is used under `jit`, masks or
             trainable have another structure, or params or inputs hold NaN or infinity.
         FloatingPointError: Θ overflows or vanishes in the type of its numbers (not checked under `jit`).
-        TypeError: masks are not booleans.
+        TypeError: masks are not booleans, or `mesh` is not a mesh.
         ImportError: the engine is "neural-tangents" and that package cannot be loaded.
 
     Source: Jacot, Gabriel and Hongler (2018), equation 2; Gebhart, Saxena and Schrater (2021), equations 3 and 11
@@ -79,6 +79,8 @@ def ntk(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[Array | np.ndarray, 
                [0., 1.]], ...)
     """
     _check(engine, tile, memory_limit)
+    if mesh is not None and not isinstance(mesh, Mesh):
+        raise TypeError(f"mesh must be a jax.sharding.Mesh, or None, got {type(mesh).__name__}")
     network = read(apply_fn, params, X, masks=masks, trainable=trainable)
     rows, columns = network.batch(X), None if X2 is None else network.batch(X2, "X2")
     sizes = (len(rows), None if columns is None else len(columns))
