@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PyTree, Shaped
 from pkjax.dynamics.arguments import batched, floats, matrix_of
 from pkjax.network import Network, read
 from pkjax.programs.meshes import automatic_axes
-from pkjax.tangent_kernel.arguments import check_kernel, restrict
+from pkjax.tangent_kernel.arguments import along, check_kernel, restrict
 from pkjax.trees import ApplyFn, Choice, check_like
 
 __all__ = ["linearize", "predict", "weight_change"]
@@ -143,5 +143,5 @@ def _push(network: Network, X: Array, params_t: PyTree) -> Array:
         moving = zip(jax.tree.leaves(params_t), network.entries, strict=True)
         there = [leaf for leaf, mask in moving if mask is not None]
         omega = [jnp.asarray(a).astype(b.dtype) - b for a, b in zip(there, theta, strict=True)]
-        out, change = jax.jvp(lambda p: jax.vmap(f, (None, 0))(p, X), (theta,), (omega,))
+        out, change = along(network.fn, lambda p: jax.vmap(f, (None, 0))(p, X), theta, omega)
         return out + change

@@ -40,6 +40,8 @@ AFFINE = (*WHOLE, "broadcast_in_dim", "slice", "rev", "concatenate", "pad", "red
 SUMS = ("add", "add_any", "sub")
 PRODUCTS = ("mul", "dot_general", "conv_general_dilated")
 """Operations that a parameter and a signal enter linearly."""
+MEETINGS = (*PRODUCTS, "div")
+"""Operations that are curved where both operands are made of the same, as in normalisations."""
 MATRICES = {"dot_general": "dense", "conv_general_dilated": "convolution", "gather": "lookup"}
 """Operations that may be products of matrices → the kind of their sites where they are."""
 CURVED = frozenset(name for name, reason in REFUSED.items() if reason == HOMOGENEITY) | {"integer_pow", "square"}
@@ -75,7 +77,7 @@ class Walk:
         self.unreached: set[int] = set()
         """Leaves that no tap on an operation reaches."""
         self.curved = False
-        """Whether signals meet, or go through a function that is curved."""
+        """Whether signals meet or go through a function that is curved, or a parameter meets itself."""
 
     def source(self, i: int, leaf: Any) -> Held:
         """A parameter leaf; integers are constants."""
@@ -121,7 +123,7 @@ class Walk:
         """Evaluate an operation as it stands."""
         arrays = [v.array for v in ins]
         if any(v.varies for v in ins):
-            meet = eqn.primitive.name in (*PRODUCTS, "div") and all(v.varies for v in ins)
+            meet = eqn.primitive.name in MEETINGS and all(v.varies for v in ins)
             self.curved = self.curved or meet or _names(eqn) & CURVED != set()
             outs = as_function(eqn)(*arrays)
             return [Held(out, True) for out in (outs if eqn.primitive.multiple_results else [outs])]
@@ -131,6 +133,9 @@ class Walk:
         """Evaluate an operation on parameters and constants."""
         name = eqn.primitive.name
         leaves = frozenset().union(*(v.leaves for v in ins))
+        meets = name in MEETINGS and ins[0].leaves & ins[1].leaves != set()
+        inner = _names(eqn)     # a whole normalisation, if it has a rule or a loop of its own
+        self.curved = self.curved or meets or (inner & CURVED != set() and not inner.isdisjoint(MEETINGS))
         outs = evaluate(eqn, [v.array for v in ins])
         made = [i for i, v in enumerate(ins) if v.leaves]
         view, at = ins[made[0]].view, made[0]
@@ -273,7 +278,7 @@ def network_sites(fn: BoundProgram, params: PyTree, x: Any
                   ) -> tuple[tuple[Site, ...], dict[int, tuple[int, ...]], bool]:
     """Find the sites of a network that has been read; under a transformation they live as long as its trace does.
 
-    Returns as well whether signals meet, or go through a function that is curved.
+    Returns as well whether signals meet or go through a function that is curved, or a parameter meets itself.
     """
     leaves, treedef = jax.tree.flatten(params)
     moving = [i for i, leaf in enumerate(leaves) if is_floating(leaf)]
@@ -329,6 +334,9 @@ def tapped(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ...
     Returns:
         The outputs (1, K), and the operands in the order of ``sites``.
 
+    Raises:
+        ValueError: x is not a batch of one, or taps are not arrays of the sites' shapes, in their order.
+
     Examples:
         >>> import jax.numpy as jnp
         >>> w = {"a": jnp.ones((3, 2)), "b": jnp.ones(2)}
@@ -338,7 +346,13 @@ def tapped(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N ...
     """
     network = read(apply_fn, params, x)
     found, *_ = network_sites(network.fn, network.params, network.example)
-    return network_tapped(network.fn, network.params, network.batch(x, "x"), taps, found)
+    z = network.batch(x, "x")
+    if len(z) != 1:
+        raise ValueError(f"x must be a batch of one, (1, *input), but has {len(z)} examples: use jax.vmap for several")
+    given, wanted = [jnp.shape(tap) for tap in taps], [site.shape for site in found]
+    if given != wanted:
+        raise ValueError(f"taps must have the shapes of the network's sites, {wanted}, got {given}")
+    return network_tapped(network.fn, network.params, z, taps, found)
 
 
 def network_tapped(fn: BoundProgram, params: PyTree, x: Array, taps: Sequence[Array], found: Sequence[Site]

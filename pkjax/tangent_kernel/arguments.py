@@ -1,21 +1,28 @@
 """A network as a function of what trains: the closure that everything about Θ differentiates."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, PyTree
 
 from pkjax.network import Network
 from pkjax.paths import NotPathNetworkError
+from pkjax.paths.algebras import Polynomial
+from pkjax.paths.evaluation import evaluate_paths
 from pkjax.paths.exponents import shifted
 from pkjax.paths.interpret import interpret
+from pkjax.paths.polynomial import recorded_gates
 from pkjax.paths.scaled_signals import ScaledSignals
+from pkjax.programs.equations import closed, opened
 from pkjax.programs.program import BoundProgram
+from pkjax.trees import is_floating
 
-__all__ = ["check_kernel", "restrict"]
+__all__ = ["along", "check_count", "check_kernel", "restrict"]
 
 
 def restrict(fn: BoundProgram, params: PyTree, entries: list[Any]
@@ -42,11 +49,42 @@ def restrict(fn: BoundProgram, params: PyTree, entries: list[Any]
     return restricted, [jnp.asarray(leaves[i]) for i in moving]
 
 
+def along(fn: BoundProgram, f: Callable[[list[Array]], Array], theta: list[Array], tangent: list[Array]
+          ) -> tuple[Array, Array]:
+    """Return f, which evaluates a program on the leaves that train, and its derivative along a tangent.
+
+    Raises:
+        ValueError: a `custom_vjp` rule is not linear in the cotangent.
+    """
+    if not _has_backward_rules(fn.program.jaxpr):
+        return jax.jvp(f, (theta,), (tangent,))
+    # `custom_vjp` has no forward derivative; the backward one is linear in the cotangent.
+    out, pull = jax.vjp(f, theta)
+    try:
+        (change,) = jax.linear_transpose(lambda cotangent: pull(cotangent)[0], out)(tangent)
+    except NotImplementedError as error:
+        raise ValueError(f"apply_fn has a custom_vjp rule that is not linear in the cotangent ({error}), so that Θ has "
+                         "no products with vectors: compute ntk, or give the rule a linear backward pass") from error
+    return out, change
+
+
+def _has_backward_rules(jaxpr: Any) -> bool:
+    """Whether an operation of a program, or one within it, has a derivative rule by ``custom_vjp``."""
+    return any(eqn.primitive.name.startswith("custom_vjp_call")
+               or any(_has_backward_rules(opened(inner)[0]) for inner in closed(eqn.params)) for eqn in jaxpr.eqns)
+
+
+def check_count(name: str, value: Any, unit: str, none: bool = True) -> None:
+    """Raise ValueError unless an option is a whole number of 1 or more; `none` says that it may be None as well."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise ValueError(f"{name} must be a whole number of {unit}, 1 or more{', or None' * none}, got {value!r}")
+
+
 def check_kernel(network: Network, X: Array, values: PyTree, what: str, v: Array | None = None) -> None:
     """Raise FloatingPointError where what was computed of Θ is not finite, or 0 because it vanished (traced: passes).
 
-    Outputs f are linear in the parameters of the last layer. So where everything trains, Θ is 0 only if f is, and Θ v
-    only if the inner product of v and f is.
+    Outputs f are linear in the parameters of the last layer. So where everything trains, Θ is 0 only if f is or no
+    open path has a parameter, and Θ v likewise for the inner product of v and f.
 
     Args:
         network: the network.
@@ -73,10 +111,13 @@ def _state(values: PyTree) -> tuple[Array, Array]:
 
 
 def _responds(network: Network, X: Array, v: Array | None) -> bool:
-    """Whether outputs (weighted by v) are not 0, however small; False where the network is not a sum over paths."""
+    """Whether outputs (weighted by v) are not 0, however small, and open paths have parameters.
+
+    False where the network is not a sum over paths.
+    """
+    weights = jnp.ones((len(X), network.size), network.fn.out.dtype) if v is None else v
     try:
-        return bool(_response(network, X, jnp.ones((len(X), network.size), network.fn.out.dtype) if v is None else v,
-                              v is not None))
+        return bool(_response(network, X, weights, v is not None)) and bool(_is_parametric(network, X))
     except NotPathNetworkError:
         return False
 
@@ -92,3 +133,17 @@ def _response(network: Network, X: Array, v: Array, signed: bool) -> Array:
     terms = shifted(mantissas, (exponents - exponents.max())[:, None]) * v
     sizes = jnp.abs(terms).sum()
     return jnp.abs(terms.sum()) > 1e-3 * sizes if signed else sizes > 0
+
+
+@jax.jit
+def _is_parametric(network: Network, X: Array) -> Array:
+    """Whether an open path has a parameter: then their number changes with the size of all parameters."""
+    _, gates = recorded_gates(network, X)
+    z = (X != 0).astype(X.dtype) if is_floating(X) else X
+
+    def count(size: Array) -> Array:
+        params = jax.tree.map(lambda leaf: jnp.where(leaf != 0, size, 0).astype(leaf.dtype) if is_floating(leaf)
+                              else leaf, network.params)
+        return evaluate_paths(partial(Polynomial, 1), replace(network, params=params), z, gates).sum()
+
+    return jax.grad(count)(jnp.ones((), network.fn.out.dtype)) != 0

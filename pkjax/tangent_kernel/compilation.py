@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pkjax.network import Network
+from pkjax.programs.equations import floating_types
 from pkjax.tangent_kernel.leaf_costs import uses
 
 __all__ = ["NO_FUSION", "compiled", "is_curved"]
@@ -22,8 +23,14 @@ FAULT = ("XLA on this processor computes backward passes of several outputs thro
 
 
 def is_curved(network: Network) -> bool:
-    """Whether signals of less than double precision meet in a network, or go through a function that is curved."""
-    return network.fn.out.dtype != np.float64 and uses(network.fn.program, network.params, network.example).curved
+    """Whether XLA's fault may meet a network that computes in less than double precision, be it in part.
+
+    Signals meet in it or go through a function that is curved, or a parameter meets itself, as where weights are
+    standardised.
+    """
+    program = network.fn.program
+    return uses(program, network.params, network.example).curved and (
+        network.fn.out.dtype != np.float64 or floating_types(program.jaxpr) > {np.dtype(np.float64)})
 
 
 def compiled(*, static_argnames: str | Sequence[str] = (), curved: Callable[..., bool] = is_curved
@@ -61,7 +68,7 @@ def _is_at_fault() -> bool:
     draw = np.random.default_rng(0)
     x, cotangents = draw.normal(size=(64, 128)).astype(np.float32), draw.normal(size=(65, 64, 128)).astype(np.float32)
     with jax.ensure_compile_time_eval():
-        found = jax.jit(lambda x, d: jax.vmap(lambda e: jax.vjp(normalised, x)[1](e)[0])(d))(x, cotangents)
+        found = np.asarray(jax.jit(lambda x, d: jax.vmap(lambda e: jax.vjp(normalised, x)[1](e)[0])(d))(x, cotangents))
     z, scale = (x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True), x.std(-1, keepdims=True)
     known = (cotangents - cotangents.mean(-1, keepdims=True) - z * (cotangents * z).mean(-1, keepdims=True)) / scale
     return bool(np.abs(found - known).max() > 1e-3 * np.abs(known).max())

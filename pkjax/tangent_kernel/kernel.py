@@ -14,7 +14,7 @@ from pkjax.programs.meshes import automatic_axes
 from pkjax.programs.program import BoundProgram
 from pkjax.tables import Progress
 from pkjax.tangent_kernel import layerwise, neural_tangents
-from pkjax.tangent_kernel.arguments import check_kernel, restrict
+from pkjax.tangent_kernel.arguments import check_count, check_kernel, restrict
 from pkjax.tangent_kernel.compilation import is_curved
 from pkjax.tangent_kernel.plan import NtkPlan, plan_kernel
 from pkjax.tangent_kernel.tiles import fill
@@ -64,7 +64,7 @@ def ntk(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[Array | np.ndarray, 
             below 1, the kernel does not fit (the message says what would), a mesh is used under `jit`, masks or
             trainable have another structure, or params or inputs hold NaN or infinity.
         FloatingPointError: Θ overflows or vanishes in the type of its numbers (not checked under `jit`).
-        TypeError: masks are not booleans.
+        TypeError: masks are not booleans, or `mesh` is not a mesh.
         ImportError: the engine is "neural-tangents" and that package cannot be loaded.
 
     Source: Jacot, Gabriel and Hongler (2018), equation 2; Gebhart, Saxena and Schrater (2021), equations 3 and 11
@@ -79,6 +79,8 @@ def ntk(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[Array | np.ndarray, 
                [0., 1.]], ...)
     """
     _check(engine, tile, memory_limit)
+    if mesh is not None and not isinstance(mesh, Mesh):
+        raise TypeError(f"mesh must be a jax.sharding.Mesh, or None, got {type(mesh).__name__}")
     network = read(apply_fn, params, X, masks=masks, trainable=trainable)
     rows, columns = network.batch(X), None if X2 is None else network.batch(X2, "X2")
     sizes = (len(rows), None if columns is None else len(columns))
@@ -104,7 +106,7 @@ def ntk_plan(apply_fn: ApplyFn, params: PyTree, X: Any, X2: Any = None, *, engin
         holds at a time. Operations are counted, a multiplication and an addition as 2; the bytes are estimates.
 
     Raises:
-        ValueError: as for `ntk`, including a kernel that does not fit.
+        ValueError: `devices` is below 1; and as for `ntk`, including a kernel that does not fit.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -114,6 +116,7 @@ def ntk_plan(apply_fn: ApplyFn, params: PyTree, X: Any, X2: Any = None, *, engin
         ('structured', 'Gram', 3)
     """
     _check(engine, tile, memory_limit)
+    check_count("devices", devices, "devices", none=False)
     X, X2 = jax.tree.map(lambda leaf: leaf, (X, X2))     # as `read` takes them: `Dataset.images` become one array
     network = read(apply_fn, params, X, masks=masks, trainable=trainable)
     return plan_kernel(network, (network.count(X), None if X2 is None else network.count(X2, "X2")), engine, tile=tile,
@@ -125,8 +128,8 @@ def _check(engine: str, tile: int | None, memory_limit: int | None) -> None:
     if engine not in get_args(Engine):
         raise ValueError(f"engine must be one of {', '.join(map(repr, get_args(Engine)))}, got {engine!r}")
     for name, value, unit in (("tile", tile, "examples"), ("memory_limit", memory_limit, "bytes")):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1):
-            raise ValueError(f"{name} must be a whole number of {unit}, 1 or more, or None, got {value!r}")
+        if value is not None:
+            check_count(name, value, unit)
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,7 @@ class _Block:
     whole: tuple[bool, ...]
     engine: str
     curved: bool = False
-    """Whether signals meet in the network, or go through a function that is curved."""
+    """Whether signals meet or go through a function that is curved, or a parameter meets itself."""
 
     def __call__(self, fn: BoundProgram, params: PyTree, entries: list[Any], X: Array, X2: Array | None) -> Array:
         if all(mask is None for mask in entries):     # nothing trains: all is masked, or without entries

@@ -72,7 +72,7 @@ class Uses(NamedTuple):
 
     each: tuple[Use, ...]
     curved: bool
-    """Whether signals meet, or go through a function that is curved."""
+    """Whether signals meet or go through a function that is curved, or a parameter meets itself."""
 
 
 def uses(program: Program, params: PyTree, x: Any) -> Uses:

@@ -12,10 +12,10 @@ from pkjax.linalg.memory import budget
 from pkjax.network import Network, read
 from pkjax.programs.meshes import automatic_axes
 from pkjax.tangent_kernel import layerwise
-from pkjax.tangent_kernel.arguments import check_kernel, restrict
+from pkjax.tangent_kernel.arguments import along, check_count, check_kernel, restrict
 from pkjax.tangent_kernel.compilation import compiled
 from pkjax.tangent_kernel.leaf_costs import ENTRIES, uses
-from pkjax.trees import ApplyFn, Choice
+from pkjax.trees import ApplyFn, Choice, check_finite
 
 __all__ = ["examples_at_once", "ntk_matvec", "ntk_trace", "theta_times"]
 
@@ -71,7 +71,7 @@ def ntk_matvec(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[Array | np.nd
             (less where memory is short).
 
     Returns:
-        The map; it raises ValueError for a v of another shape than (N, K).
+        The map; it raises ValueError for a v of another shape than (N, K), or one that is complex, NaN or infinite.
 
     Raises:
         ValueError: `batch_size` is below 1; and as for `ntk`.
@@ -94,6 +94,9 @@ def ntk_matvec(apply_fn: ApplyFn, params: PyTree, X: PyTree[Shaped[Array | np.nd
         v = jnp.asarray(v)
         if v.shape != shape:
             raise ValueError(f"v must have the shape {shape} of the network's outputs, got {v.shape}")
+        if jnp.issubdtype(v.dtype, jnp.complexfloating):
+            raise ValueError(f"v must be real, got {v.dtype}: multiply its real and imaginary parts one by one")
+        check_finite(v, "v")
         flat = v.reshape(len(X), network.size).astype(network.fn.out.dtype)
         product = theta_times(network, X, flat, size=size)
         check_kernel(network, X, product, "Θ v", flat)
@@ -106,12 +109,11 @@ def examples_at_once(network: Network, X: Array, batch_size: int | None, outputs
     """Return the number of examples whose operands, and cotangents of so many outputs, are `ENTRIES` numbers.
 
     Raises:
-        ValueError: a `batch_size` was asked for, and is below 1.
+        ValueError: a `batch_size` was asked for, and is not a whole number of 1 or more.
     """
     if batch_size is not None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be 1 or more, or None, got {batch_size}")
-        return min(len(X), batch_size)
+        check_count("batch_size", batch_size, "examples")
+        return min(len(X), int(batch_size))
     each = sum(u.operand + 2 * outputs * u.output
                for u in uses(network.fn.program, network.params, network.example).each)
     return max(1, min(len(X), budget(ENTRIES) // max(1, each)))
@@ -143,5 +145,5 @@ def theta_times(network: Network, X: Array, v: Array, *, size: int) -> Array:
             return jax.tree.map(jnp.add, total, part), None
 
         tangent, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, theta), (batches, weights))
-        out = jax.lax.map(lambda x: jax.jvp(lambda t: over(t, x), (theta,), (tangent,))[1], batches)
+        out = jax.lax.map(lambda x: along(network.fn, lambda t: over(t, x), theta, tangent)[1], batches)
         return out.reshape(full, -1)[:n]

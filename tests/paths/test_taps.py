@@ -98,6 +98,15 @@ def test_the_structured_kernel_is_that_of_the_jacobian(name, transformation):
     close(pk.ntk_trace(net, params, X), jnp.einsum("nnkk->", want))
 
 
+@pytest.mark.parametrize(("n", "taps", "message"), [
+    (1, [(1, 2)], r"taps must have the shapes of the network's sites, \[\(1, 2\), \(1, 2\)\], got \[\(1, 2\)\]"),
+    (1, [(1, 2), (1, 1)], r"taps must have the shapes .* got \[\(1, 2\), \(1, 1\)\]"),
+    (3, [(1, 2), (1, 2)], r"x must be a batch of one, \(1, \*input\), but has 3 examples: use jax.vmap")])
+def test_taps_that_do_not_fit_are_refused(n, taps, message):
+    with pytest.raises(ValueError, match=message):
+        paths.tapped(lambda w, x: x @ w + w[0], jnp.ones((3, 2)), jnp.ones((n, 3)), [jnp.zeros(t) for t in taps])
+
+
 def test_a_convolution_over_two_images_an_example():
     theta = pk.ntk(per_entry, jnp.ones((1, 1, 1), FLOAT), jnp.asarray([[1.0, 2.0]], FLOAT))
     assert theta[0, 0].tolist() == [[1, 2], [2, 4]]

@@ -52,7 +52,39 @@ def test_within_jit_a_warning_says_what_to_do_and_networks_that_are_not_curved_h
     jax.eval_shape(lambda p, x: ntk_trace(lambda p, x: jax.nn.relu(x @ p["in"]).sum(1) @ p["out"], p, x), *SINGLE)
 
 
+def test_the_search_for_the_fault_may_come_first_within_jit():
+    want = _is_at_fault()
+    _is_at_fault.cache_clear()
+
+    def within(x):
+        assert _is_at_fault() is want
+        return x
+    jax.eval_shape(within, X)
+
+
 def test_curved_are_networks_of_less_than_double_precision_whose_signals_meet_or_bend():
     assert is_curved(read(net, *SINGLE))
     assert not is_curved(read(net, PARAMS, X))
+    assert is_curved(read(lambda p, x: net(*jax.tree.map(lambda a: a.astype(jnp.float32), (p, x))).astype(x.dtype),
+                          PARAMS, X))
     assert not is_curved(read(lambda p, x: jax.nn.relu(x @ p["in"]).sum(1) @ p["out"], *SINGLE))
+
+
+def test_curved_are_networks_that_standardise_their_weights_not_those_whose_normalisation_holds_its_averages():
+    def standardised(p, x):
+        w = p["in"] - p["in"].mean(-1, keepdims=True)
+        return jax.nn.relu(x @ (w * lax.rsqrt(jnp.square(w).mean(-1, keepdims=True)))).sum(1) @ p["out"]
+
+    def averaged(p, x):
+        h = jax.nn.relu((x @ p["in"] - p["mean"]) * (p["scale"] * lax.rsqrt(jnp.abs(p["variance"]))))
+        return h.sum(1) @ p["out"]
+
+    @jax.custom_jvp
+    def ruled(w):
+        return w * lax.rsqrt(jnp.square(w).mean(-1, keepdims=True))
+
+    ruled.defjvp(lambda at, d: jax.jvp(lambda w: w / jnp.linalg.norm(w), at, d))
+    averages = {"mean": SINGLE[0]["scale"], "variance": SINGLE[0]["scale"]}
+    assert is_curved(read(standardised, *SINGLE))
+    assert is_curved(read(lambda p, x: jax.nn.relu(x @ ruled(p["in"])).sum(1) @ p["out"], *SINGLE))
+    assert not is_curved(read(averaged, SINGLE[0] | averages, SINGLE[1]))

@@ -256,6 +256,13 @@ class TestBadInput:
         with pytest.raises(ValueError, match=r"v must have the shape \(7, 3\)"):
             ntk_matvec(apply_fn, params, x)(jnp.ones((7, 2)))
 
+    def test_a_vector_that_is_complex_or_nan(self):
+        apply_fn, params, x = named_network("mlp")
+        with pytest.raises(ValueError, match=r"v must be real, got complex"):
+            ntk_matvec(apply_fn, params, x)(jnp.full((7, 3), 1j))
+        with pytest.raises(ValueError, match=r"v .*holds 21 values that are NaN"):
+            ntk_matvec(apply_fn, params, x)(jnp.full((7, 3), jnp.nan))
+
 
 def test_a_network_without_paths_has_a_kernel_by_layers():
     _, params, x = named_network("mlp")
@@ -265,3 +272,13 @@ def test_a_network_without_paths_has_a_kernel_by_layers():
     for engine in ("auto", "structured", "jacobian"):
         np.testing.assert_allclose(ntk(net, params, x, engine=engine), oracle(net, params, x, x), rtol=1e-10,
                                    atol=1e-12)
+
+
+def test_a_kernel_that_is_0_is_no_underflow_where_outputs_need_no_parameters():
+    x = normal(0, (2, 3))
+    for net in (lambda w, x: x + jax.nn.relu(x @ w - 100), lambda w, x: x):
+        assert not ntk(net, normal(1, (3, 3)), x).any()
+        assert ntk_trace(net, normal(1, (3, 3)), x) == 0
+        assert not ntk_matvec(net, normal(1, (3, 3)), x)(x).any()
+    with pytest.raises(FloatingPointError, match="Θ vanishes"):
+        ntk(lambda w, x: x + jax.nn.relu(x @ w[0]) @ w[1], [1e-200 * jnp.ones((3, 3), x.dtype)] * 2, jnp.abs(x))

@@ -104,3 +104,11 @@ def test_memory_limits_are_whole_numbers_of_bytes(value):
         ntk(apply_fn, params, x, memory_limit=value)
     with pytest.raises(ValueError, match="memory_limit must be a whole number of bytes"):
         ntk_plan(apply_fn, params, x, memory_limit=value)
+
+
+def test_devices_are_one_or_more_and_a_mesh_is_a_mesh():
+    apply_fn, params, x = named_network("mlp")
+    with pytest.raises(ValueError, match="devices must be a whole number of devices, 1 or more, got 0"):
+        ntk_plan(apply_fn, params, x, devices=0)
+    with pytest.raises(TypeError, match=r"mesh must be a jax.sharding.Mesh, or None, got int"):
+        ntk(apply_fn, params, x, mesh=2)

@@ -16,6 +16,7 @@ from pkjax import (
     ntk_trace,
     ntk_trace_estimate,
 )
+from pkjax.dynamics import linearize
 
 from tests.cases import half_masks, named_network, normal
 
@@ -35,6 +36,38 @@ def test_products_do_not_depend_on_the_batch(batch_size):
     v = normal(0, apply_fn(params, x).shape)
     got = ntk_matvec(apply_fn, params, x, batch_size=batch_size)(v)
     np.testing.assert_allclose(got.ravel(), theta @ v.ravel(), rtol=1e-11)
+
+
+@pytest.mark.parametrize("batch_size", [2, None])
+def test_products_of_a_network_with_backward_rules_are_those_of_its_jacobian(batch_size):
+    @jax.custom_vjp
+    def straight(w):
+        return jnp.sign(w)
+
+    straight.defvjp(lambda w: (straight(w), None), lambda _, d: (3 * d,))
+
+    def net(w, x):
+        return jax.lax.scan(lambda h, _: (jnp.tanh(h @ straight(w)), None), x, length=2)[0]
+
+    w, x, v = normal(0, (3, 3)), normal(1, (3, 3)), normal(2, (3, 3))
+    rows = jax.jacrev(net)(w, x).reshape(9, 9)
+    got = ntk_matvec(net, w, x, batch_size=batch_size)(v)
+    np.testing.assert_allclose(got.ravel(), rows @ rows.T @ v.ravel(), rtol=1e-11)
+    moved = linearize(net, w, x)(w + v) - net(w, x)
+    np.testing.assert_allclose(moved.ravel(), rows @ v.ravel(), rtol=1e-11)
+    np.testing.assert_allclose(ntk_eigenpairs(net, w, x, k=1).values, np.linalg.eigvalsh(rows @ rows.T)[-1:], rtol=1e-9)
+
+
+def test_a_backward_rule_that_is_not_linear_is_refused_by_products_alone():
+    @jax.custom_vjp
+    def clipped(z):
+        return z
+
+    clipped.defvjp(lambda z: (z, None), lambda _, d: (jnp.clip(d, -0.5, 0.5),))
+    w, x = normal(0, (3, 2)), normal(1, (3, 3))
+    with pytest.raises(ValueError, match=r"custom_vjp rule that is not linear .* compute ntk"):
+        ntk_matvec(lambda w, x: clipped(x @ w), w, x)(normal(2, (3, 2)))
+    np.testing.assert_allclose(ntk(lambda w, x: clipped(x @ w), w, x)[0, 0], np.eye(2) * np.sum(x[0]**2) / 4)
 
 
 @pytest.mark.parametrize("probes", [4, 12])
@@ -86,6 +119,19 @@ def test_every_copy_of_a_multiple_eigenvalue_is_found():
     np.testing.assert_allclose(pairs.values, [9] * 12 + [4] * 8 + [1], rtol=1e-9)
 
 
+def test_eigenvalues_in_half_precision_are_those_of_double_precision_to_a_few_epsilon():
+    w, x = normal(0, (4, 3)), normal(1, (3, 4))
+    single = jax.tree.map(lambda a: a.astype(jnp.bfloat16), (w, x))
+    want = np.linalg.eigvalsh(ntk(lambda w, x: x @ w, w, x).transpose(0, 2, 1, 3).reshape(9, 9))[::-1][:4]
+    pairs = ntk_eigenpairs(lambda w, x: x @ w, *single, k=4)
+    np.testing.assert_allclose(pairs.values, want, atol=0.03 * want[0])
+
+
+def test_eigenpairs_under_jit_are_refused():
+    with pytest.raises(ValueError, match="call it outside jit"):
+        jax.jit(lambda w: ntk_eigenpairs(lambda w, x: x @ w, w, jnp.ones((2, 3)), k=1).values)(jnp.ones((3, 2)))
+
+
 def test_the_density_counts_every_eigenvalue():
     apply_fn, params, x, theta = network()
     density = ntk_density(apply_fn, params, x, key=jax.random.key(2), probes=60, depth=54)
@@ -113,9 +159,12 @@ def test_statistics_of_a_kernel_of_two_hundred_thousand_rows():
 @pytest.mark.parametrize(("function", "options", "message"), [
     (ntk_trace_estimate, {"key": jax.random.key(0), "probes": 1}, "probes must be at least 2"),
     (ntk_frobenius, {"key": jax.random.key(0), "probes": 1}, "probes must be at least 2"),
-    (ntk_eigenpairs, {"k": 0}, "k must be between 1 and NK = 54"),
-    (ntk_eigenpairs, {"k": 55}, "k must be between 1 and NK = 54"),
-    (ntk_eigenpairs, {"k": 1, "batch_size": 0}, "batch_size must be 1 or more"),
+    (ntk_eigenpairs, {"k": 0}, "k must be a whole number between 1 and NK = 54"),
+    (ntk_eigenpairs, {"k": 55}, "k must be a whole number between 1 and NK = 54"),
+    (ntk_eigenpairs, {"k": 1, "batch_size": 0}, "batch_size must be a whole number of examples, 1 or more"),
+    (ntk_eigenpairs, {"k": 2.0}, "k must be a whole number"),
+    (ntk_eigenpairs, {"k": 1, "batch_size": 2.5}, "batch_size must be a whole number of examples"),
+    (ntk_eigenpairs, {"k": 1, "tolerance": -1.0}, "tolerance must be above 0, or None, got -1.0"),
 ])
 def test_bad_requests_are_refused(function, options, message):
     apply_fn, params, x, _ = network()
