@@ -25,6 +25,7 @@ from pkjax.paths.activations import broadcast_to
 from pkjax.paths.elementwise import COMPARISONS, CUSTOM, made
 from pkjax.paths.errors import NotPathNetworkError
 from pkjax.paths.interpreter import Interpreter, evaluate
+from pkjax.paths.refusals import UNLIKE_SIGNALS
 from pkjax.paths.secants import secant
 from pkjax.paths.values import Coefficient, Const, Gate, PathSum, Value, joined, moves, passed_on
 
@@ -60,7 +61,8 @@ class FrozenInterpreter(Interpreter):
         used = self.algebra.used
         outs = self.read(eqn, ins)
         frozen = self.algebra.used != used or any(isinstance(v, Coefficient) for v in (*ins, *outs))
-        return outs if frozen else replay(eqn, ins, outs)
+        known = all(isinstance(v, Const) for v in outs)
+        return outs if frozen or known else replay(eqn, ins, outs)
 
     def read(self, eqn: Any, ins: list[Any]) -> Sequence[Any]:
         """Apply the operation's rule where it has one for such operands; else the result is a coefficient."""
@@ -220,7 +222,8 @@ class FrozenInterpreter(Interpreter):
             linear = bool(decisive)
         else:
             linear = rule is not None and name not in NONLINEAR
-        settled = not linear or (error is None and all(v.settled for v in decisive))
+        bends = name in NONLINEAR or name in UNLIKE_SIGNALS
+        settled = bends or (error is None and all(v.settled for v in decisive))
         several = any if name in PRODUCTS else all
         readable = linear and error is None and several(v.readable for v in decisive)
         reason = error or next((v.reason for v in coefficients if not v.readable), None) or self.error(

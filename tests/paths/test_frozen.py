@@ -153,6 +153,26 @@ def test_elementwise_function_is_one_gate_whatever_its_formula():
         assert_close(of, np.abs(ACTIVATIONS[name](jnp.asarray(z)) - start) + abs(start), 1e-10)
 
 
+def test_function_is_a_gate_on_the_nearest_value_at_0_of_which_it_is_finite():
+    w, x = jnp.array([2.0]), jnp.ones((1, 1))
+    (a,) = pk.paths.gates(lambda w, x: jnp.log(3 + abs(x * w)), w, x, gates="frozen")[-1:]
+    assert_close(a, [[(np.log(5) - np.log(3)) / 2]], 1e-10)
+
+
+def test_selections_by_a_signal_stay_gates_beside_coefficients():
+    def net(w, x):
+        chosen = jnp.where(x @ w["g"] > 0, nn.silu(x @ w["a"]), 0.0)
+        return (chosen + jnp.where(x @ w["a"] > 0, x @ w["g"], 0.0)) @ w["c"]
+    w, x = {leaf: normal(i, SHAPES[leaf]) for i, leaf in enumerate("acg")}, normal(3, (1, 3))
+    by, gate = (x @ w["g"] > 0).astype(x.dtype), nn.sigmoid(x @ w["a"])
+    linear = frozen(net, w, x)
+    assert_close(linear(w, x), net(w, x), 1e-10)
+    assert_close(jax.jacobian(linear)(w, x)["a"], jax.jacobian(
+        lambda w: (by * gate * (x @ w["a"])) @ w["c"])(w)["a"], 1e-10)
+    # 3 entries to 4 units of each kind to 2 outputs
+    assert_close(pk.paths.log_count(linear, w, x), np.log10(2 * 3 * 4 * 2), 1e-10)
+
+
 def test_function_with_a_derivative_rule_keeps_it_at_a_tie():
     (a,) = pk.paths.gates(lambda w, x: nn.relu(jnp.tanh(x * w)), jnp.ones(1), jnp.zeros((1, 1)), gates="frozen")
     assert a == 0
@@ -285,6 +305,11 @@ REFUSED = {
     "two gated signals": lambda w, x: (nn.silu(x @ w["a"]) * nn.silu(x @ w["g"])) @ w["c"],
     "softmax as the output": lambda w, x: nn.softmax(x @ w["a"]),
     "logarithm of a signal": lambda w, x: jnp.log(x @ w["a"]) + x @ w["g"],
+    "product of entries": lambda w, x: jnp.prod((x @ w["a"]).reshape(-1, 2, 2), 1) @ w["c"][:2],
+    "Fourier transform": lambda w, x: jnp.fft.fft(x @ w["a"]).real @ w["c"],
+    "solved equations": lambda w, x: jax.scipy.linalg.solve_triangular(jnp.eye(4), (x @ w["a"]).T).T @ w["c"],
+    "open loop": lambda w, x: jax.lax.while_loop(lambda h: h[0] < 2, lambda h: (h[0] + 1, nn.silu(h[1])),
+                                                 (0, x @ w["a"]))[1] @ w["c"],
     "chosen branch": lambda w, x: jax.lax.cond(w["a"].sum() > 0, lambda: x @ w["a"], lambda: x @ w["g"]),
 }
 
