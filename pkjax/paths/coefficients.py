@@ -28,6 +28,7 @@ from pkjax.paths.interpreter import Interpreter, evaluate
 from pkjax.paths.refusals import UNLIKE_SIGNALS
 from pkjax.paths.secants import secant
 from pkjax.paths.values import Coefficient, Const, Gate, PathSum, Value, joined, moves, passed_on
+from pkjax.trees import is_floating
 
 __all__ = ["FrozenInterpreter"]
 
@@ -90,7 +91,8 @@ class FrozenInterpreter(Interpreter):
         if not coefficients and name in COMPARISONS:
             return super().equation(eqn, ins)
         if not any(isinstance(v, PathSum) for v in ins):
-            return self.evaluated(eqn, ins) if coefficients else super().equation(eqn, ins)
+            return self.evaluated(eqn, ins) if coefficients else [
+                self.lifted(v) if _counts(v) else v for v in super().equation(eqn, ins)]
         self.operands, depth = ins, len(self.enclosing)
         try:
             if name in PRODUCTS:
@@ -296,6 +298,11 @@ class FrozenInterpreter(Interpreter):
     def gated(self, operand: PathSum, gate: Callable[[], Any]) -> PathSum:
         """Multiply a path sum entrywise by a gate of its shape."""
         return passed_on(super().gated(operand, gate), [operand])
+
+
+def _counts(value: Any) -> bool:
+    """Whether a value is numbers that the network makes of an integer input, and so a signal."""
+    return isinstance(value, Const) and value.of_input and is_floating(value.value)
 
 
 def _real(value: Any) -> bool:

@@ -448,6 +448,39 @@ def test_tokens_are_signals():
     assert_close(pk.paths.log_count(net, w, tokens[:1], gates="frozen"), np.log10(2 * 3 * 2 + 2 * 2 * 9 * 2), 1e-10)
 
 
+MASKED = {
+    "chosen": lambda h, seen: jnp.where(seen > 0, h, 0).sum(1),
+    "times a gate": lambda h, seen: (h * jax.lax.stop_gradient(seen)).sum(1),
+    "mean": lambda h, seen: h.sum(1) / seen.sum(1),
+}
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_masks_of_tokens_are_those_given_as_booleans_or_numbers(name):
+    def pooled(w, h, seen):
+        return MASKED[name](nn.gelu(h @ w["q"]), seen) @ w["d"]
+
+    def looked_up(w, tokens):
+        return pooled(w, w["e"][tokens], (tokens > 0)[..., None].astype(w["d"].dtype))
+    w = {leaf: normal(i, shape) for i, (leaf, shape) in enumerate({"e": (5, 3), "q": (3, 2), "d": (2, 2)}.items())}
+    tokens = jnp.array([[2, 4, 0]])
+    trees = [{"h": w["e"][tokens], "seen": seen} for seen in (tokens > 0, (tokens > 0).astype(w["d"].dtype))]
+    nets = [(looked_up, tokens), *((lambda w, x: pooled(w, x["h"], x["seen"][..., None].astype(w["d"].dtype)), x)
+                                   for x in trees)]
+    values = [frozen(net, w, x)(w, x) for net, x in nets]
+    gradients = [jax.jacobian(frozen(net, w, x))(w, x) for net, x in nets]
+    sums = [path_sum(net, w, x, gates=pk.paths.gates(net, w, x, gates="frozen")) for net, x in nets]
+    for got in (*values, *sums):
+        assert_close(got, nets[0][0](w, tokens), 1e-10)
+    h, seen = w["e"][tokens] @ w["q"], (tokens > 0)[..., None].astype(w["d"].dtype)
+    gate = nn.gelu(h) / h
+    want = jax.jacobian(lambda q: MASKED[name](gate * (w["e"][tokens] @ q), seen) @ w["d"])(w["q"])
+    for got in gradients:
+        assert_close(got["q"], want, 1e-10, 1e-12)
+    tokens_of = 2 if name == "times a gate" else 3      # a gate that chooses is open
+    assert_close(pk.paths.log_count(looked_up, w, tokens, gates="frozen"), np.log10(tokens_of * 3 * 2 * 2), 1e-10)
+
+
 def test_arguments_are_checked():
     net, w, X, _, _ = problem("gelu")
     with pytest.raises(ValueError, match="reference is the input"):
