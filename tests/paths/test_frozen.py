@@ -490,8 +490,27 @@ def test_arguments_are_checked():
             call(net, w, jnp.ones((1, 3)), gates="thawed")
     with pytest.raises((ValueError, TypeError), match="reference"):      # a TypeError where types are checked
         frozen(lambda w, x: net(w, x["a"]), w, {"a": X, "b": X[:1]})
+    with pytest.raises(ValueError, match="gates must be None, \"frozen\" or a sequence of arrays"):
+        pk.paths.polynomial(net, w, X[:1], q=1, gates=True)
     with pytest.raises(FloatingPointError, match="a coefficient is not finite"):
         frozen(lambda w, x: (x @ w["a"]) / (x @ w["a"]).std(-1, keepdims=True), w, jnp.zeros((1, 3)))
+
+
+UNLIKE = {"another length": jnp.ones((1, 1, 3)), "whole numbers": jnp.ones((1, 2, 3), int),
+          "a tree": {"x": jnp.ones((1, 2, 3))}}
+
+
+@pytest.mark.parametrize("name", UNLIKE)
+def test_reference_unlike_the_input_is_refused_by_name(name):
+    def net(w, x):      # whose coefficients at one token fit two
+        return (nn.silu(x @ w["a"]) @ w["c"]).sum(1)
+    w, x = {leaf: normal(i, SHAPES[leaf]) for i, leaf in enumerate("ac")}, jnp.ones((1, 2, 3))
+    for call in (pk.synflow, pk.path_exclusion, pk.path_kernel.trace, functools.partial(pk.paths.polynomial, q=1)):
+        with pytest.raises(ValueError, match="reference holds examples of"):
+            call(net, w, x, gates="frozen", reference=UNLIKE[name])
+    if name == "another length":
+        with pytest.raises(ValueError, match="freeze the network at a reference like the input"):
+            frozen(net, w, UNLIKE[name])(w, x)
 
 
 def test_references_of_several_inputs_are_trees():
