@@ -132,7 +132,8 @@ def read(apply_fn: ApplyFn, params: PyTree, x: PyTree, *, masks: PyTree | None =
         masks: booleans like ``params``; a weight that is False is absent.
         trainable: which parameters are differentiated: a predicate, a tree of booleans, or None for all.
         paths: read the network as a sum over paths, for which integer inputs become the signals that the program
-            makes of them: casts to floating point, and one-hot vectors where they look up tables.
+            makes of them: casts to floating point, one-hot vectors where they look up tables, and 0 or 1 where they
+            choose.
         name: what messages call ``x``.
 
     Raises:

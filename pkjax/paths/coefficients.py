@@ -25,8 +25,10 @@ from pkjax.paths.activations import broadcast_to
 from pkjax.paths.elementwise import COMPARISONS, CUSTOM, made
 from pkjax.paths.errors import NotPathNetworkError
 from pkjax.paths.interpreter import Interpreter, evaluate
+from pkjax.paths.refusals import UNLIKE_SIGNALS
 from pkjax.paths.secants import secant
 from pkjax.paths.values import Coefficient, Const, Gate, PathSum, Value, joined, moves, passed_on
+from pkjax.trees import is_floating
 
 __all__ = ["FrozenInterpreter"]
 
@@ -60,7 +62,8 @@ class FrozenInterpreter(Interpreter):
         used = self.algebra.used
         outs = self.read(eqn, ins)
         frozen = self.algebra.used != used or any(isinstance(v, Coefficient) for v in (*ins, *outs))
-        return outs if frozen else replay(eqn, ins, outs)
+        known = all(isinstance(v, Const) for v in outs)
+        return outs if frozen or known else replay(eqn, ins, outs)
 
     def read(self, eqn: Any, ins: list[Any]) -> Sequence[Any]:
         """Apply the operation's rule where it has one for such operands; else the result is a coefficient."""
@@ -88,7 +91,8 @@ class FrozenInterpreter(Interpreter):
         if not coefficients and name in COMPARISONS:
             return super().equation(eqn, ins)
         if not any(isinstance(v, PathSum) for v in ins):
-            return self.evaluated(eqn, ins) if coefficients else super().equation(eqn, ins)
+            return self.evaluated(eqn, ins) if coefficients else [
+                self.lifted(v) if _counts(v) else v for v in super().equation(eqn, ins)]
         self.operands, depth = ins, len(self.enclosing)
         try:
             if name in PRODUCTS:
@@ -220,7 +224,8 @@ class FrozenInterpreter(Interpreter):
             linear = bool(decisive)
         else:
             linear = rule is not None and name not in NONLINEAR
-        settled = not linear or (error is None and all(v.settled for v in decisive))
+        bends = name in NONLINEAR or name in UNLIKE_SIGNALS
+        settled = bends or (error is None and all(v.settled for v in decisive))
         several = any if name in PRODUCTS else all
         readable = linear and error is None and several(v.readable for v in decisive)
         reason = error or next((v.reason for v in coefficients if not v.readable), None) or self.error(
@@ -293,6 +298,11 @@ class FrozenInterpreter(Interpreter):
     def gated(self, operand: PathSum, gate: Callable[[], Any]) -> PathSum:
         """Multiply a path sum entrywise by a gate of its shape."""
         return passed_on(super().gated(operand, gate), [operand])
+
+
+def _counts(value: Any) -> bool:
+    """Whether a value is numbers that the network makes of an integer input, and so a signal."""
+    return isinstance(value, Const) and value.of_input and is_floating(value.value)
 
 
 def _real(value: Any) -> bool:

@@ -211,7 +211,13 @@ def _replayed(apply_fn: ApplyFn, fn: BoundProgram, coefficients: tuple[Array, ..
     """Evaluate a network with the coefficients of another input."""
     x = jax.tree.map(as_array, x)
     types = [jnp.result_type(leaf) for leaf in jax.tree.leaves((params, x))]
-    if types != [v.aval.dtype for v in fn.program.jaxpr.invars]:      # a program is of one type
+    variables = fn.program.jaxpr.invars
+    given = [leaf.shape[1:] for leaf in jax.tree.leaves(x)]
+    frozen_at = [v.aval.shape[1:] for v in variables[-len(given):]]
+    if given != frozen_at:
+        raise ValueError(f"gates are frozen at a reference of examples of shapes {frozen_at}, but the input's have "
+                         f"{given}: freeze the network at a reference like the input")
+    if types != [v.aval.dtype for v in variables]:      # a program is of one type
         fn = _as_given(read(apply_fn, params, x))
 
     def one(x: PyTree) -> Array:
@@ -290,12 +296,30 @@ def with_gates(apply_fn: ApplyFn, params: PyTree, x: PyTree, gates: str | None, 
     """The network that ``gates="frozen"`` and ``reference=`` ask for: by default the one that there is.
 
     Raises:
-        ValueError: gates are neither None nor "frozen", or there is a reference without frozen gates.
+        ValueError: gates are neither None nor "frozen", or there is a reference without frozen gates or whose examples
+            are unlike those of x.
     """
     if gates is None:
         if reference is not None:
             raise ValueError(LONE_REFERENCE)
         return apply_fn
     is_frozen(gates)
-    at, name = (x, "X") if reference is None else (reference, "reference")
-    return _fixed(apply_fn, params, at, masks, largest=False, name=name)[0]
+    if reference is None:
+        return _fixed(apply_fn, params, x, masks, largest=False, name="X")[0]
+    _check_reference(reference, x)
+    return _fixed(apply_fn, params, reference, masks, largest=False)[0]
+
+
+def _check_reference(reference: PyTree, x: PyTree) -> None:
+    """Raise ValueError unless the examples of a reference are like those of an input; their precision may differ."""
+    def example(tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda leaf: f"{jnp.result_type(leaf)}{list(jnp.shape(leaf)[1:])}", tree)
+
+    def form(tree: PyTree) -> tuple[Any, list[Any]]:
+        leaves, structure = jax.tree.flatten(tree)
+        return structure, [(jnp.shape(leaf)[1:], is_floating(leaf)) for leaf in leaves]
+
+    reference, x = (jax.tree.map(as_array, tree) for tree in (reference, x))
+    if form(reference) != form(x):
+        raise ValueError(f"reference holds examples of {example(reference)}, but the input holds {example(x)}: pass a "
+                         "reference (M, *input) like the input")

@@ -1,6 +1,6 @@
 """The path polynomial of a network, its gates, and what follows from them at once."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache, partial
 
 import jax
@@ -82,6 +82,8 @@ def polynomial(apply_fn: ApplyFn, params: PyTree, x: PyTree[Shaped[ArrayLike, "N
         apply_fn, gates = with_gates(apply_fn, params, x, gates, reference, masks), None
     elif reference is not None:
         with_gates(apply_fn, params, x, None, reference)
+    elif gates is not None and not isinstance(gates, Iterable):
+        raise ValueError(f'gates must be None, "frozen" or a sequence of arrays (pkjax.paths.gates), but got {gates!r}')
     network = read(apply_fn, params, x, masks=masks, paths=True)
     z = network.batch(x, "x")
     values = evaluate_paths(partial(Polynomial, q), network, z, gates, pool)

@@ -4,7 +4,7 @@ Together with the rules these are all primitives that functions of ``jax.numpy``
 operation that is in neither table is refused too, without a reason.
 """
 
-__all__ = ["HOMOGENEITY", "REFUSED"]
+__all__ = ["HOMOGENEITY", "REFUSED", "UNLIKE_SIGNALS"]
 
 HOMOGENEITY = "is not positively homogeneous"
 """The reason of functions that act entry by entry."""
@@ -41,3 +41,7 @@ _REASONS = {
 }
 REFUSED = {name: reason for reason, names in _REASONS.items() for name in names}
 """Name of a primitive → why no rule reads it where an operand is a path sum."""
+UNLIKE_SIGNALS = frozenset(name for name, reason in REFUSED.items() if reason.startswith((
+    HOMOGENEITY, "rounds", "reads a signal's bits", "stops", "is defined for whole")))
+"""Operations that are not linear, or cut the signal off: with frozen gates, paths start at the parameter after them.
+Others without a rule might be linear, or multiply signals."""

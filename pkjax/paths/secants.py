@@ -17,9 +17,16 @@ __all__ = ["secant"]
 
 
 def secant(interp: Any, value: Coefficient) -> PathSum:
-    """Read σ(z) that is made entry by entry as σ(0) + a z."""
+    """Read σ(z) that is made entry by entry as σ(0) + a z, of the nearest z where σ(0) is finite."""
     assert value.made is not None
-    root = value.made.roots[0]
+    for root in value.made.roots:
+        if (out := _secant(interp, value, root)) is not None:
+            return out
+    raise value.reason
+
+
+def _secant(interp: Any, value: Coefficient, root: Any) -> PathSum | None:
+    """Read σ(z) so, for one z; None where σ(0) is infinite."""
     z, fn = interp.lifted(root), along(value, root)
     tracers, shaped = constants(value, root)
     with contextlib.nullcontext() if tracers else jax.ensure_compile_time_eval():
@@ -28,7 +35,7 @@ def secant(interp: Any, value: Coefficient) -> PathSum:
         start, slope = (jax.jit(read) if shaped and not tracers else read)(
             jnp.zeros(z.shape if shaped else (), z.dtype))
         if not tracers and not np.isfinite(start).all():
-            raise value.reason
+            return None
     (true,) = interp.exact([root])
     held = None if true is None else jnp.where(
         true == 0, slope, (fn(true) - start) / jnp.where(true == 0, jnp.ones_like(true), true))

@@ -1,8 +1,8 @@
 """Integer inputs (tokens, bytes) as the signals that a network makes of them.
 
 What a program computes from integers alone is data. Where it turns data into numbers, a signal starts: a byte cast to
-a float is that float, an index into a table is a one-hot vector, whose product with the table is the lookup. The
-program that is left takes these signals, as one floating vector, in place of the integers.
+a float is that float, an index into a table is a one-hot vector, whose product with the table is the lookup, a boolean
+that selects is 1 or 0. The program that is left takes these signals, as one floating vector, in place of the integers.
 """
 
 from collections.abc import Callable, Sequence
@@ -66,9 +66,11 @@ class _Walk:
             return [(SIGNAL, self.signal(avals[0], lambda: self._results(eqn, values)[0]))]
         if eqn.primitive.name == "gather" and ins[0][0] == SIGNAL and _looks_up(eqn):
             return [(SIGNAL, self._lookup(eqn, values))]
+        if eqn.primitive.name == "select_n" and _masks(eqn, ins):
+            return [(SIGNAL, self._select(eqn, values))]
         raise ValueError(
             f"the operation '{eqn.primitive.name}' joins the integer input with a signal, which is not a sum over "
-            "paths: integers may be cast to floating point, or look up rows of a table")
+            "paths: integers may be cast to floating point, look up rows of a table, or choose in jnp.where")
 
     def _results(self, eqn: Any, values: Sequence[Any]) -> list[Any]:
         out = equation_function(eqn)(*values)
@@ -88,6 +90,21 @@ class _Walk:
         rank = len(eqn.outvars[0].aval.shape)
         order = [*(i for i in range(rank) if i not in d.offset_dims), *d.offset_dims]
         return lax.transpose(out, tuple(order.index(i) for i in range(rank)))
+
+    def _select(self, eqn: Any, values: Sequence[Any]) -> Any:
+        """A selection by booleans as one by the sign of a signal: 1 where they hold, else 0."""
+        which, *cases = values
+        aval = eqn.outvars[0].aval
+        signs = jax.ShapeDtypeStruct(eqn.invars[0].aval.shape, aval.dtype)
+        taken = self.signal(signs, lambda: which.astype(aval.dtype))
+        return lax.select_n(taken > 0, *cases) if self.compute else None
+
+
+def _masks(eqn: Any, ins: Sequence[Kinded]) -> bool:
+    """Whether booleans of the integer input select between floating-point values that are made of it nowhere."""
+    which, *cases = ins
+    return (which[0] == DATA and eqn.invars[0].aval.dtype == bool and all(kind != DATA for kind, _ in cases)
+            and bool(jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.floating)))
 
 
 def _looks_up(eqn: Any) -> bool:

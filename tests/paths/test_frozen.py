@@ -153,6 +153,26 @@ def test_elementwise_function_is_one_gate_whatever_its_formula():
         assert_close(of, np.abs(ACTIVATIONS[name](jnp.asarray(z)) - start) + abs(start), 1e-10)
 
 
+def test_function_is_a_gate_on_the_nearest_value_at_0_of_which_it_is_finite():
+    w, x = jnp.array([2.0]), jnp.ones((1, 1))
+    (a,) = pk.paths.gates(lambda w, x: jnp.log(3 + abs(x * w)), w, x, gates="frozen")[-1:]
+    assert_close(a, [[(np.log(5) - np.log(3)) / 2]], 1e-10)
+
+
+def test_selections_by_a_signal_stay_gates_beside_coefficients():
+    def net(w, x):
+        chosen = jnp.where(x @ w["g"] > 0, nn.silu(x @ w["a"]), 0.0)
+        return (chosen + jnp.where(x @ w["a"] > 0, x @ w["g"], 0.0)) @ w["c"]
+    w, x = {leaf: normal(i, SHAPES[leaf]) for i, leaf in enumerate("acg")}, normal(3, (1, 3))
+    by, gate = (x @ w["g"] > 0).astype(x.dtype), nn.sigmoid(x @ w["a"])
+    linear = frozen(net, w, x)
+    assert_close(linear(w, x), net(w, x), 1e-10)
+    assert_close(jax.jacobian(linear)(w, x)["a"], jax.jacobian(
+        lambda w: (by * gate * (x @ w["a"])) @ w["c"])(w)["a"], 1e-10)
+    # 3 entries to 4 units of each kind to 2 outputs
+    assert_close(pk.paths.log_count(linear, w, x), np.log10(2 * 3 * 4 * 2), 1e-10)
+
+
 def test_function_with_a_derivative_rule_keeps_it_at_a_tie():
     (a,) = pk.paths.gates(lambda w, x: nn.relu(jnp.tanh(x * w)), jnp.ones(1), jnp.zeros((1, 1)), gates="frozen")
     assert a == 0
@@ -285,6 +305,11 @@ REFUSED = {
     "two gated signals": lambda w, x: (nn.silu(x @ w["a"]) * nn.silu(x @ w["g"])) @ w["c"],
     "softmax as the output": lambda w, x: nn.softmax(x @ w["a"]),
     "logarithm of a signal": lambda w, x: jnp.log(x @ w["a"]) + x @ w["g"],
+    "product of entries": lambda w, x: jnp.prod((x @ w["a"]).reshape(-1, 2, 2), 1) @ w["c"][:2],
+    "Fourier transform": lambda w, x: jnp.fft.fft(x @ w["a"]).real @ w["c"],
+    "solved equations": lambda w, x: jax.scipy.linalg.solve_triangular(jnp.eye(4), (x @ w["a"]).T).T @ w["c"],
+    "open loop": lambda w, x: jax.lax.while_loop(lambda h: h[0] < 2, lambda h: (h[0] + 1, nn.silu(h[1])),
+                                                 (0, x @ w["a"]))[1] @ w["c"],
     "chosen branch": lambda w, x: jax.lax.cond(w["a"].sum() > 0, lambda: x @ w["a"], lambda: x @ w["g"]),
 }
 
@@ -423,6 +448,39 @@ def test_tokens_are_signals():
     assert_close(pk.paths.log_count(net, w, tokens[:1], gates="frozen"), np.log10(2 * 3 * 2 + 2 * 2 * 9 * 2), 1e-10)
 
 
+MASKED = {
+    "chosen": lambda h, seen: jnp.where(seen > 0, h, 0).sum(1),
+    "times a gate": lambda h, seen: (h * jax.lax.stop_gradient(seen)).sum(1),
+    "mean": lambda h, seen: h.sum(1) / seen.sum(1),
+}
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_masks_of_tokens_are_those_given_as_booleans_or_numbers(name):
+    def pooled(w, h, seen):
+        return MASKED[name](nn.gelu(h @ w["q"]), seen) @ w["d"]
+
+    def looked_up(w, tokens):
+        return pooled(w, w["e"][tokens], (tokens > 0)[..., None].astype(w["d"].dtype))
+    w = {leaf: normal(i, shape) for i, (leaf, shape) in enumerate({"e": (5, 3), "q": (3, 2), "d": (2, 2)}.items())}
+    tokens = jnp.array([[2, 4, 0]])
+    trees = [{"h": w["e"][tokens], "seen": seen} for seen in (tokens > 0, (tokens > 0).astype(w["d"].dtype))]
+    nets = [(looked_up, tokens), *((lambda w, x: pooled(w, x["h"], x["seen"][..., None].astype(w["d"].dtype)), x)
+                                   for x in trees)]
+    values = [frozen(net, w, x)(w, x) for net, x in nets]
+    gradients = [jax.jacobian(frozen(net, w, x))(w, x) for net, x in nets]
+    sums = [path_sum(net, w, x, gates=pk.paths.gates(net, w, x, gates="frozen")) for net, x in nets]
+    for got in (*values, *sums):
+        assert_close(got, nets[0][0](w, tokens), 1e-10)
+    h, seen = w["e"][tokens] @ w["q"], (tokens > 0)[..., None].astype(w["d"].dtype)
+    gate = nn.gelu(h) / h
+    want = jax.jacobian(lambda q: MASKED[name](gate * (w["e"][tokens] @ q), seen) @ w["d"])(w["q"])
+    for got in gradients:
+        assert_close(got["q"], want, 1e-10, 1e-12)
+    tokens_of = 2 if name == "times a gate" else 3      # a gate that chooses is open
+    assert_close(pk.paths.log_count(looked_up, w, tokens, gates="frozen"), np.log10(tokens_of * 3 * 2 * 2), 1e-10)
+
+
 def test_arguments_are_checked():
     net, w, X, _, _ = problem("gelu")
     with pytest.raises(ValueError, match="reference is the input"):
@@ -432,8 +490,27 @@ def test_arguments_are_checked():
             call(net, w, jnp.ones((1, 3)), gates="thawed")
     with pytest.raises((ValueError, TypeError), match="reference"):      # a TypeError where types are checked
         frozen(lambda w, x: net(w, x["a"]), w, {"a": X, "b": X[:1]})
+    with pytest.raises(ValueError, match="gates must be None, \"frozen\" or a sequence of arrays"):
+        pk.paths.polynomial(net, w, X[:1], q=1, gates=True)
     with pytest.raises(FloatingPointError, match="a coefficient is not finite"):
         frozen(lambda w, x: (x @ w["a"]) / (x @ w["a"]).std(-1, keepdims=True), w, jnp.zeros((1, 3)))
+
+
+UNLIKE = {"another length": jnp.ones((1, 1, 3)), "whole numbers": jnp.ones((1, 2, 3), int),
+          "a tree": {"x": jnp.ones((1, 2, 3))}}
+
+
+@pytest.mark.parametrize("name", UNLIKE)
+def test_reference_unlike_the_input_is_refused_by_name(name):
+    def net(w, x):      # whose coefficients at one token fit two
+        return (nn.silu(x @ w["a"]) @ w["c"]).sum(1)
+    w, x = {leaf: normal(i, SHAPES[leaf]) for i, leaf in enumerate("ac")}, jnp.ones((1, 2, 3))
+    for call in (pk.synflow, pk.path_exclusion, pk.path_kernel.trace, functools.partial(pk.paths.polynomial, q=1)):
+        with pytest.raises(ValueError, match="reference holds examples of"):
+            call(net, w, x, gates="frozen", reference=UNLIKE[name])
+    if name == "another length":
+        with pytest.raises(ValueError, match="freeze the network at a reference like the input"):
+            frozen(net, w, UNLIKE[name])(w, x)
 
 
 def test_references_of_several_inputs_are_trees():

@@ -69,7 +69,8 @@ def path_exclusion(apply_fn: ApplyFn, params: PyTree, X: Inputs, *, pool: str = 
         raise ValueError(LONE_REFERENCE)
     network, leaves, rebuild, stream = scored_network(apply_fn, params, X, masks, paths=True)
     fn, out = network.fn, network.fn.out
-    point = jnp.ones(network.example.shape, network.example.dtype) if reference is None else network.batch(reference)
+    point = jnp.ones(network.example.shape, network.example.dtype) if reference is None else (
+        network.batch(reference, "reference"))
     opened = with_gates(fn, network.params, point, gates, None)
     open_network = network if opened is fn else read(opened, network.params, network.example, masks=masks, paths=True)
 
