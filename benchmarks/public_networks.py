@@ -140,10 +140,10 @@ def frozen_table(networks: Mapping[str, Mapping[str, Any]]) -> str:
         elif "seconds" in figures:
             off, small = parted(figures["leaves_off_paths"])
             where = f"{len(off)} of {figures['leaves']}" + (f": {layers(off)}" if off else "")
+            below = f"{len(small)} bias" + "es" * (len(small) > 1) if small else "none"
             seconds = figures["seconds"]
             lines.append(f"{start}{_decades(figures, 'log10_paths')} | {_decades(figures, 'log10_trace')} | "
-                         f"{_decades(figures, 'log10_gated_trace')} | {where} | "
-                         f"{f'{len(small)} biases' if small else 'none'} | "
+                         f"{_decades(figures, 'log10_gated_trace')} | {where} | {below} | "
                          f"{seconds['frozen'] + seconds['synflow']:.0f} |")
         else:
             lines.append(f"{start}" + "not measured | " * 5 + "not measured |")
