@@ -295,6 +295,7 @@ def compilations():
 @contextlib.contextmanager
 def checking_leaks():
     """JAX's search for leaked tracers, which looks at every object but those that were there before."""
+    gc.collect()
     gc.freeze()
     with jax.checking_leaks():
         yield
