@@ -98,7 +98,7 @@ class Network:
         Raises:
             ValueError: inputs of another structure, shape or type, no example, NaN or infinity.
         """
-        X = jax.tree.map(as_array, X)
+        X = _arrays(X, name)
         self.count(X, name)
         return X if self.raw is None else encode(self.raw.program, self.raw.constants, self.params, X)
 
@@ -141,7 +141,7 @@ def read(apply_fn: ApplyFn, params: PyTree, x: PyTree, *, masks: PyTree | None =
             arrays that the function holds that are NaN or infinite (traced ones are not looked at), masks that keep
             nothing, no example.
     """
-    x = jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.ShapeDtypeStruct) else as_array(leaf), x)
+    x = _arrays(x, name, shapes=True)
     check_parameters(params)
     check_masks(masks, params)
     check_some_kept(masks, params)
@@ -315,6 +315,19 @@ def _call(program: Any, constants: Any, params: PyTree, x: PyTree) -> Array:
 
 
 # -- checking --------------------------------------------------------------------------------------------------------
+
+
+def _arrays(x: PyTree, name: str, shapes: bool = False) -> PyTree:
+    """A tree of arrays, and where they suffice of shapes; ValueError where a leaf is not of numbers."""
+    def array(leaf: Any) -> Any:
+        if shapes and isinstance(leaf, jax.ShapeDtypeStruct):
+            return leaf
+        try:
+            return as_array(leaf)
+        except TypeError:
+            kind = type(leaf).__name__
+            raise ValueError(f"{name} must be an array or a tree of arrays, but holds a {kind}") from None
+    return jax.tree.map(array, x)
 
 
 def _structure(x: PyTree, name: str) -> tuple[Any, tuple[Any, ...]]:

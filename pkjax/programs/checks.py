@@ -19,11 +19,16 @@ __all__ = ["HOLDS", "REMEDY", "all_finite", "check_constants", "check_parameters
 
 
 def check_parameters(params: PyTree) -> None:
-    """Raise ValueError naming a leaf of the parameters that is complex, or holds NaN or infinity."""
+    """Raise ValueError naming a leaf of the parameters that is no array, is complex, or holds NaN or infinity."""
     for name, leaf in zip(leaf_names(params), jax.tree.leaves(params), strict=True):
-        if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
-            raise ValueError(f"params leaf {name!r} is complex ({jnp.result_type(leaf)}): parameters are real numbers; "
-                             "pass real and imaginary parts as two leaves")
+        try:
+            dtype = jnp.result_type(leaf)
+        except TypeError:
+            raise ValueError(f"params leaf {name!r} is a {type(leaf).__name__}, not an array: functions of a network "
+                             "take (apply_fn, params, x), in this order") from None
+        if jnp.issubdtype(dtype, jnp.complexfloating):
+            raise ValueError(f"params leaf {name!r} is complex ({dtype}): parameters are real numbers; pass real and "
+                             "imaginary parts as two leaves")
     check_finite(params, "params")
 
 

@@ -178,6 +178,17 @@ def test_bytes_are_numbers(case):
         np.testing.assert_allclose(call(net, params, images), call(net, params, images.astype(jnp.float64)), rtol=1e-12)
 
 
+def test_what_is_no_array_is_refused_by_name(case):
+    params, X = case
+    for bad in ("x", jax.ShapeDtypeStruct((4, 3), float)):
+        with pytest.raises(ValueError, match=f"X .* holds a {type(bad).__name__}"):
+            pk.ntk(mlp, params, bad)
+    with pytest.raises(ValueError, match="leaf 'b' is a str"):
+        pk.ntk(mlp, params | {"b": "w"}, X)
+    with pytest.raises(ValueError, match=r"is a function.*\(apply_fn, params, x\)"):
+        pk.ntk(mlp, mlp, X)
+
+
 def test_complex_parameters_are_refused_and_integers_and_empty_leaves_are_no_parameters(case):
     params, X = case
     with pytest.raises(ValueError, match="params leaf 'a' is complex"):
