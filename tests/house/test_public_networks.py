@@ -103,7 +103,7 @@ def test_only_what_makes_coefficients_lies_on_no_path(name):
     assert figures["scores_finite"]
     assert all(math.isfinite(figures[size]) for size in ("log10_paths", "log10_trace"))
     off, _ = parted(figures["leaves_off_paths"])
-    assert set(layers(off).split(", ")) <= {"", "query", "key", "gate", "Dense", "query_proj", "key_proj"}
+    assert set(layers(off).split(", ")) <= {"", "query", "key", "gate", "Dense", "query_proj", "key_proj", "position"}
 
 
 def test_perceptrons_have_as_many_paths_with_frozen_gates():
