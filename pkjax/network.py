@@ -7,7 +7,7 @@ static facts. What comes out is one frozen value, a pytree whose static part is 
 
 import contextlib
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import partial
@@ -38,7 +38,7 @@ from pkjax.trees import (
     trained_entries,
 )
 
-__all__ = ["Network", "own_types", "read"]
+__all__ = ["Network", "arrays", "own_types", "read"]
 
 _OWN_TYPES: ContextVar[tuple[Any, ...]] = ContextVar("own types", default=())
 
@@ -98,7 +98,7 @@ class Network:
         Raises:
             ValueError: inputs of another structure, shape or type, no example, NaN or infinity.
         """
-        X = _arrays(X, name)
+        X = arrays(X, name)
         self.count(X, name)
         return X if self.raw is None else encode(self.raw.program, self.raw.constants, self.params, X)
 
@@ -141,7 +141,7 @@ def read(apply_fn: ApplyFn, params: PyTree, x: PyTree, *, masks: PyTree | None =
             arrays that the function holds that are NaN or infinite (traced ones are not looked at), masks that keep
             nothing, no example.
     """
-    x = _arrays(x, name, shapes=True)
+    x = arrays(x, name, shapes=True)
     check_parameters(params)
     check_masks(masks, params)
     check_some_kept(masks, params)
@@ -181,10 +181,9 @@ def own_types(tree: PyTree) -> Iterator[None]:
         _OWN_TYPES.reset(token)
 
 
-def _in_own_types(tree: PyTree) -> PyTree:
+def _in_types(tree: PyTree, types: Sequence[Any]) -> PyTree:
     """The parameters and inputs of a function in the types in which it computes."""
     leaves, structure = jax.tree.flatten(tree)
-    types = _OWN_TYPES.get()[1:]
     return jax.tree.unflatten(structure, [jnp.asarray(v).astype(t) for v, t in zip(leaves, types, strict=True)])
 
 _OF_MODULES: "weakref.WeakKeyDictionary[ModuleFunction, dict[Any, Any]]" = weakref.WeakKeyDictionary()
@@ -239,10 +238,11 @@ def _output(apply_fn: ApplyFn, params: PyTree, x: PyTree, n: int) -> Array:
         try:
             out = apply_fn(params, x)
         except Exception:
-            if not (own := _OWN_TYPES.get()):
+            x64, *types = _OWN_TYPES.get() or (None,)
+            if len(types) != len(jax.tree.leaves((params, x))):     # of another network, or of none
                 raise
-            params, x = _in_own_types((params, x))
-            with jax.enable_x64(own[0]):
+            params, x = _in_types((params, x), types)
+            with jax.enable_x64(x64):
                 out = apply_fn(params, x)
             out = jax.tree.map(lambda leaf: leaf.astype(jnp.float64) if is_floating(leaf) else leaf, out)
     except Exception as error:
@@ -317,7 +317,7 @@ def _call(program: Any, constants: Any, params: PyTree, x: PyTree) -> Array:
 # -- checking --------------------------------------------------------------------------------------------------------
 
 
-def _arrays(x: PyTree, name: str, shapes: bool = False) -> PyTree:
+def arrays(x: PyTree, name: str, shapes: bool = False) -> PyTree:
     """A tree of arrays, and where they suffice of shapes; ValueError where a leaf is not of numbers."""
     def array(leaf: Any) -> Any:
         if shapes and isinstance(leaf, jax.ShapeDtypeStruct):

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree, Shaped
 
-from pkjax.network import Network, read
+from pkjax.network import Network, arrays, read
 from pkjax.paths.algebras import TrueValues
 from pkjax.paths.interpret import interpret
 from pkjax.paths.interpreter import PathSum, Value
@@ -165,7 +165,7 @@ def opened(apply_fn: ApplyFn, params: PyTree, reference: PyTree[Shaped[ArrayLike
 def _fixed(apply_fn: ApplyFn, params: PyTree, reference: PyTree, masks: PyTree | None, largest: bool,
            name: str = "reference") -> tuple[ApplyFn, tuple[Array, ...]]:
     """A network with constants for its coefficients, and the constants."""
-    reference = jax.tree.map(as_array, reference)
+    reference = arrays(reference, name)
     network = read(apply_fn, params, reference, masks=masks, name=name)
     network.count(reference, name)
     fn = _as_given(network)
@@ -319,7 +319,7 @@ def _check_reference(reference: PyTree, x: PyTree) -> None:
         leaves, structure = jax.tree.flatten(tree)
         return structure, [(jnp.shape(leaf)[1:], is_floating(leaf)) for leaf in leaves]
 
-    reference, x = (jax.tree.map(as_array, tree) for tree in (reference, x))
+    reference, x = arrays(reference, "reference"), arrays(x, "X")
     if form(reference) != form(x):
         raise ValueError(f"reference holds examples of {example(reference)}, but the input holds {example(x)}: pass a "
                          "reference (M, *input) like the input")

@@ -252,7 +252,8 @@ def widest(apply_fn: ApplyFn, tree: PyTree) -> Iterator[PyTree]:
     """
     double = not isinstance(apply_fn, BoundProgram)
     wide = double or jax.dtypes.canonicalize_dtype(float) == jnp.float64
-    with own_types(tree if double else ()), jax.enable_x64(wide), jax.numpy_dtype_promotion("standard"):
+    types = own_types(tree) if double else contextlib.nullcontext()
+    with types, jax.enable_x64(wide), jax.numpy_dtype_promotion("standard"):
         yield _in_double(tree) if double else tree
 
 

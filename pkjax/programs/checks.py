@@ -19,7 +19,7 @@ __all__ = ["HOLDS", "REMEDY", "all_finite", "check_constants", "check_parameters
 
 
 def check_parameters(params: PyTree) -> None:
-    """Raise ValueError naming a leaf of the parameters that is no array, is complex, or holds NaN or infinity."""
+    """Raise ValueError naming a leaf of the parameters that does not hold real, finite numbers."""
     for name, leaf in zip(leaf_names(params), jax.tree.leaves(params), strict=True):
         try:
             dtype = jnp.result_type(leaf)

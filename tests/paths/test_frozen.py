@@ -485,6 +485,8 @@ def test_arguments_are_checked():
     net, w, X, _, _ = problem("gelu")
     with pytest.raises(ValueError, match="reference is the input"):
         pk.synflow(net, w, jnp.ones((1, 3)), reference=X)
+    with pytest.raises(ValueError, match="reference must be an array"):
+        pk.synflow(net, w, jnp.ones((1, 3)), gates="frozen", reference="images")
     for call in (pk.paths.gates, pk.paths.log_count, functools.partial(pk.paths.polynomial, q=1), pk.synflow):
         with pytest.raises(ValueError, match='gates must be None or "frozen"'):
             call(net, w, jnp.ones((1, 3)), gates="thawed")
